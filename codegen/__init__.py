@@ -1,0 +1,1 @@
+"""From a program and its schedule to kernel IR, Triton text and a PyTorch op."""

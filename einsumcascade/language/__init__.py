@@ -1,0 +1,1 @@
+"""The cascade language: grammar, parser, IR, operators, printer and checks."""

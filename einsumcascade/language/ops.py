@@ -1,0 +1,200 @@
+"""The operator table: everything the system knows of an operator is one row here.
+
+A row holds the laws (identity, associativity, what it distributes over), the facts that range analysis uses, the
+cost class, and the spelling in NumPy and PyTorch (`array`, given the module), SymPy and Triton. Spellings receive
+their module as an argument, so this file imports none of them. Adding an operator is adding a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+INF = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One operator.
+
+    Args:
+        name: the name in texts, `name(x, y)`; infix operators have a `symbol` too.
+        arity: number of operands.
+        array: value on arrays; first argument is the array module (NumPy or PyTorch), with the value rules of the
+            language: (-inf) - (-inf) = -inf, 0/0 = 0, log 0 = -inf.
+        sympy: expression on SymPy arguments; first argument is the module. None: opaque to algebra.
+        triton: format string over the operands' texts; None: no lowering.
+        ieee: Triton text that holds where the value rules cannot bite, if it differs from `triton`.
+        symbol, precedence: infix spelling, higher binds tighter.
+        cost: class of the operation in counts: add, multiply, divide, exp, max or other.
+        identity: neutral element, for operators a reduction may use.
+        distributes_over: names of reductions (+) with x (*) (a (+) b) = (x (*) a) (+) (x (*) b).
+        condition: the value is a truth value.
+        low, high: bounds of the value whatever the operands; None: none known.
+        monotone: non-decreasing in its only operand.
+        positive: the value is > 0 for every finite operand.
+    """
+
+    name: str
+    arity: int
+    array: Callable[..., Any]
+    sympy: Callable[..., Any] | None = None
+    triton: str | None = None
+    ieee: str | None = None
+    symbol: str = ""
+    precedence: int = 0
+    cost: str = "other"
+    identity: float | None = None
+    is_associative: bool = False
+    is_commutative: bool = False
+    is_idempotent: bool = False
+    distributes_over: tuple[str, ...] = ()
+    condition: bool = False
+    low: float | None = None
+    high: float | None = None
+    monotone: bool = False
+    positive: bool = False
+
+
+def _sub(xp: Any, x: Any, y: Any) -> Any:
+    return xp.where((x == -INF) & (y == -INF), -INF, x - y)
+
+
+def _div(xp: Any, x: Any, y: Any) -> Any:
+    return xp.where((x == 0) & (y == 0), 0.0, x / xp.where((x == 0) & (y == 0), 1.0, y))
+
+
+def _sigmoid(xp: Any, x: Any) -> Any:
+    small = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+def _erf(xp: Any, x: Any) -> Any:
+    if hasattr(xp, "erf"):
+        return xp.erf(x)
+    return xp.vectorize(math.erf, otypes=[float])(x)
+
+
+_SIGMOID = "tl.where({0} >= 0, 1.0, tl.exp(-tl.abs({0}))) / (1.0 + tl.exp(-tl.abs({0})))"
+
+_ROWS = (
+    # arithmetic
+    Op(name="add", arity=2, symbol="+", precedence=5, array=lambda xp, x, y: x + y, sympy=lambda sp, x, y: x + y,
+       triton="{0} + {1}", cost="add", identity=0.0, is_associative=True, is_commutative=True,
+       distributes_over=("max", "min")),
+    Op(name="sub", arity=2, symbol="-", precedence=5, array=_sub, sympy=lambda sp, x, y: x - y,
+       triton="tl.where(({0} == float('-inf')) & ({1} == float('-inf')), float('-inf'), {0} - {1})",
+       ieee="{0} - {1}", cost="add"),
+    Op(name="mul", arity=2, symbol="*", precedence=6, array=lambda xp, x, y: x * y, sympy=lambda sp, x, y: x * y,
+       triton="{0} * {1}", cost="multiply", identity=1.0, is_associative=True, is_commutative=True,
+       distributes_over=("sum", "mean")),
+    Op(name="div", arity=2, symbol="/", precedence=6, array=_div, sympy=lambda sp, x, y: x / y,
+       triton="tl.where({0} == 0, tl.where({1} == 0, 0.0, {0} / {1}), {0} / {1})", ieee="{0} / {1}", cost="divide"),
+    Op(name="floordiv", arity=2, symbol="//", precedence=6, array=lambda xp, x, y: xp.floor_divide(x, y),
+       sympy=lambda sp, x, y: sp.floor(x / y), triton="{0} // {1}"),
+    Op(name="mod", arity=2, symbol="%", precedence=6, array=lambda xp, x, y: xp.remainder(x, y),
+       sympy=lambda sp, x, y: x - y * sp.floor(x / y), triton="{0} % {1}"),
+    Op(name="pow", arity=2, symbol="**", precedence=8, array=lambda xp, x, y: x**y, sympy=lambda sp, x, y: x**y,
+       triton="tl.exp2({1} * tl.log2({0}))"),
+    Op(name="neg", arity=1, symbol="-", precedence=7, array=lambda xp, x: -x, sympy=lambda sp, x: -x,
+       triton="-{0}", cost="add"),
+    Op(name="max", arity=2, array=lambda xp, x, y: xp.maximum(x, y), sympy=lambda sp, x, y: sp.Max(x, y),
+       triton="tl.maximum({0}, {1})", cost="max", identity=-INF, is_associative=True, is_commutative=True,
+       is_idempotent=True),
+    Op(name="min", arity=2, array=lambda xp, x, y: xp.minimum(x, y), sympy=lambda sp, x, y: sp.Min(x, y),
+       triton="tl.minimum({0}, {1})", cost="max", identity=INF, is_associative=True, is_commutative=True,
+       is_idempotent=True),
+    # conditions
+    Op(name="lt", arity=2, symbol="<", precedence=4, array=lambda xp, x, y: x < y, triton="{0} < {1}", condition=True),
+    Op(name="le", arity=2, symbol="<=", precedence=4, array=lambda xp, x, y: x <= y, triton="{0} <= {1}",
+       condition=True),
+    Op(name="gt", arity=2, symbol=">", precedence=4, array=lambda xp, x, y: x > y, triton="{0} > {1}", condition=True),
+    Op(name="ge", arity=2, symbol=">=", precedence=4, array=lambda xp, x, y: x >= y, triton="{0} >= {1}",
+       condition=True),
+    Op(name="eq", arity=2, symbol="==", precedence=4, array=lambda xp, x, y: x == y, triton="{0} == {1}",
+       condition=True),
+    Op(name="ne", arity=2, symbol="!=", precedence=4, array=lambda xp, x, y: x != y, triton="{0} != {1}",
+       condition=True),
+    Op(name="and", arity=2, symbol="and", precedence=2, array=lambda xp, x, y: x & y, triton="{0} & {1}",
+       condition=True, identity=1.0, is_associative=True, is_commutative=True, is_idempotent=True),
+    Op(name="or", arity=2, symbol="or", precedence=1, array=lambda xp, x, y: x | y, triton="{0} | {1}",
+       condition=True, identity=0.0, is_associative=True, is_commutative=True, is_idempotent=True),
+    Op(name="not", arity=1, symbol="not", precedence=3, array=lambda xp, x: xp.logical_not(x), triton="~{0}",
+       condition=True),
+    Op(name="select", arity=3, array=lambda xp, c, x, y: xp.where(c, x, y), triton="tl.where({0}, {1}, {2})"),
+    # functions
+    Op(name="exp", arity=1, array=lambda xp, x: xp.exp(x), sympy=lambda sp, x: sp.exp(x), triton="tl.exp({0})",
+       cost="exp", low=0.0, monotone=True, positive=True),
+    Op(name="exp2", arity=1, array=lambda xp, x: xp.exp2(x), sympy=lambda sp, x: sp.exp(x * sp.log(2)),
+       triton="tl.math.exp2({0})", cost="exp", low=0.0, monotone=True, positive=True),
+    Op(name="log", arity=1, array=lambda xp, x: xp.log(x), sympy=lambda sp, x: sp.log(x), triton="tl.log({0})",
+       monotone=True),
+    Op(name="log2", arity=1, array=lambda xp, x: xp.log2(x), sympy=lambda sp, x: sp.log(x) / sp.log(2),
+       triton="tl.log2({0})", monotone=True),
+    Op(name="sqrt", arity=1, array=lambda xp, x: xp.sqrt(x), sympy=lambda sp, x: sp.sqrt(x), triton="tl.sqrt({0})",
+       monotone=True, low=0.0),
+    Op(name="rsqrt", arity=1, array=lambda xp, x: 1.0 / xp.sqrt(x), sympy=lambda sp, x: 1 / sp.sqrt(x),
+       triton="tl.rsqrt({0})", low=0.0),
+    Op(name="abs", arity=1, array=lambda xp, x: xp.abs(x), sympy=lambda sp, x: sp.Abs(x), triton="tl.abs({0})",
+       low=0.0),
+    Op(name="sign", arity=1, array=lambda xp, x: xp.sign(x), sympy=lambda sp, x: sp.sign(x),
+       triton="tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, 0.0))", low=-1.0, high=1.0, monotone=True),
+    Op(name="floor", arity=1, array=lambda xp, x: xp.floor(x), sympy=lambda sp, x: sp.floor(x),
+       triton="tl.floor({0})", monotone=True),
+    Op(name="ceil", arity=1, array=lambda xp, x: xp.ceil(x), sympy=lambda sp, x: sp.ceiling(x),
+       triton="tl.ceil({0})", monotone=True),
+    Op(name="tanh", arity=1, array=lambda xp, x: xp.tanh(x), sympy=lambda sp, x: sp.tanh(x),
+       triton="1.0 - 2.0 / (tl.exp(2.0 * {0}) + 1.0)", low=-1.0, high=1.0, monotone=True),
+    Op(name="sigmoid", arity=1, array=_sigmoid, sympy=lambda sp, x: 1 / (1 + sp.exp(-x)),
+       triton="tl.sigmoid({0})", low=0.0, high=1.0, monotone=True, positive=True),
+    Op(name="silu", arity=1, array=lambda xp, x: x * _sigmoid(xp, x), sympy=lambda sp, x: x / (1 + sp.exp(-x)),
+       triton="{0} * tl.sigmoid({0})", low=-0.28),
+    Op(name="softplus", arity=1, array=lambda xp, x: xp.maximum(x, 0 * x) + xp.log1p(xp.exp(-xp.abs(x))),
+       sympy=lambda sp, x: sp.log(1 + sp.exp(x)),
+       triton="tl.maximum({0}, 0.0) + tl.log(1.0 + tl.exp(-tl.abs({0})))", low=0.0, monotone=True, positive=True),
+    Op(name="relu", arity=1, array=lambda xp, x: xp.maximum(x, 0 * x), sympy=lambda sp, x: sp.Max(x, 0),
+       triton="tl.maximum({0}, 0.0)", cost="max", low=0.0, monotone=True),
+    Op(name="lrelu", arity=1, array=lambda xp, x: xp.where(x >= 0, x, 0.2 * x),
+       triton="tl.where({0} >= 0, {0}, 0.2 * {0})", monotone=True),
+    Op(name="elu", arity=1, array=lambda xp, x: xp.where(x > 0, x, xp.expm1(xp.minimum(x, 0 * x))),
+       triton="tl.where({0} > 0, {0}, tl.exp(tl.minimum({0}, 0.0)) - 1.0)", low=-1.0, monotone=True),
+    Op(name="sin", arity=1, array=lambda xp, x: xp.sin(x), sympy=lambda sp, x: sp.sin(x), triton="tl.sin({0})",
+       low=-1.0, high=1.0),
+    Op(name="cos", arity=1, array=lambda xp, x: xp.cos(x), sympy=lambda sp, x: sp.cos(x), triton="tl.cos({0})",
+       low=-1.0, high=1.0),
+    Op(name="erf", arity=1, array=_erf, sympy=lambda sp, x: sp.erf(x), triton="tl.erf({0})", low=-1.0, high=1.0,
+       monotone=True),
+)
+OPS: dict[str, Op] = {op.name: op for op in _ROWS}
+INFIX: dict[str, Op] = {op.symbol: op for op in _ROWS if op.symbol and op.arity == 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """A reduction by name: the operator that combines, and what an empty fiber gives.
+
+    `mean` combines by addition and divides by the number of live points.
+    """
+
+    name: str
+    op: Op
+    empty: float
+    numpy_ufunc: str
+    triton: str
+
+
+REDUCTIONS: dict[str, Reduction] = {
+    r.name: r
+    for r in (
+        Reduction(name="sum", op=OPS["add"], empty=0.0, numpy_ufunc="add", triton="tl.sum({0}, axis={1})"),
+        Reduction(name="prod", op=OPS["mul"], empty=1.0, numpy_ufunc="multiply",
+                  triton="tl.reduce({0}, {1}, _multiply)"),
+        Reduction(name="max", op=OPS["max"], empty=-INF, numpy_ufunc="maximum", triton="tl.max({0}, axis={1})"),
+        Reduction(name="min", op=OPS["min"], empty=INF, numpy_ufunc="minimum", triton="tl.min({0}, axis={1})"),
+        Reduction(name="any", op=OPS["or"], empty=0.0, numpy_ufunc="logical_or", triton="tl.max({0}, axis={1})"),
+        Reduction(name="mean", op=OPS["add"], empty=0.0, numpy_ufunc="add", triton="tl.sum({0}, axis={1})"),
+    )
+}
+FUNCTIONS: tuple[str, ...] = tuple(op.name for op in _ROWS if not op.symbol)

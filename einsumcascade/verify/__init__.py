@@ -1,0 +1,1 @@
+"""Generated kernels, forward and backward, compared with the float64 reference."""

@@ -1,0 +1,1 @@
+"""The NumPy float64 oracle: any cascade interpreted, and closed forms to hold it against."""
