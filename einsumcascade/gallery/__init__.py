@@ -89,8 +89,12 @@ def _read(name: str) -> str:
         _unknown(name)
     try:
         if path.is_dir():
-            _fail("spec-missing", f"'{name}' is a folder, not a file", rule="a spec is one text file",
-                  hint=f"name the {_SUFFIX} file in it")
+            _fail(
+                "spec-missing",
+                f"'{name}' is a folder, not a file",
+                rule="a spec is one text file",
+                hint=f"name the {_SUFFIX} file in it",
+            )
         with path.open("rb") as stream:
             data = stream.read(_LIMIT_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -98,11 +102,19 @@ def _read(name: str) -> str:
         if path.suffix != _SUFFIX and len(path.parts) <= 1:
             _unknown(name)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        _fail("spec-missing", f"the file '{name}' cannot be read: {reason}",
-              rule="a spec is a gallery name or the path of a readable file", hint="`einsumcascade list` shows the gallery")
+        _fail(
+            "spec-missing",
+            f"the file '{name}' cannot be read: {reason}",
+            rule="a spec is a gallery name or the path of a readable file",
+            hint="`einsumcascade list` shows the gallery",
+        )
     if len(data) > _LIMIT_BYTES:
-        _fail("spec-too-large", f"'{name}' holds more than {_LIMIT_BYTES} bytes", rule="a spec is a short text",
-              hint="check that the path names a cascade")
+        _fail(
+            "spec-too-large",
+            f"'{name}' holds more than {_LIMIT_BYTES} bytes",
+            rule="a spec is a short text",
+            hint="check that the path names a cascade",
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -110,19 +122,31 @@ def _read(name: str) -> str:
     if "\0" in text:
         _binary(name, f"byte {data.index(0)} is NUL")
     if not text.strip():
-        _fail("spec-empty", f"the file '{name}' is empty", rule="a cascade has inputs, Einsums and outputs",
-              hint="`einsumcascade list` shows the gallery; its texts are examples")
+        _fail(
+            "spec-empty",
+            f"the file '{name}' is empty",
+            rule="a cascade has inputs, Einsums and outputs",
+            hint="`einsumcascade list` shows the gallery; its texts are examples",
+        )
     return text
 
 
 def _unknown(name: str) -> NoReturn:
-    _fail("unknown-spec", f"'{name}' is neither in the gallery nor a file",
-          rule="a spec is a gallery name or the path of a readable file", hint=nearest(name, names()))
+    _fail(
+        "unknown-spec",
+        f"'{name}' is neither in the gallery nor a file",
+        rule="a spec is a gallery name or the path of a readable file",
+        hint=nearest(name, names()),
+    )
 
 
 def _binary(name: str, reason: str) -> NoReturn:
-    _fail("spec-binary", f"the file '{name}' is no text: {reason}", rule="a spec is text in UTF-8",
-          hint="save the file as UTF-8")
+    _fail(
+        "spec-binary",
+        f"the file '{name}' is no text: {reason}",
+        rule="a spec is text in UTF-8",
+        hint="save the file as UTF-8",
+    )
 
 
 def _fail(code: str, headline: str, *, rule: str, hint: str) -> NoReturn:

@@ -1,0 +1,163 @@
+"""Take out of a reduction what does not vary along it (R1), and what a maximum lets through (R8).
+
+    AV = A * V :: sum(m), A = SN / SD      ->   AVN = SN * V :: sum(m),  AV = AVN / SD
+    QK = scale * Q * K :: sum(e)           ->   QKN = Q * K :: sum(e),   QK = scale * QKN
+    GM = scale * QKN :: max(m), scale > 0  ->   GMN = QKN :: max(m),     GM = scale * GMN
+
+Precondition: the operator that joins the two parts distributes over the reduction (a law of the operator table);
+for a product under a maximum the factor must be positive. Source: FuseMax section IV-A; RedFuser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Iter, Num, Read, Statement, Var, variables
+from einsumcascade.language.ops import OPS
+from einsumcascade.rewrites.algebra import (
+    drop_dead,
+    factors,
+    fresh,
+    inline_reads,
+    is_map,
+    is_positive,
+    names_taken,
+    producers,
+    product,
+    terms,
+    total,
+)
+from einsumcascade.rewrites.step import Rewritten, Step
+
+
+def expand_means(cascade: Cascade) -> Rewritten:
+    """Write a mean as a sum over a count of live points: two reductions with laws of their own."""
+    taken = names_taken(cascade)
+    steps: list[Step] = []
+
+    def one(s: Statement) -> tuple[Statement, ...]:
+        if isinstance(s, Iter):
+            return (replace(s, body=tuple(n for b in s.body for n in one(b))),)
+        if not isinstance(s, Einsum) or s.reduce != "mean":
+            return (s,)
+        top, count = fresh(s.tensor + "S", taken), fresh(s.tensor + "C", taken)
+        ones = _ones(s)
+        new = (replace(s, tensor=top, reduce="sum"), replace(s, tensor=count, expr=ones, reduce="sum"),
+               replace(s, reduce=None, ranks=(), where=(), expr=Apply(op="div", args=(
+                   Read(tensor=top, indices=s.indices), Read(tensor=count, indices=s.indices)))))
+        steps.append(Step(rule="mean", what=f"{s.tensor} is a sum over the number of live points",
+                          before=(str(s),), after=tuple(map(str, new))))
+        return new
+
+    body = tuple(n for s in cascade.body for n in one(s))
+    return Rewritten(cascade=cascade.with_body(body), steps=tuple(steps))
+
+
+def _ones(s: Einsum) -> Expr:
+    """The number 1 at every point of the space: it names each variable so that the space stays the same."""
+    out: Expr = Num(value=1)
+    for v in s.space:
+        out = Apply(op="add", args=(out, Apply(op="mul", args=(Num(value=0), Var(name=v)))))
+    return out
+
+
+def defer(cascade: Cascade) -> Rewritten:
+    """Apply R1 and R8 wherever they hold, to a fixed point.
+
+    Returns: the cascade, equal in value, and one step for each Einsum changed. Never more passes than before.
+    Cost: O(Einsums^2) in the number of Einsums.
+    """
+    steps: list[Step] = []
+    done: set[str] = set()
+    while True:
+        for s in cascade.body:
+            if not isinstance(s, Einsum) or s.tensor in done or s.reduce is None:
+                continue
+            done.add(s.tensor)
+            new = _split(s, cascade)
+            if new is None:
+                continue
+            raw, outer, rule = new
+            done.add(raw.tensor)
+            steps.append(Step(rule=rule, what=_sentence(raw, outer), before=(str(s),), after=(str(raw), str(outer))))
+            body = tuple(n for b in cascade.body for n in ((raw, outer) if b is s else (b,)))
+            cascade = cascade.with_body(body)
+            break
+        else:
+            return Rewritten(cascade=drop_dead(cascade), steps=tuple(steps))
+
+
+def _sentence(raw: Einsum, outer: Einsum) -> str:
+    return f"what does not vary along {', '.join(raw.ranks)} leaves the reduction of {outer.tensor}"
+
+
+def _split(s: Einsum, cascade: Cascade) -> tuple[Einsum, Einsum, str] | None:
+    assert s.reduction is not None
+    defs = producers(cascade)
+    reduced = set(s.ranks)
+
+    def opens(e: Expr, join: str) -> bool:
+        """Whether a map's definition, seen from this reduction, has a part that lacks the reduced ranks."""
+        return any(not (set(variables(p)) & reduced) for p, _ in _parts(e, join)) and len(_parts(e, join)) > 1
+
+    for join in ("mul", "add"):
+        if s.reduce == "mean" or not _lets_through(join, s):
+            continue
+        expr = s.expr
+        for _ in range(20):
+            parts = _parts(expr, join)
+            outside = [(p, n) for p, n in parts if not set(variables(p)) & reduced and _may_leave(p, join, s, cascade)]
+            grown = tuple((_opened(p, defs, join, opens), n) for p, n in parts)
+            if all(a is b for (a, _), (b, _) in zip(grown, parts, strict=True)):
+                break
+            expr = product(grown) if join == "mul" else total(grown)
+        if not outside or len(outside) == len(parts) or all(p == Num(value=1) for p, _ in outside):
+            continue
+        inside = tuple(x for x in parts if x not in outside)
+        build = product if join == "mul" else total
+        taken = names_taken(cascade)
+        raw = replace(s, tensor=fresh(s.tensor + "N", taken), expr=build(inside))
+        if set(raw.space) != set(s.space) or not set(s.ranks) <= set(variables(raw.expr)):
+            continue
+        if not set(raw.free) <= set(variables(raw.expr)):
+            # The rest no longer varies along some left rank; narrowing it is worth it only for a whole rank.
+            keep = tuple(i for i in s.indices if set(variables(i)) & set(variables(raw.expr, *raw.where)))
+            if any(set(variables(c)) & (set(s.free) - set(variables(*keep))) for c in cascade.constraints):
+                continue
+            raw = replace(raw, indices=keep)
+        value: Expr = Read(tensor=raw.tensor, indices=raw.indices)
+        outer = replace(s, expr=build((*((outside[0],) if outside[0][1] > 0 else ()), (value, 1),
+                                       *outside[1 if outside[0][1] > 0 else 0:])),
+                        reduce=None, ranks=(), where=())
+        return raw, outer, "R1 defer" if s.reduce in ("sum", "prod") or join == "add" else "R8 positive factor"
+    return None
+
+
+def _parts(expr: Expr, join: str) -> tuple[tuple[Expr, int], ...]:
+    return factors(expr) if join == "mul" else terms(expr)
+
+
+def _lets_through(join: str, s: Einsum) -> bool:
+    if s.reduce in OPS[join].distributes_over:
+        return True
+    return join == "mul" and s.reduce in ("max", "min")
+
+
+def _may_leave(part: Expr, join: str, s: Einsum, cascade: Cascade) -> bool:
+    if join == "add":
+        # c + max over nothing is c + (-inf): only a finite c may leave, so a bare read stays inside.
+        return True
+    if s.reduce in ("max", "min"):
+        return is_positive(part, cascade)
+    return True
+
+
+def _opened(part: Expr, defs: dict[str, Einsum], join: str, opens: object) -> Expr:
+    assert callable(opens)
+    if isinstance(part, Read):
+        d = defs.get(part.tensor)
+        if d is not None and is_map(d):
+            new = inline_reads(part, {part.tensor: d}, lambda r, _: r == part)
+            if opens(new, join):
+                return new
+    return part

@@ -1,0 +1,443 @@
+"""Run any cascade in NumPy float64, one Einsum after the other: the meaning of the language, made executable."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from einsumcascade.errors import CascadeError, Diagnostic, InputError
+from einsumcascade.language.extents import Binding, bind, tensor_shapes
+from einsumcascade.language.ir import (
+    Apply,
+    Cascade,
+    Einsum,
+    Expr,
+    Init,
+    Iter,
+    Num,
+    Read,
+    Scalar,
+    Statement,
+    Var,
+    reads,
+    variables,
+    walk,
+)
+from einsumcascade.language.ops import Reduction
+
+Array = NDArray[Any]
+# Points of an iteration space that are held at once.
+POINTS = 1 << 24
+
+
+def run(
+    cascade: Cascade,
+    inputs: Mapping[str, ArrayLike],
+    *,
+    constants: Mapping[str, float] | None = None,
+    extents: Mapping[str, int] | None = None,
+) -> dict[str, Array]:
+    """Evaluate a cascade in float64.
+
+    Every Einsum is evaluated over its whole iteration space. A point is *live* if the conditions of its `where` and
+    all constraints whose rank variables it iterates hold there, and no index is out of range. A culled point gives a
+    reduction its identity; a mapped point that is culled holds NaN. `select` reads only the branch it takes.
+
+    Args:
+        cascade: a checked cascade.
+        inputs: by name, in the shape of the declaration; NumPy arrays, PyTorch tensors or nested lists. Integers stay
+            integers, everything else becomes float64.
+        constants: values in place of the text's.
+        extents: extents in place of the text's, by upper-case rank.
+
+    Returns: the outputs, float64, in the order of `out`.
+    Raises:
+        InputError: an input is missing, unknown, of the wrong shape or not numeric; see `bind`.
+        CascadeError: a constraint reads a tensor at an Einsum that comes before that tensor is written.
+    Cost: the points of all iteration spaces; memory: all tensors, and 2**24 points at a time. Sums of products go
+        through `np.einsum` where all operands are finite.
+
+    >>> from einsumcascade.language.parser import parse
+    >>> c = parse("in X[p, m]\\nconstraint m < p\\nS[p] = X[p, m] :: max(m)\\nout S")
+    >>> run(c, {"X": [[1.0, 2.0], [3.0, 4.0]]})["S"].tolist()
+    [-inf, 3.0]
+    """
+    tensors = run_all(cascade, inputs, constants=constants, extents=extents)
+    return {name: tensors[name] for name in cascade.output_names}
+
+
+def run_all(
+    cascade: Cascade,
+    inputs: Mapping[str, ArrayLike],
+    *,
+    constants: Mapping[str, float] | None = None,
+    extents: Mapping[str, int] | None = None,
+    contract: bool = True,
+) -> dict[str, Array]:
+    """Evaluate a cascade as `run` does and return every tensor, inputs first.
+
+    Args:
+        contract: whether sums of products of finite operands may go through `np.einsum`; the value is the same but
+            for rounding.
+
+    Raises: as `run`.
+    """
+    arrays = {name: _array(name, value) for name, value in inputs.items()}
+    binding = bind(cascade, shapes={k: v.shape for k, v in arrays.items()}, extents=extents, constants=constants)
+    machine = _Machine(cascade=cascade, binding=binding, shapes=tensor_shapes(cascade, binding), contract=contract)
+    machine.tensors.update({i.tensor: arrays[i.tensor] for i in cascade.inputs})
+    with np.errstate(all="ignore"):
+        machine.run(cascade.body)
+    return {k: v if v.dtype == np.float64 else v.astype(np.float64) if k in cascade.output_names else v
+            for k, v in machine.tensors.items()}
+
+
+def _array(name: str, value: Any) -> Array:
+    """Take over an input: integers as int64, all else as float64."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+    array = np.asarray(value)
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64)
+    if array.dtype.kind in "fb":
+        return array.astype(np.float64)
+    raise InputError(
+        diagnostics=(
+            Diagnostic(code="input-dtype", headline=f"{name} has dtype {array.dtype}",
+                       rule="an input holds floating-point numbers, integers or truth values"),
+        )
+    )
+
+
+@dataclass(slots=True)
+class _Machine:
+    """The tensors written so far and the values of the iterative ranks in progress."""
+
+    cascade: Cascade
+    binding: Binding
+    shapes: Mapping[str, tuple[int, ...]]
+    contract: bool
+    tensors: dict[str, Array] = field(default_factory=dict)
+    now: dict[str, int] = field(default_factory=dict)
+
+    def run(self, body: tuple[Statement, ...]) -> None:
+        for s in body:
+            match s:
+                case Iter():
+                    steps = range(self.binding.extent(s.var))
+                    for step in reversed(steps) if s.descending else steps:
+                        self.now[s.var] = step
+                        self.run(s.body)
+                    self.now.pop(s.var, None)
+                    # With no step at all, what the block writes can still be read.
+                    for inner in walk(s.body):
+                        if not isinstance(inner, Iter):
+                            self.storage(inner.tensor)
+                case Init():
+                    self.einsum(Einsum(tensor=s.tensor, indices=s.indices, expr=s.expr), ())
+                case Einsum():
+                    self.einsum(s, self.conditions(s))
+
+    def conditions(self, e: Einsum) -> tuple[Expr, ...]:
+        """Every condition that restricts an Einsum."""
+        space = {*e.space}
+        general = [c for c in self.cascade.constraints if space.issuperset(variables(c))]
+        for c in general:
+            for r in reads(c):
+                if r.tensor not in self.tensors:
+                    raise CascadeError(
+                        diagnostics=(
+                            Diagnostic(code="read-before-write", span=c.span,
+                                       headline=f"{r.tensor} is read by a constraint before it is written",
+                                       label=f"restricts {e.tensor}, which comes before {r.tensor}",
+                                       rule="a constraint restricts every Einsum that iterates all its ranks"),
+                        ),
+                        source=self.cascade.source,
+                    )
+        return (*general, *e.where)
+
+    def storage(self, tensor: str) -> Array:
+        if tensor not in self.tensors:
+            self.tensors[tensor] = np.full(self.shapes[tensor], np.nan)
+        return self.tensors[tensor]
+
+    def einsum(self, e: Einsum, conditions: tuple[Expr, ...]) -> None:
+        free = tuple(v for v in e.free if v not in self.now)
+        ranks = tuple(v for v in e.ranks if v not in self.now)
+        if self.contract and e.reduce == "sum" and ranks:
+            whole = _Grid(self, {v: range(self.binding.extent(v)) for v in free + ranks})
+            result = _contraction(whole, e.expr, conditions, free, ranks)
+            if result is not None:
+                self.store(e, _Grid(self, {v: whole.ranges[v] for v in free}), result, True)
+                return
+        for ranges in self.blocks(free, ranks):
+            grid = _Grid(self, ranges)
+            live: Any = True
+            for c in conditions:
+                truth, inside = grid.value(c)
+                live = live & _truth(truth) & inside
+            value, inside = grid.value(e.expr)
+            live = live & inside
+            value = np.asarray(value, dtype=np.float64)
+            outer = _Grid(self, {v: ranges[v] for v in free})
+            if e.reduction is None:
+                self.store(e, outer, value, live)
+            else:
+                axes = tuple(range(len(free), len(free) + len(ranks)))
+                self.store(e, outer, _reduce(e.reduction, value, live, grid.shape, axes), True)
+
+    def blocks(self, free: tuple[str, ...], ranks: tuple[str, ...]) -> Iterator[dict[str, range]]:
+        """Cut an iteration space along the variables of the left, the first ones first, until a block fits."""
+        extents = {v: self.binding.extent(v) for v in free + ranks}
+        points = math.prod(extents.values())
+        steps = dict(extents)
+        for v in free:
+            if points <= POINTS:
+                break
+            row = points // extents[v]
+            steps[v] = max(1, POINTS // row)
+            points = row * steps[v]
+        cuts = [[range(lo, min(lo + steps[v], n)) for lo in range(0, n, steps[v])] if steps[v] else [range(0)]
+                for v, n in extents.items()]
+        for block in product(*cuts):
+            yield dict(zip(extents, block, strict=True))
+
+    def store(self, e: Einsum, grid: _Grid, value: Array, live: Any) -> None:
+        """Populate the left side over the free variables; mapped points that are culled become NaN."""
+        target = self.storage(e.tensor)
+        culled = np.where(live, value, np.nan) if live is not True else value
+        index: list[Any] = []
+        for i, extent in zip(e.indices, target.shape, strict=True):
+            if isinstance(i, Var) and i.name in grid.ranges:
+                r = grid.ranges[i.name]
+                index.append(slice(r.start, r.stop))
+                continue
+            where, inside = _whole(grid.value(i), extent)
+            if not isinstance(where, int):
+                self.scatter(e, grid, culled, live)
+                return
+            if inside is False:
+                return
+            index.append(where)
+        names = [i.name for i in e.indices if isinstance(i, Var) and i.name in grid.ranges]
+        if len(set(names)) < len(names) or len(names) < len(grid.ranges):
+            self.scatter(e, grid, culled, live)
+            return
+        target[tuple(index)] = np.broadcast_to(culled, grid.shape)
+
+    def scatter(self, e: Einsum, grid: _Grid, value: Array, live: Any) -> None:
+        """Populate through computed indices; where two points meet, a live one wins, then the later."""
+        target = self.storage(e.tensor)
+        inside: Any = True
+        index: list[Array] = []
+        for i, extent in zip(e.indices, target.shape, strict=True):
+            where, ok = _whole(grid.value(i), extent)
+            index.append(np.broadcast_to(where, grid.shape))
+            inside = inside & ok
+        value = np.broadcast_to(value, grid.shape)
+        if target.size == 0:
+            return
+        for keep in (inside, inside & live):
+            at = np.broadcast_to(keep, grid.shape)
+            target[tuple(x[at] for x in index)] = value[at]
+
+
+def _truth(value: Any) -> Any:
+    return value if isinstance(value, bool) else np.asarray(value).astype(bool)
+
+
+def _whole(found: tuple[Any, Any], extent: int) -> tuple[Any, Any]:
+    """Turn a value into indices below `extent`: clipped ones, and where they were in range."""
+    value, inside = found
+    if np.ndim(value) == 0:
+        fine = bool(inside) and bool(np.isfinite(value)) and value == int(value) and 0 <= value < extent
+        return (int(value), True) if fine else (0, False)
+    if value.dtype.kind not in "iu":
+        whole = np.isfinite(value) & (value == np.floor(value))
+        value = np.where(whole, value, -1).astype(np.int64)
+    ok = (value >= 0) & (value < extent)
+    return np.clip(value, 0, max(extent - 1, 0)), ok & inside
+
+
+def _reduce(row: Reduction, value: Array, live: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """Reduce over `axes` with culled points replaced by what an empty fiber gives."""
+    full = np.broadcast_to(value if live is True else np.where(live, value, row.empty), shape)
+    total: Array = getattr(np, row.numpy_ufunc).reduce(full, axis=axes, initial=row.empty).astype(np.float64)
+    if row.name == "mean":
+        count = np.broadcast_to(live, shape).sum(axis=axes)
+        total = np.where(count == 0, row.empty, total / np.maximum(count, 1))
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """A box of an iteration space: one axis a variable, in the order of `ranges`."""
+
+    machine: _Machine
+    ranges: Mapping[str, range]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(r) for r in self.ranges.values())
+
+    def spread(self, array: Array, names: tuple[str, ...]) -> Array:
+        """Lay an array whose axes are `names` along the axes of the grid."""
+        order = [v for v in self.ranges if v in names]
+        array = array.transpose([names.index(v) for v in order])
+        return array.reshape([len(self.ranges[v]) if v in names else 1 for v in self.ranges])
+
+    def value(self, expr: Expr) -> tuple[Any, Any]:
+        """Value of an expression over the grid, and where all that it reads is in range."""
+        match expr:
+            case Num():
+                return expr.value, True
+            case Scalar():
+                return self.machine.binding.value(expr), True
+            case Var() if expr.name in self.machine.now:
+                return self.machine.now[expr.name], True
+            case Var():
+                r = self.ranges[expr.name]
+                return self.spread(np.arange(r.start, r.stop), (expr.name,)), True
+            case Read():
+                return self.read(expr)
+            case Apply(op="select"):
+                (c, c_in), (x, x_in), (y, y_in) = (self.value(a) for a in expr.args)
+                c = _truth(c)
+                inside = x_in if x_in is y_in else np.where(c, x_in, y_in)
+                return expr.row.array(np, c, x, y), c_in & inside
+            case Apply():
+                found = [self.value(a) for a in expr.args]
+                inside = True
+                for _, ok in found:
+                    inside = inside & ok
+                args = [v for v, _ in found]
+                # NumPy has no integer 2 ** -1, and Python raises where IEEE has an infinity.
+                if expr.op in ("pow", "div"):
+                    args = [np.asarray(a, dtype=np.float64) for a in args]
+                return expr.row.array(np, *args), inside
+
+    def read(self, expr: Read) -> tuple[Any, Any]:
+        array = self.machine.tensors[expr.tensor]
+        index: list[Any] = []
+        names: list[str] = []
+        for i, extent in zip(expr.indices, array.shape, strict=True):
+            r = self.ranges.get(i.name, range(0)) if isinstance(i, Var) and i.name not in self.machine.now else None
+            if isinstance(i, Var) and r is not None and r.stop <= extent and i.name not in names:
+                index.append(slice(r.start, r.stop))
+                names.append(i.name)
+                continue
+            where, inside = _whole(self.value(i), extent)
+            if not isinstance(where, int):
+                return self.gather(expr, array)
+            if not inside:
+                return np.nan, False
+            index.append(where)
+        return self.spread(array[tuple(index)], tuple(names)), True
+
+    def gather(self, expr: Read, array: Array) -> tuple[Any, Any]:
+        inside: Any = True
+        index: list[Any] = []
+        for i, extent in zip(expr.indices, array.shape, strict=True):
+            where, ok = _whole(self.value(i), extent)
+            index.append(where)
+            inside = inside & ok
+        if array.size == 0:
+            return np.nan, False
+        return array[tuple(index)], inside
+
+
+def _factors(expr: Expr, binding: Binding) -> tuple[list[Expr], list[Expr]]:
+    """Split a product into its factors and the constants that divide it."""
+    match expr:
+        case Apply(op="mul", args=(x, y)):
+            (a, b), (c, d) = _factors(x, binding), _factors(y, binding)
+            return a + c, b + d
+        case Apply(op="div", args=(x, Num() | Scalar() as y)) if binding.value(y) != 0:
+            a, b = _factors(x, binding)
+            return a, [*b, y]
+        case _:
+            return [expr], []
+
+
+def _contraction(grid: _Grid, expr: Expr, conditions: tuple[Expr, ...], free: tuple[str, ...],
+                 ranks: tuple[str, ...]) -> Array | None:
+    """Sum a product of factors by `np.einsum`; None where that could differ from the plain evaluation.
+
+    Culled points are zeroed in a factor that has all variables of the condition, in the result, or by a factor of
+    zeros and ones. Every operand must then be finite, for 0 * inf is NaN.
+    """
+    machine = grid.machine
+    parts, divisors = _factors(expr, machine.binding)
+    scale = 1.0
+    operands: list[tuple[tuple[str, ...], Array]] = []
+    for part in parts:
+        names = tuple(v for v in grid.ranges if v in variables(part))
+        if math.prod(len(grid.ranges[v]) for v in names) > POINTS:
+            return None
+        value, inside = _Grid(machine, {v: grid.ranges[v] for v in names}).value(part)
+        value = np.asarray(value, dtype=np.float64)
+        if not names:
+            if inside is not True:
+                return None
+            scale *= float(value)
+            continue
+        shape = tuple(len(grid.ranges[v]) for v in names)
+        operands.append((names, np.broadcast_to(value if inside is True else np.where(inside, value, 0.0), shape)))
+    covered = {v for names, _ in operands for v in names}
+    if len(operands) < 2 or not covered.issuperset(ranks) or not covered.issuperset(free):
+        return None
+    after: Any = True
+    for c in conditions:
+        names = tuple(v for v in grid.ranges if v in variables(c))
+        truth, inside = _Grid(machine, {v: grid.ranges[v] for v in names}).value(c)
+        mask = np.broadcast_to(_truth(truth) & inside, tuple(len(grid.ranges[v]) for v in names))
+        home = next((n for n, (have, _) in enumerate(operands) if set(have) >= set(names)), None)
+        if set(names) <= set(free):
+            after = after & _Grid(machine, {v: grid.ranges[v] for v in free}).spread(mask, names)
+        if home is not None:
+            have, value = operands[home]
+            local = _Grid(machine, {v: grid.ranges[v] for v in have})
+            operands[home] = (have, np.where(local.spread(mask, names), value, 0.0))
+        elif not set(names) <= set(free):
+            operands.append((names, mask.astype(np.float64)))
+    if not math.isfinite(scale) or not all(np.isfinite(v).all() for _, v in operands):
+        return None
+    total = _product(operands, free) * scale
+    for d in divisors:
+        total = total / machine.binding.value(d)
+    return total if after is True else np.where(after, total, 0.0)
+
+
+def _product(operands: list[tuple[tuple[str, ...], Array]], free: tuple[str, ...]) -> Array:
+    """Multiply operands and sum what is not in `free`; two operands go through a batched matrix product."""
+    letters = dict(zip(dict.fromkeys(v for names, _ in operands for v in names), string.ascii_letters, strict=False))
+    if len(operands) != 2:
+        spec = ",".join("".join(letters[v] for v in names) for names, _ in operands)
+        out: Array = np.einsum(f"{spec}->{''.join(letters[v] for v in free)}", *(v for _, v in operands), optimize=True)
+        return out
+    (a, x), (b, y) = operands
+    # A variable of one operand alone that is not kept is summed before the product.
+    x = x.sum(axis=tuple(n for n, v in enumerate(a) if v not in b and v not in free))
+    y = y.sum(axis=tuple(n for n, v in enumerate(b) if v not in a and v not in free))
+    a, b = (tuple(v for v in names if v in other or v in free) for names, other in ((a, b), (b, a)))
+    batch = [v for v in free if v in a and v in b]
+    inner = [v for v in a if v in b and v not in free]
+    rows, columns = [v for v in a if v not in b], [v for v in b if v not in a]
+    extent = {**dict(zip(a, x.shape, strict=True)), **dict(zip(b, y.shape, strict=True))}
+
+    def size(names: list[str]) -> int:
+        return math.prod(extent[v] for v in names)
+
+    x = x.transpose([a.index(v) for v in batch + rows + inner]).reshape(size(batch), size(rows), size(inner))
+    y = y.transpose([b.index(v) for v in batch + inner + columns]).reshape(size(batch), size(inner), size(columns))
+    order = batch + rows + columns
+    total: Array = np.matmul(x, y).reshape([extent[v] for v in order])
+    return total.transpose([order.index(v) for v in free])
