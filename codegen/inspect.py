@@ -34,6 +34,8 @@ CLASSES: Mapping[str, re.Pattern[str]] = {
 # Opcodes that do the work of two: packed pairs, and the maximum of three.
 _DOUBLE = re.compile(r"F(FMA|MUL|ADD)2|FMNMX3")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P[T\d]+)\s+)?([A-Z][\w.]*)\s*([^;]*);", re.MULTILINE)
+# The longest loop that does nothing but wait for a copy.
+_WAIT_INSTRUCTIONS = 8
 _ENDS = ("BRX", "JMX", "JMP", "RET", "EXIT", "BRA")
 
 
@@ -260,8 +262,6 @@ def find_loops(instructions: tuple[_Instruction, ...]) -> tuple[LoopReport, ...]
     for header, body in _natural_loops(successors):
         held = [i for block in sorted(body) for i in instructions[starts[block] : ends[block]]]
         opcodes = Counter(i.base for i in held)
-        if len(held) <= 8 and opcodes["SYNCS"]:
-            continue
         waits = sum(i.opcode.startswith("WARPGROUP.DEPBAR") for i in held)
         report = LoopReport(
             start=instructions[starts[header]].address,
@@ -269,6 +269,8 @@ def find_loops(instructions: tuple[_Instruction, ...]) -> tuple[LoopReport, ...]
             opcodes=dict(sorted(opcodes.items(), key=lambda item: (-item[1], item[0]))),
             serialised=waits >= opcodes["HGMMA"] > 2,
         )
+        if opcodes["SYNCS"] and len(held) <= _WAIT_INSTRUCTIONS and not report.count("MMA"):
+            continue
         reports.append((body, report))
     multiplying = [entry for entry in reports if entry[1].count("MMA")]
     chosen = multiplying or reports

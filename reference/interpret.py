@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from einsumcascade.errors import CascadeError, Diagnostic, InputError
-from einsumcascade.language.extents import Binding, bind, tensor_shapes
+from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import (
     Apply,
     Cascade,
@@ -31,6 +30,8 @@ from einsumcascade.language.ir import (
     walk,
 )
 from einsumcascade.language.ops import Reduction
+from einsumcascade.language.shapes import tensor_shapes
+from einsumcascade.reference.contraction import factors, product_sum
 
 Array = NDArray[Any]
 # Points of an iteration space that are held at once.
@@ -89,17 +90,19 @@ def run_all(
 
     Raises: as `run`.
     """
-    arrays = {name: _array(name, value) for name, value in inputs.items()}
+    arrays = {name: as_array(name, value) for name, value in inputs.items()}
     binding = bind(cascade, shapes={k: v.shape for k, v in arrays.items()}, extents=extents, constants=constants)
     machine = _Machine(cascade=cascade, binding=binding, shapes=tensor_shapes(cascade, binding), contract=contract)
     machine.tensors.update({i.tensor: arrays[i.tensor] for i in cascade.inputs})
     with np.errstate(all="ignore"):
         machine.run(cascade.body)
-    return {k: v if v.dtype == np.float64 else v.astype(np.float64) if k in cascade.output_names else v
-            for k, v in machine.tensors.items()}
+    return {
+        k: v if v.dtype == np.float64 else v.astype(np.float64) if k in cascade.output_names else v
+        for k, v in machine.tensors.items()
+    }
 
 
-def _array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any) -> Array:
     """Take over an input: integers as int64, all else as float64."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
@@ -111,8 +114,11 @@ def _array(name: str, value: Any) -> Array:
         return array.astype(np.float64)
     raise InputError(
         diagnostics=(
-            Diagnostic(code="input-dtype", headline=f"{name} has dtype {array.dtype}",
-                       rule="an input holds floating-point numbers, integers or truth values"),
+            Diagnostic(
+                code="input-dtype",
+                headline=f"{name} has dtype {array.dtype}",
+                rule="an input holds floating-point numbers, integers or truth values",
+            ),
         )
     )
 
@@ -155,10 +161,13 @@ class _Machine:
                 if r.tensor not in self.tensors:
                     raise CascadeError(
                         diagnostics=(
-                            Diagnostic(code="read-before-write", span=c.span,
-                                       headline=f"{r.tensor} is read by a constraint before it is written",
-                                       label=f"restricts {e.tensor}, which comes before {r.tensor}",
-                                       rule="a constraint restricts every Einsum that iterates all its ranks"),
+                            Diagnostic(
+                                code="read-before-write",
+                                span=c.span,
+                                headline=f"{r.tensor} is read by a constraint before it is written",
+                                label=f"restricts {e.tensor}, which comes before {r.tensor}",
+                                rule="a constraint restricts every Einsum that iterates all its ranks",
+                            ),
                         ),
                         source=self.cascade.source,
                     )
@@ -205,8 +214,10 @@ class _Machine:
             row = points // extents[v]
             steps[v] = max(1, POINTS // row)
             points = row * steps[v]
-        cuts = [[range(lo, min(lo + steps[v], n)) for lo in range(0, n, steps[v])] if steps[v] else [range(0)]
-                for v, n in extents.items()]
+        cuts = [
+            [range(lo, min(lo + steps[v], n)) for lo in range(0, n, steps[v])] if steps[v] else [range(0)]
+            for v, n in extents.items()
+        ]
         for block in product(*cuts):
             yield dict(zip(extents, block, strict=True))
 
@@ -354,28 +365,16 @@ class _Grid:
         return array[tuple(index)], inside
 
 
-def _factors(expr: Expr, binding: Binding) -> tuple[list[Expr], list[Expr]]:
-    """Split a product into its factors and the constants that divide it."""
-    match expr:
-        case Apply(op="mul", args=(x, y)):
-            (a, b), (c, d) = _factors(x, binding), _factors(y, binding)
-            return a + c, b + d
-        case Apply(op="div", args=(x, Num() | Scalar() as y)) if binding.value(y) != 0:
-            a, b = _factors(x, binding)
-            return a, [*b, y]
-        case _:
-            return [expr], []
-
-
-def _contraction(grid: _Grid, expr: Expr, conditions: tuple[Expr, ...], free: tuple[str, ...],
-                 ranks: tuple[str, ...]) -> Array | None:
+def _contraction(
+    grid: _Grid, expr: Expr, conditions: tuple[Expr, ...], free: tuple[str, ...], ranks: tuple[str, ...]
+) -> Array | None:
     """Sum a product of factors by `np.einsum`; None where that could differ from the plain evaluation.
 
     Culled points are zeroed in a factor that has all variables of the condition, in the result, or by a factor of
     zeros and ones. Every operand must then be finite, for 0 * inf is NaN.
     """
     machine = grid.machine
-    parts, divisors = _factors(expr, machine.binding)
+    parts, divisors = factors(expr, machine.binding)
     scale = 1.0
     operands: list[tuple[tuple[str, ...], Array]] = []
     for part in parts:
@@ -410,34 +409,7 @@ def _contraction(grid: _Grid, expr: Expr, conditions: tuple[Expr, ...], free: tu
             operands.append((names, mask.astype(np.float64)))
     if not math.isfinite(scale) or not all(np.isfinite(v).all() for _, v in operands):
         return None
-    total = _product(operands, free) * scale
+    total = product_sum(operands, free) * scale
     for d in divisors:
         total = total / machine.binding.value(d)
     return total if after is True else np.where(after, total, 0.0)
-
-
-def _product(operands: list[tuple[tuple[str, ...], Array]], free: tuple[str, ...]) -> Array:
-    """Multiply operands and sum what is not in `free`; two operands go through a batched matrix product."""
-    letters = dict(zip(dict.fromkeys(v for names, _ in operands for v in names), string.ascii_letters, strict=False))
-    if len(operands) != 2:
-        spec = ",".join("".join(letters[v] for v in names) for names, _ in operands)
-        out: Array = np.einsum(f"{spec}->{''.join(letters[v] for v in free)}", *(v for _, v in operands), optimize=True)
-        return out
-    (a, x), (b, y) = operands
-    # A variable of one operand alone that is not kept is summed before the product.
-    x = x.sum(axis=tuple(n for n, v in enumerate(a) if v not in b and v not in free))
-    y = y.sum(axis=tuple(n for n, v in enumerate(b) if v not in a and v not in free))
-    a, b = (tuple(v for v in names if v in other or v in free) for names, other in ((a, b), (b, a)))
-    batch = [v for v in free if v in a and v in b]
-    inner = [v for v in a if v in b and v not in free]
-    rows, columns = [v for v in a if v not in b], [v for v in b if v not in a]
-    extent = {**dict(zip(a, x.shape, strict=True)), **dict(zip(b, y.shape, strict=True))}
-
-    def size(names: list[str]) -> int:
-        return math.prod(extent[v] for v in names)
-
-    x = x.transpose([a.index(v) for v in batch + rows + inner]).reshape(size(batch), size(rows), size(inner))
-    y = y.transpose([b.index(v) for v in batch + inner + columns]).reshape(size(batch), size(inner), size(columns))
-    order = batch + rows + columns
-    total: Array = np.matmul(x, y).reshape([extent[v] for v in order])
-    return total.transpose([order.index(v) for v in free])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from types import SimpleNamespace
 
 from einsumcascade.errors import Diagnostic, InputError, Span, nearest
@@ -14,19 +13,12 @@ from einsumcascade.language.ir import (
     Apply,
     Cascade,
     Definition,
-    Einsum,
     Expr,
-    Init,
-    Iter,
     Num,
-    Read,
     Scalar,
-    Var,
     rank_of,
-    reads,
     subexpressions,
     variables,
-    walk,
 )
 
 Number = int | float
@@ -36,10 +28,10 @@ class _NoValueError(ArithmeticError):
     """An integer operation without a value: division by zero."""
 
 
-def _whole(f: object, x: Number, y: Number) -> Number:
+def _whole(operation: Callable[[Number, Number], Number], x: Number, y: Number) -> Number:
     if y == 0:
         raise _NoValueError("division by zero")
-    return operator.floordiv(x, y) if f == "//" else operator.mod(x, y)
+    return operation(x, y)
 
 
 # What the operator table's `array` spellings ask of their module, on Python numbers: integers stay exact.
@@ -57,8 +49,8 @@ _SCALARS = SimpleNamespace(
     minimum=min,
     where=lambda c, x, y: x if c else y,
     logical_not=lambda x: not x,
-    floor_divide=lambda x, y: _whole("//", x, y),
-    remainder=lambda x, y: _whole("%", x, y),
+    floor_divide=lambda x, y: _whole(operator.floordiv, x, y),
+    remainder=lambda x, y: _whole(operator.mod, x, y),
 )
 
 
@@ -122,8 +114,12 @@ class Binding:
 def _no_value(expr: Expr, headline: str) -> InputError:
     return InputError(
         diagnostics=(
-            Diagnostic(code="no-value", headline=headline, span=None,
-                       rule="a number is made of literals, constants and extents (upper case)"),
+            Diagnostic(
+                code="no-value",
+                headline=headline,
+                span=None,
+                rule="a number is made of literals, constants and extents (upper case)",
+            ),
         )
     )
 
@@ -145,17 +141,21 @@ class _Binder:
         facts = ", ".join(f"{k}={v}" for k, v in sorted(self.extents.items()))
         return facts or "nothing"
 
-    def report(self, code: str, headline: str, rule: str, *, span: Span | None = None, label: str = "",
-               hint: str = "") -> None:
-        self.problems.append(
-            Diagnostic(code=code, headline=headline, span=span, label=label, rule=rule, hint=hint)
-        )
+    def report(
+        self, code: str, headline: str, rule: str, *, span: Span | None = None, label: str = "", hint: str = ""
+    ) -> None:
+        self.problems.append(Diagnostic(code=code, headline=headline, span=span, label=label, rule=rule, hint=hint))
 
     def set_extent(self, rank: str, value: Number, origin: str, *, span: Span | None = None, label: str = "") -> None:
         """Bind an extent, or report why it cannot be."""
         if isinstance(value, bool) or value != value or value < 0 or value != math.floor(value):
-            self.report("extent-value", f"rank {rank} is {value} {origin}", "an extent is a whole number, 0 or more",
-                        span=span, label=label)
+            self.report(
+                "extent-value",
+                f"rank {rank} is {value} {origin}",
+                "an extent is a whole number, 0 or more",
+                span=span,
+                label=label,
+            )
             self.undetermined.setdefault(rank)
             return
         value = int(value)
@@ -163,8 +163,11 @@ class _Binder:
             self.extents[rank], self.origin[rank] = value, origin
         elif self.extents[rank] != value:
             self.report(
-                "extent-mismatch", f"rank {rank} is {self.extents[rank]} {self.origin[rank]} but {value} {origin}",
-                f"tensors that share a rank share its extent (bound so far: {self.bound()})", span=span, label=label,
+                "extent-mismatch",
+                f"rank {rank} is {self.extents[rank]} {self.origin[rank]} but {value} {origin}",
+                f"tensors that share a rank share its extent (bound so far: {self.bound()})",
+                span=span,
+                label=label,
                 hint=f"pass tensors of one extent {rank}; for two lengths, use two ranks",
             )
 
@@ -198,17 +201,28 @@ def bind(
     """
     extents, given = extents or {}, dict(constants or {})
     b = _Binder(cascade=cascade, given=given)
-    ranks = list(dict.fromkeys([rank_of(v) for i in cascade.inputs for v in i.indices]
-                               + [rank_of(d.name) for d in cascade.ranks]))
+    ranks = list(
+        dict.fromkeys(
+            [rank_of(v) for i in cascade.inputs for v in i.indices] + [rank_of(d.name) for d in cascade.ranks]
+        )
+    )
     for name in given:
         if name not in {c.name for c in cascade.constants}:
             known = [c.name for c in cascade.constants]
-            b.report("unknown-constant", f"there is no constant '{name}'", "a constant is declared by `const`",
-                     hint=nearest(name, known))
+            b.report(
+                "unknown-constant",
+                f"there is no constant '{name}'",
+                "a constant is declared by `const`",
+                hint=nearest(name, known),
+            )
     for rank, value in extents.items():
         if rank not in ranks:
-            b.report("unknown-rank", f"there is no rank '{rank}'",
-                     "a rank is an upper-case name, walked by a variable of the text", hint=nearest(rank, ranks))
+            b.report(
+                "unknown-rank",
+                f"there is no rank '{rank}'",
+                "a rank is an upper-case name, walked by a variable of the text",
+                hint=nearest(rank, ranks),
+            )
         else:
             b.set_extent(rank, value, "in extents")
     if shapes is not None:
@@ -222,17 +236,20 @@ def bind(
     # A definition also holds where an input shows the extent, unless the caller overrides it.
     for rank, d in derived.items():
         if rank not in extents and b.origin.get(rank, "").startswith("in ") and not b.problems:
-            value = _definition(b, d)
-            if value is not None:
-                b.set_extent(rank, value, "by its `rank` statement", span=d.span, label=f"{rank} = {value}")
+            declared = _definition(b, d)
+            if declared is not None:
+                b.set_extent(rank, declared, "by its `rank` statement", span=d.span, label=f"{rank} = {declared}")
     absent = [r for r in ranks if r not in b.extents and (r not in derived or r in b.undetermined)]
     told = {r for r in b.undetermined if any(f"rank {r} " in p.headline for p in b.problems)}
     absent = [r for r in absent if r not in told]
     if absent and not any(p.code in ("missing-input", "rank-count") for p in b.problems):
         plural = "ranks have" if len(absent) > 1 else "rank has"
-        b.report("missing-extent", f"{len(absent)} {plural} no extent: {', '.join(absent)}",
-                 f"an extent comes from a shape, a `rank` statement or `extents` (bound so far: {b.bound()})",
-                 hint="extents={" + ", ".join(f'"{r}": ...' for r in absent) + "}")
+        b.report(
+            "missing-extent",
+            f"{len(absent)} {plural} no extent: {', '.join(absent)}",
+            f"an extent comes from a shape, a `rank` statement or `extents` (bound so far: {b.bound()})",
+            hint="extents={" + ", ".join(f'"{r}": ...' for r in absent) + "}",
+        )
     if b.problems:
         raise InputError(diagnostics=tuple(b.problems), source=cascade.source)
     order = [r for r in ranks if r in b.extents]
@@ -243,25 +260,39 @@ def _bind_shapes(b: _Binder, shapes: Mapping[str, Sequence[int]]) -> None:
     names = [i.tensor for i in b.cascade.inputs]
     for name in shapes:
         if name not in names:
-            b.report("unknown-input", f"the cascade has no input '{name}'", f"its inputs are {', '.join(names)}",
-                     hint=nearest(name, names))
+            b.report(
+                "unknown-input",
+                f"the cascade has no input '{name}'",
+                f"its inputs are {', '.join(names)}",
+                hint=nearest(name, names),
+            )
     for declared in b.cascade.inputs:
         name, ranks = declared.tensor, [rank_of(v) for v in declared.indices]
         if name not in shapes:
-            b.report("missing-input", f"the input {name} is not given", f"every input is passed: {', '.join(names)}",
-                     span=declared.span, label=f"{name} of shape ({', '.join(ranks)})")
+            b.report(
+                "missing-input",
+                f"the input {name} is not given",
+                f"every input is passed: {', '.join(names)}",
+                span=declared.span,
+                label=f"{name} of shape ({', '.join(ranks)})",
+            )
             continue
         shape = tuple(shapes[name])
         if len(shape) != len(ranks):
-            b.report("rank-count", f"{name} has {len(ranks)} ranks in the text but {len(shape)} axes in the call",
-                     f"a tensor has one axis for each rank: {name} of shape ({', '.join(ranks)})", span=declared.span,
-                     label=f"the call passes shape ({', '.join(map(str, shape))})",
-                     hint="name a leading axis as a rank of its own" if len(shape) > len(ranks) else "")
+            b.report(
+                "rank-count",
+                f"{name} has {len(ranks)} ranks in the text but {len(shape)} axes in the call",
+                f"a tensor has one axis for each rank: {name} of shape ({', '.join(ranks)})",
+                span=declared.span,
+                label=f"the call passes shape ({', '.join(map(str, shape))})",
+                hint="name a leading axis as a rank of its own" if len(shape) > len(ranks) else "",
+            )
             continue
         shown = ", ".join(f"{r}={n}" for r, n in zip(ranks, shape, strict=True))
         for rank, n in zip(ranks, shape, strict=True):
-            b.set_extent(rank, n, f"in {name}", span=declared.span,
-                         label=f"{rank} = {n}, from {name} of shape ({shown})")
+            b.set_extent(
+                rank, n, f"in {name}", span=declared.span, label=f"{rank} = {n}, from {name} of shape ({shown})"
+            )
 
 
 def _resolve(b: _Binder, name: str, numbers: Mapping[str, Definition], derived: Mapping[str, Definition]) -> bool:
@@ -279,14 +310,19 @@ def _resolve(b: _Binder, name: str, numbers: Mapping[str, Definition], derived: 
         return True
     what = "constant" if name in numbers else "rank"
     if name in b.open:
-        chain = [*list(b.open)[list(b.open).index(name):], name]
-        b.report("missing-extent", f"{what} {name} is defined by itself: {' -> '.join(chain)}",
-                 "definitions do not go round in circles", span=d.span)
+        chain = [*list(b.open)[list(b.open).index(name) :], name]
+        b.report(
+            "missing-extent",
+            f"{what} {name} is defined by itself: {' -> '.join(chain)}",
+            "definitions do not go round in circles",
+            span=d.span,
+        )
         b.undetermined.setdefault(name)
         return False
     b.open[name] = None
-    # A list, not a generator: every missing name is to be found, not the first alone.
-    fine = all([_resolve(b, s.name, numbers, derived) for s in subexpressions(d.expr) if isinstance(s, Scalar)])
+    # All of them before the verdict: every missing name is to be found, not the first alone.
+    parts = [_resolve(b, s.name, numbers, derived) for s in subexpressions(d.expr) if isinstance(s, Scalar)]
+    fine = all(parts)
     del b.open[name]
     if not fine:
         return False
@@ -310,112 +346,3 @@ def _definition(b: _Binder, d: Definition) -> Number | None:
         hint = f"write the extent {rank_of(stray[0])}, not the variable {stray[0]}" if stray else ""
         b.report(first.code, f"{first.headline} in the definition of {d.name}", first.rule, span=d.span, hint=hint)
         return None
-
-
-def tensor_shapes(cascade: Cascade, binding: Binding) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of a cascade, inputs first, the others in the order of their first write.
-
-    The extent of an axis is the largest index that any `init` or Einsum writes, plus one; so a tensor with a
-    generation `m1 + 1` has one slice more than its rank. An index of two or more variables (`m1 * M0 + m0`) takes the
-    extent of the rank that a read of that axis names by a plain variable, if there is one; else the largest index,
-    held below what a condition `index < bound` of the Einsum says. Indices beyond the extent are not written.
-
-    Raises: InputError: an axis is written at an index that data decide, and no read tells its extent
-        (`missing-extent`).
-    Cost: linear in the accesses.
-    """
-    shapes = {i.tensor: tuple(binding.extent(v) for v in i.indices) for i in cascade.inputs}
-    writes: dict[str, list[Einsum | Init]] = {}
-    readers: dict[str, list[Read]] = {}
-    for s in walk(cascade.body):
-        if not isinstance(s, Iter):
-            writes.setdefault(s.tensor, []).append(s)
-            for r in reads(s.expr, *(s.where if isinstance(s, Einsum) else ())):
-                readers.setdefault(r.tensor, []).append(r)
-    for tensor, by in writes.items():
-        shapes[tensor] = tuple(_axis(cascade, binding, tensor, axis, by, readers.get(tensor, []))
-                               for axis in range(len(by[0].indices)))
-    return shapes
-
-
-def _axis(cascade: Cascade, binding: Binding, tensor: str, axis: int, by: list[Einsum | Init],
-          readers: list[Read]) -> int:
-    indices = [s.indices[axis] for s in by]
-    if all(len(variables(i)) > 1 or reads(i) for i in indices):
-        told = [r.indices[axis] for r in readers if axis < len(r.indices)]
-        plain = [binding.extent(i.name) for i in told if isinstance(i, Var)]
-        if plain:
-            return max(plain)
-    extent = 0
-    for s, i in zip(by, indices, strict=True):
-        span = index_range(i, binding)
-        if span is None:
-            raise InputError(
-                diagnostics=(
-                    Diagnostic(code="missing-extent", headline=f"axis {axis} of {tensor} has no extent",
-                               span=s.span, label=f"written at {i}",
-                               rule="an index that data decide needs a read of that axis by a rank variable"),
-                ),
-                source=cascade.source,
-            )
-        top = span[1]
-        for limit in _limits(cascade, s, i, binding):
-            top = min(top, limit)
-        extent = max(extent, top + 1)
-    return extent
-
-
-def _limits(cascade: Cascade, s: Einsum | Init, index: Expr, binding: Binding) -> list[int]:
-    """Largest values that conditions of the form `index < bound` leave to an index."""
-    if isinstance(s, Init):
-        return []
-    conditions = [c for c in cascade.constraints if set(variables(c)) <= set(s.space)]
-    out: list[int] = []
-    for c in (*conditions, *s.where):
-        match c:
-            case Apply(op="lt" | "le" as op, args=(left, bound)) if left == index:
-                pass
-            case Apply(op="gt" | "ge" as op, args=(bound, right)) if right == index:
-                pass
-            case _:
-                continue
-        if not variables(bound) and not reads(bound):
-            value = binding.value(bound)
-            if math.isfinite(value):
-                out.append(math.ceil(value) - 1 if op in ("lt", "gt") else math.floor(value))
-    return out
-
-
-def index_range(expr: Expr, binding: Binding) -> tuple[int, int] | None:
-    """Least and largest value of an index expression over its ranks; (0, -1) if a rank is empty, None if unknown.
-
-    Exact for affine expressions whose variables are distinct; an enclosure otherwise.
-    """
-    if any(binding.extent(v) == 0 for v in variables(expr)):
-        return (0, -1)
-    match expr:
-        case Var():
-            return 0, binding.extent(expr.name) - 1
-        case Num() | Scalar():
-            value = binding.value(expr)
-            return (int(value), int(value)) if math.isfinite(value) and value == int(value) else None
-        case Apply(op="mod", args=(x, y)):
-            inner, divisor = index_range(x, binding), index_range(y, binding)
-            if divisor is None or divisor[0] <= 0:
-                return None
-            if inner is not None and inner[0] >= 0 and inner[1] < divisor[0]:
-                return inner
-            return 0, divisor[1] - 1
-        case Apply(op="add" | "sub" | "mul" | "neg" | "floordiv" | "min" | "max"):
-            ranges = [index_range(a, binding) for a in expr.args]
-            if any(r is None for r in ranges):
-                return None
-            spans = [r for r in ranges if r is not None]
-            # A range of divisors that holds 0 has no corners to go by.
-            if expr.op == "floordiv" and spans[1][0] <= 0:
-                return None
-            corners = [int(expr.row.array(_SCALARS, *corner)) for corner in product(*spans)]
-            return min(corners), max(corners)
-        case _:
-            return None
-

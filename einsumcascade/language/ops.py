@@ -106,6 +106,11 @@ _ROWS = (
     Op(name="min", arity=2, array=lambda xp, x, y: xp.minimum(x, y), sympy=lambda sp, x, y: sp.Min(x, y),
        triton="tl.minimum({0}, {1})", cost="max", identity=INF, is_associative=True, is_commutative=True,
        is_idempotent=True),
+    # plain IEEE forms, which lowerings use where the value rules cannot bite
+    Op(name="ieee_sub", arity=2, array=lambda xp, x, y: x - y, sympy=lambda sp, x, y: x - y, triton="{0} - {1}",
+       cost="add"),
+    Op(name="ieee_div", arity=2, array=lambda xp, x, y: x / y, sympy=lambda sp, x, y: x / y, triton="{0} / {1}",
+       cost="divide"),
     # conditions
     Op(name="lt", arity=2, symbol="<", precedence=4, array=lambda xp, x, y: x < y, triton="{0} < {1}", condition=True),
     Op(name="le", arity=2, symbol="<=", precedence=4, array=lambda xp, x, y: x <= y, triton="{0} <= {1}",

@@ -53,7 +53,7 @@ def test_a_broken_rule_is_reported_by_its_code(text: str, code: str) -> None:
         "in X[m]\nS[m] = X[m] where X[m] > 0\nout S",
         "in X[m], D[m]\nconstraint D[m] == 1\nS = X[m]\nout S",
         "in X[m]\nrank k = M // 2\nS[k] = X[2*k]\nout S",
-        "in X[m], M\nS = M * X[m]\nout S",
+        "in X[m], TEMPERATURE\nS = TEMPERATURE * X[m]\nout S",
         "in X[m]\ninit S[0] = 0\niter m:\nS[m+1] = S[m] + X[m]\nend\nL = S[M]\nout L",
         "in X[m], I[j]\nS[j] = X[I[j]]\nout S",
     ],
@@ -72,12 +72,41 @@ def test_a_tensor_without_an_init_may_not_be_read_before_it_is_written_in_a_bloc
 
 
 def test_mistakes_come_in_the_order_of_the_text() -> None:
-    text = "in X[m]\nA = X[m, 0]\nB[q] = X[q]\nC = D\nout A"
-    assert codes(text) == ("index-count", "unbound-rank", "unbound-rank", "unknown-tensor") or codes(text) == (
-        "index-count",
-        "unbound-rank",
-        "unknown-name",
-    )
+    text = "in X[m]\nA = X[m, 0]\nB[q] = X[q]\nC[m] = D[m]\nout A, E"
+    assert codes(text) == ("index-count", "unbound-rank", "unknown-tensor", "unknown-tensor")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in X[m], M\nS = M * X[m]\nout S",
+        "in X[m]\nconst m = 4\nS[m] = X[m]\nout S",
+        "in X[m]\nconst M = 4\nS[m] = M * X[m]\nout S",
+        "in X[m]\nconst S = 4\nS[m] = X[m]\nout S",
+    ],
+)
+def test_a_name_with_two_meanings_is_refused(text: str) -> None:
+    assert {"name-clash", "defined-twice"} & set(codes(text))
+
+
+@pytest.mark.parametrize("word", ["inf", "and", "or", "not"])
+def test_a_word_of_the_notation_is_no_name(word: str) -> None:
+    assert codes(f"in X[m]\nconst {word} = 3\nS[m] = X[m]\nout S")
+    assert codes(f"in X[{word}]\nS[{word}] = X[{word}]\nout S")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in X[m], D[n]\nS[m] = X[m] where D[n] > 0\nout S",
+        "in X[m]\nS = X[m] :: sum(m, m)\nout S",
+        "in X[m]\nS = X[m]\nout S, S",
+        "in X[m]\ninit S[0] = 0\niter m:\nS[m+1] = X[m]\nS[m+1] = 2 * X[m]\nend\nout S",
+        "in X[m]\niter m:\niter m:\nS[m] = X[m]\nend\nend\nout S",
+    ],
+)
+def test_a_rank_or_tensor_used_twice_or_nowhere_is_refused(text: str) -> None:
+    assert codes(text)
 
 
 def test_a_right_cascade_yields_no_diagnostic_and_knows_its_ranks() -> None:

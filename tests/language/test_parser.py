@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import string
 
 import pytest
@@ -233,6 +234,32 @@ def test_a_word_of_python_is_an_ordinary_name(name: str) -> None:
 @pytest.mark.parametrize("name", ["lambda", "exec", "eval", "open", "print", "getattr", "system"])
 def test_only_operators_of_the_table_can_be_called(name: str) -> None:
     assert codes(f"in X[m]\nS = {name}(X[m])\nout S") == ("unknown-operator",)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["(" * 5000 + "X[m]" + ")" * 5000, "-" * 5000 + "X[m]", " + ".join(["X[m]"] * 5000), "X[m] * " + "9" * 5000],
+    ids=["brackets", "signs", "terms", "digits"],
+)
+def test_an_expression_beyond_all_measure_parses_or_is_a_cascade_error(expression: str) -> None:
+    try:
+        cascade = parse(f"in X[m]\nS[m] = {expression}\nout S")
+    except CascadeError as error:
+        assert error.codes
+    else:
+        assert parse(str(cascade)) == cascade
+
+
+def test_a_message_holds_no_control_character_of_the_text() -> None:
+    with pytest.raises(CascadeError) as caught:
+        parse("in X[m]\nS = X[m] \x1b[2J\0\nout S")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", str(caught.value))
+
+
+def test_a_hint_names_no_terminal_of_the_grammar() -> None:
+    with pytest.raises(CascadeError) as caught:
+        parse("in X[m]\nS = X[m] where 0 <= m < 3\nT = X[m] +\nout S, T")
+    assert not re.search(r"\b(INF|ADD|MUL|POW|AND|OR|NOT|DESC|COMPARE|NAME|NUMBER)\b", str(caught.value))
 
 
 @given(st.text(alphabet=string.printable + "αé\0\x85\u2028", max_size=60))

@@ -36,7 +36,7 @@ def flash_forward(
 
     p_q = Q + i_b * stride_qb + i_h * stride_qh + o_p.to(tl.int64)[:, None] * stride_qp + o_e[None, :]
     # One scalar pointer moves along a tensor. Addresses derived from the loop index instead make ptxas serialise every
-    # product on sm_90, and a tile of moving pointers spills.
+    # product on sm_90; a tile of moving pointers spills.
     p_k = K + i_b * stride_kb + i_h * stride_kh
     o_k = o_m.to(tl.int64)[:, None] * stride_km + o_e[None, :]
     p_v = V + i_b * stride_vb + i_h * stride_vh

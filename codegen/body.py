@@ -1,0 +1,582 @@
+"""Place single Einsums: loads, masks, maps, reductions and products of tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from einsumcascade.codegen.facts import FactTable, Facts
+from einsumcascade.codegen.kernel_ir import Axis, Dot, Load, Loop, Map, Reduce, Stmt, Store, Value
+from einsumcascade.errors import Diagnostic, LoweringError
+from einsumcascade.language.ir import (
+    Apply,
+    Cascade,
+    Einsum,
+    Expr,
+    Init,
+    Num,
+    Read,
+    Scalar,
+    Statement,
+    Var,
+    apply,
+    rank_of,
+    reads,
+    transform,
+    variables,
+)
+from einsumcascade.rewrites.algebra import factors, is_positive, product, terms, total
+from einsumcascade.schedules.roles import contraction
+
+LOG2E = math.log2(math.e)
+MINIMUM_DOT = 16
+
+
+def not_lowered(s: Statement, what: str) -> LoweringError:
+    """The error for a construct that no lowering covers."""
+    return LoweringError(diagnostics=(Diagnostic(
+        code="not-lowered-yet", headline=f"{what} has no lowering yet", span=s.span,
+        rule="reference, analysis and derivation work all the same", hint=str(s).splitlines()[0]),))
+
+
+def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:
+    """Every expression of some statements, loops included."""
+    for s in body:
+        match s:
+            case Load():
+                yield from s.indices
+                yield from s.mask
+            case Map():
+                yield s.expr
+            case Reduce():
+                yield s.expr
+            case Dot():
+                if s.accumulate is not None:
+                    yield s.accumulate
+            case Store():
+                yield s.expr
+                yield from s.indices
+                yield from s.mask
+            case Loop():
+                yield Scalar(name=s.rank)
+                for g in s.segments:
+                    yield g.lo
+                    yield g.hi
+                    yield from expressions(g.body)
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What a segment may change and the next one must not see."""
+
+    env: dict[tuple[str, str], Expr]
+    loads: dict[object, Value]
+    facts: FactTable
+
+
+@dataclass(slots=True)
+class Body:
+    """The state of a kernel while its Einsums are placed one by one."""
+
+    cascade: Cascade
+    axes: Mapping[str, Axis]
+    tensors: Mapping[str, tuple[str, ...]]
+    outputs: tuple[str, ...]
+    env: dict[tuple[str, str], Expr] = field(default_factory=dict)
+    loads: dict[object, Value] = field(default_factory=dict)
+    prologue: list[Stmt] = field(default_factory=list)
+    index: str | None = None
+    states: frozenset[str] = frozenset()
+    values: dict[str, tuple[str, ...]] = field(default_factory=dict)  # axes of every value by name
+    pending: dict[str, tuple[Dot, Expr]] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    summands: dict[str, tuple[Expr, str]] = field(default_factory=dict)
+    hoisted: dict[object, Value] = field(default_factory=dict)  # loads before every loop
+    names: dict[tuple[str, tuple[Expr, ...]], str] = field(default_factory=dict)
+    seen: dict[Expr, None] = field(default_factory=dict)
+    facts: FactTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.facts = FactTable(self.cascade)
+
+    # --- loops --------------------------------------------------------------------------------------------------
+
+    def enter(self, index: str, states: frozenset[str]) -> None:
+        """Begin a loop over `index` that keeps `states`."""
+        self.index, self.states = index, states
+        self.renamed = {}
+
+    def seed(self, init: Init, update: Einsum) -> list[Stmt]:
+        """The initial value of a state, of the shape of its updates."""
+        axes = self._sorted(v for v in init.free if v in self.axes)
+        out: list[Stmt] = []
+        expr = self._values(init.expr, init, out, ())
+        value = self._value(init.tensor, axes)
+        out.append(Map(value=value, expr=expr, note=str(init)))
+        self.facts.of[value.name] = Facts(may_be_neg_inf=self.facts.may_be_neg_inf(expr))
+        self.env[init.tensor, "old"] = Read(tensor=value.name)
+        return out
+
+    def snapshot(self) -> Snapshot:
+        """Remember names and facts as they are before the segments of a loop."""
+        for t in self.states:
+            name = self._state_name(t)
+            if self.facts[name].may_be_neg_inf is False and self._may_sink(t):
+                self.facts.of[name] = Facts(may_be_neg_inf=True)
+        return Snapshot(dict(self.env), dict(self.loads), self.facts.copy())
+
+    def _may_sink(self, tensor: str) -> bool:
+        """Whether an update could make a state -inf that did not start there: anything but a sum of finite terms."""
+        return not any(e.tensor == "L" + tensor[1:] and e.reduce == "sum" for e in self.cascade.einsums)
+
+    def restore(self, s: Snapshot) -> None:
+        """Forget what a segment computed."""
+        self.env, self.loads, self.facts = dict(s.env), dict(s.loads), s.facts.copy()
+        self.renamed = {}
+
+    def close(self) -> tuple[tuple[Value, ...], list[Stmt]]:
+        """The states of a loop, and the moves of new generations into them at the end of its body."""
+        values, moves = [], []
+        for t in sorted(self.states):
+            name = self._state_name(t)
+            values.append(Value(name=name, axes=self.values[name]))
+            if t in self.renamed:
+                moves.append(Map(value=values[-1], expr=Read(tensor=self.renamed[t])))
+        return tuple(values), list(moves)
+
+    def leave(self, s: Snapshot) -> None:
+        """End a loop: its states are final."""
+        self.restore(s)
+        for t in self.states:
+            self.env[t, "last"] = Read(tensor=self._state_name(t))
+        self.index, self.states = None, frozenset()
+
+    def _state_name(self, tensor: str) -> str:
+        return f"b_{tensor}"
+
+    # --- one Einsum ---------------------------------------------------------------------------------------------
+
+    def place(self, e: Einsum, *, tested: tuple[Expr, ...], masked: bool, later: tuple[Einsum, ...] = (),
+              free_of: frozenset[Expr] = frozenset()) -> list[Stmt]:
+        """Place an Einsum.
+
+        Args:
+            e: the Einsum.
+            tested: conditions that may fail here and that its reduction must mask.
+            later: Einsums of the same loop body that follow.
+            free_of: conditions that hold throughout this segment.
+        """
+        out: list[Stmt] = []
+        conditions = list(tested)
+        expr = self._values(e.expr, e, out, free_of, conditions)
+        axes = self._sorted(v for v in e.free if v in self.axes)
+        tag = self._tag(e)
+        if e.reduce is None:
+            out += self._map(e, expr, axes, tag, later, conditions)
+        else:
+            over = tuple(v for v in e.ranks if v in self.axes)
+            conditions += [self._inside(v) for v in over if self.axes[v].is_padded]
+            conditions = [self._values(c, e, out, free_of) for c in dict.fromkeys(conditions)
+                          if c not in free_of and not self._left_to_readers(c, e)]
+            out += self._reduction(e, expr, axes, over, tuple(conditions), tag, later)
+        if e.tensor in self.outputs and self.index is None:
+            out.append(self._store(e, axes, tuple(tested), out, free_of))
+        return out
+
+    def _left_to_readers(self, c: Expr, e: Einsum) -> bool:
+        """Whether a condition culls whole fibers of `e`, and every reader of it is culled at the same points."""
+        if c in e.where or set(variables(c)) & set(e.ranks) or e.tensor in self.outputs:
+            return False
+        readers = [s for s in self.cascade.einsums if any(r.tensor == e.tensor for r in reads(s.expr, *s.where))]
+        return bool(readers) and all(set(variables(c)) <= set(s.space) for s in readers)
+
+    def _map(self, e: Einsum, expr: Expr, axes: tuple[str, ...], tag: str, later: tuple[Einsum, ...],
+             conditions: list[Expr]) -> list[Stmt]:
+        if tag == "new" and isinstance(expr, Apply) and expr.op == "add":
+            last = expr.args[1]
+            if isinstance(last, Read) and last.tensor in self.pending:
+                return self._accumulate(e, expr.args[0], last.tensor, later)
+        out = self._flush(expr)
+        if tag == "cur" and e.tensor not in self.outputs and _is_scaled(expr):
+            self.env[e.tensor, "cur"] = expr
+            return out
+        expr = self._finished(expr)
+        value = self._target(e, axes if tag == "new" and e.tensor in self.states else self._axes_of(expr), tag, later)
+        out.append(Map(value=value, expr=expr, note=str(e)))
+        fills = {c: f for c in self._conditions() if (f := self.facts.fill(expr, c)) is not None}
+        self.facts.of[value.name] = Facts(fills=fills, may_be_neg_inf=self.facts.may_be_neg_inf(expr),
+                                          above=self.facts.above(expr))
+        self._bind(e, value, tag)
+        return out
+
+    def _reduction(self, e: Einsum, expr: Expr, axes: tuple[str, ...], over: tuple[str, ...],
+                   conditions: tuple[Expr, ...], tag: str, later: tuple[Einsum, ...]) -> list[Stmt]:
+        assert e.reduction is not None
+        out = self._flush(expr)
+        expr = self._finished(expr)
+        self._conditions(*conditions)
+        self.summands[e.tensor] = (expr, e.reduce or "")
+        identity = e.reduction.empty
+        failing = tuple(c for c in conditions if self.facts.fill(expr, c) != identity)
+        product_of_tiles = self._product(e, expr, over)
+        if product_of_tiles is not None:
+            done = self._dot(e, product_of_tiles, failing, tag, later)
+            if done is not None:
+                return out + done
+        if failing and isinstance(expr, Read):
+            out.append(self._masked(expr, failing, identity))
+        elif failing:
+            expr = apply("select", _all(failing), expr, _number(identity))
+        value = self._target(e, axes, tag, later)
+        space = self._sorted({*axes, *over})
+        out.append(Reduce(value=value, reduce=e.reduce or "", expr=expr, axes=space, over=over, note=str(e)))
+        sinks = e.reduce == "max" and (self.facts.may_be_neg_inf(expr) or bool(failing))
+        below = frozenset({expr.tensor}) | self.facts[expr.tensor].above if isinstance(expr, Read) else frozenset()
+        self.facts.of[value.name] = Facts(may_be_neg_inf=sinks, above=below if e.reduce == "max" else frozenset())
+        self._bind(e, value, tag)
+        return out
+
+    def _masked(self, read: Read, failing: tuple[Expr, ...], identity: float) -> Map:
+        """Put the identity at culled points of a value, once for every reader."""
+        value = Value(name=read.tensor, axes=self._sorted({*self.values[read.tensor], *self._vars(*failing)}))
+        self.values[value.name] = value.axes
+        old = self.facts[read.tensor]
+        self.facts.of[read.tensor] = Facts(fills={**old.fills, **dict.fromkeys(failing, identity)}, above=old.above,
+                                           may_be_neg_inf=old.may_be_neg_inf or identity == -math.inf)
+        return Map(value=value, expr=apply("select", _all(failing), read, _number(identity)),
+                   note="points that no constraint admits")
+
+    # --- products of tiles --------------------------------------------------------------------------------------
+
+    def _product(self, e: Einsum, expr: Expr, over: tuple[str, ...]) -> tuple[Expr, Expr, str, tuple[str, str]] | None:
+        """The two operands of a sum over one axis, seen through the values' axes."""
+        if len(over) != 1 or e.reduce != "sum" or self.axes[over[0]].size < MINIMUM_DOT:
+            return None
+        shown = transform(expr, lambda x: Read(tensor=x.tensor, indices=tuple(Var(name=v) for v in self.values[x.tensor]))
+                          if isinstance(x, Read) and not x.indices and x.tensor in self.values else None)
+        c = contraction(Einsum(tensor=e.tensor, indices=e.indices, expr=shown, reduce="sum", ranks=over),
+                        tuple(self.axes), tuple(self.axes))
+        if c is None:
+            return None
+
+        def hide(x: Expr) -> Expr:
+            return transform(x, lambda y: Read(tensor=y.tensor) if isinstance(y, Read) else None)
+
+        return hide(c.left), hide(c.right), c.over, c.axes
+
+    def _dot(self, e: Einsum, parts: tuple[Expr, Expr, str, tuple[str, str]], failing: tuple[Expr, ...], tag: str,
+             later: tuple[Einsum, ...]) -> list[Stmt] | None:
+        left, right, r, axes = parts
+        masks: tuple[list[Expr], list[Expr]] = ([], [])
+        for c in failing:
+            sides = [set(self._vars(c)) <= {axes[0], r}, set(self._vars(c)) <= {axes[1], r}]
+            if not any(sides):
+                return None
+            computed = [not self._is_input(left), not self._is_input(right)]
+            masks[0 if sides[0] and (computed[0] or not (sides[1] and computed[1])) else 1].append(c)
+        out: list[Stmt] = []
+        operands = []
+        for side, expr, pair, wanted in (("a", left, masks[0], (axes[0], r)), ("b", right, masks[1], (r, axes[1]))):
+            if pair:
+                expr = apply("select", _all(tuple(pair)), expr, Num(value=0.0))
+            if isinstance(expr, Read) and set(self.values[expr.tensor]) == set(wanted):
+                operands.append(Value(name=expr.tensor, axes=self.values[expr.tensor]))
+            else:
+                value = self._named(f"b_{e.tensor}_{side}", self._sorted(wanted))
+                out.append(Map(value=value, expr=expr))
+                self.facts.of[value.name] = Facts(may_be_neg_inf=False)
+                operands.append(value)
+        value = Value(name=f"b_{e.tensor}", axes=axes)
+        self.values[value.name] = axes
+        dot = Dot(value=value, left=operands[0], right=operands[1], over=r, note=str(e))
+        target = Read(tensor=e.tensor, indices=e.indices)
+        fused = tag == "cur" and any(x.expr.op == "add" and x.expr.args[1] == target for x in later
+                                     if isinstance(x.expr, Apply) and x.reduce is None and self._tag(x) == "new")
+        self._bind(e, value, tag)
+        both = apply("mul", left, right)
+        fills = {c: 0.0 for c in self._conditions() if self.facts.fill(both, c) == 0 and r not in self._vars(c)}
+        self.facts.of[value.name] = Facts(may_be_neg_inf=False, fills=fills)
+        if fused:
+            self.pending[value.name] = (dot, both)
+            return out
+        if tag == "new":
+            value = self._target(e, axes, tag, later)
+            dot = Dot(value=value, left=operands[0], right=operands[1], over=r, note=str(e))
+            self._bind(e, value, tag)
+        return [*out, dot]
+
+    def _accumulate(self, e: Einsum, moved: Expr, name: str, later: tuple[Einsum, ...]) -> list[Stmt]:
+        """`new = moved + dot`: the product is added to the moved state."""
+        dot, _ = self.pending.pop(name)
+        value = self._target(e, dot.value.axes, "new", later)
+        self.facts.of[value.name] = Facts(may_be_neg_inf=False)
+        self._bind(e, value, "new")
+        out: list[Stmt] = []
+        moved = self._finished(moved)
+        if not isinstance(moved, Read):
+            out.append(Map(value=value, expr=moved, note=str(e)))
+            moved = Read(tensor=value.name)
+        return [*out, Dot(value=value, left=dot.left, right=dot.right, over=dot.over, accumulate=moved, note=dot.note)]
+
+    def _flush(self, expr: Expr) -> list[Stmt]:
+        """Emit products that were held back for an accumulation that does not come."""
+        out: list[Stmt] = []
+        for r in reads(expr):
+            if r.tensor in self.pending:
+                out.append(self.pending.pop(r.tensor)[0])
+        return out
+
+    def _is_input(self, expr: Expr) -> bool:
+        return isinstance(expr, Read) and self.facts[expr.tensor].is_input
+
+    # --- names and values ---------------------------------------------------------------------------------------
+
+    def _tag(self, e: Einsum) -> str:
+        """Which generation an Einsum writes: "new" at i + 1, else "cur"."""
+        if self.index is None:
+            return "cur"
+        for i in e.indices:
+            if isinstance(i, Apply) and i.op == "add" and i.args[0] == Var(name=self.index):
+                return "new"
+            if not isinstance(i, Var):
+                raise not_lowered(e, f"writing {e.tensor} at {i}")
+        return "cur"
+
+    def _target(self, e: Einsum, axes: tuple[str, ...], tag: str, later: tuple[Einsum, ...]) -> Value:
+        name = f"b_{e.tensor}"
+        if tag == "new" and e.tensor in self.states:
+            assert self.index is not None
+            old_is_read = any(r.tensor == e.tensor and Var(name=self.index) in r.indices
+                              for x in later for r in reads(x.expr, *x.where))
+            if old_is_read:
+                name += "_new"
+                self.renamed[e.tensor] = name
+        self.values[name] = axes
+        return Value(name=name, axes=axes)
+
+    def _value(self, tensor: str, axes: tuple[str, ...]) -> Value:
+        return self._named(f"b_{tensor}", axes)
+
+    def _named(self, name: str, axes: tuple[str, ...]) -> Value:
+        self.values[name] = axes
+        return Value(name=name, axes=axes)
+
+    def _bind(self, e: Einsum, value: Value, tag: str) -> None:
+        self.env[e.tensor, tag] = Read(tensor=value.name)
+        if tag == "new" and e.tensor in self.states and value.name == self._state_name(e.tensor):
+            self.env[e.tensor, "old"] = Read(tensor=value.name)
+
+    def _conditions(self, *more: Expr) -> tuple[Expr, ...]:
+        """Every condition whose fill is worth knowing."""
+        known = tuple(self.cascade.constraints) + tuple(self._inside(v) for v in self.axes if self.axes[v].is_padded)
+        self.seen = dict.fromkeys((*self.seen, *known, *more))
+        return tuple(self.seen)
+
+    def _inside(self, v: str) -> Expr:
+        return apply("lt", Var(name=v), Scalar(name=rank_of(v)))
+
+    def _sorted(self, names: object) -> tuple[str, ...]:
+        wanted = set(names)  # type: ignore[call-overload]
+        return tuple(v for v in self.axes if v in wanted)
+
+    def _vars(self, *exprs: Expr) -> tuple[str, ...]:
+        """Axes that expressions over values and coordinates have."""
+        found: set[str] = set()
+        for e in exprs:
+            found |= {v for v in variables(e) if v in self.axes}
+            for r in reads(e):
+                found |= set(self.values.get(r.tensor, ()))
+        return self._sorted(found)
+
+    def _axes_of(self, expr: Expr) -> tuple[str, ...]:
+        return self._vars(expr)
+
+    def _values(self, expr: Expr, e: Einsum | Init, out: list[Stmt], free_of: object,
+                conditions: list[Expr] | None = None) -> Expr:
+        """Replace reads of tensors by reads of values, loading inputs where they are first needed."""
+        assert isinstance(free_of, frozenset | tuple)
+
+        def leaf(x: Expr) -> Expr | None:
+            if not isinstance(x, Read):
+                return None
+            if x.tensor in self.values and not x.indices and x.tensor.startswith(("b_", "first_", "last_")):
+                return x
+            if self.cascade.input(x.tensor) is not None:
+                return self._load(x, e, out, frozenset(free_of), conditions)
+            return self._computed(x, e)
+
+        return transform(expr, leaf)
+
+    def _computed(self, x: Read, e: Einsum | Init) -> Expr:
+        tag = "cur"
+        own: list[Expr] = []
+        for i in x.indices:
+            if self.index is not None and isinstance(i, Apply) and i.op == "add" and i.args[0] == Var(name=self.index):
+                tag = "new"
+            elif self.index is not None and i == Var(name=self.index):
+                tag = "old" if x.tensor in self.states else "cur"
+            elif isinstance(i, Scalar) and (x.tensor, "last") in self.env:
+                tag = "last"
+            else:
+                own.append(i)
+        if not all(isinstance(i, Var) for i in own):
+            raise not_lowered(e, f"reading the computed tile {x}")
+        for key in (tag, "cur", "last"):
+            if (x.tensor, key) in self.env:
+                made = self._written(x.tensor)
+                here = [i.name for i in own if isinstance(i, Var) and i.name != self.index]
+                there = [v for v in made.free if v != self.index]
+                if [v for v in here if v in self.axes] != [v for v in there if v in self.axes]:
+                    raise not_lowered(e, f"reading the computed tile {x} along other variables")
+                return self.env[x.tensor, key]
+        raise AssertionError(f"{x} is read before it is placed")
+
+    def _written(self, tensor: str) -> Einsum:
+        return next(s for s in self.cascade.einsums if s.tensor == tensor)
+
+    def _load(self, x: Read, e: Einsum | Init, out: list[Stmt], free_of: frozenset[Expr],
+              conditions: list[Expr] | None) -> Expr:
+        declared = self.tensors[x.tensor]
+        mask: list[Expr] = []
+        indices = []
+        for i, d in zip(x.indices, declared, strict=True):
+            i = self._values(i, e, out, free_of)
+            indices.append(i)
+            bound = apply("lt", i, Scalar(name=rank_of(d)))
+            axes = self._vars(i)
+            mask += [c for v in axes if self.axes[v].is_padded and (c := self._inside(v)) != bound]
+            if i == Var(name=d):
+                if d in self.axes and (self.axes[d].role == "grid" or self.axes[d].is_padded):
+                    mask.append(bound)
+            elif bound in self.cascade.constraints:
+                if bound not in free_of:
+                    mask.append(bound)
+            elif not (isinstance(i, Num) and i.value == 0):
+                checks = (apply("ge", i, Num(value=0)), bound)
+                mask += checks
+                if conditions is not None:
+                    conditions += [c for c in checks if c not in conditions]
+        mask = list(dict.fromkeys(mask))
+        key = (x.tensor, tuple(indices), tuple(mask))
+        known = self.hoisted.get(key) or self.loads.get(key)
+        if known is None:
+            known = self._new_load(x.tensor, tuple(indices), tuple(mask), out)
+            moving = self.index is not None and self.index in variables(*indices, *mask)
+            computed = any(not self.facts[r.tensor].is_input for r in reads(*indices))
+            if moving or computed:
+                self.loads[key] = known
+            else:
+                self.prologue.append(out.pop())
+                self.hoisted[key] = known
+        self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
+        return Read(tensor=known.name)
+
+    def _new_load(self, tensor: str, indices: tuple[Expr, ...], mask: tuple[Expr, ...], out: list[Stmt]) -> Value:
+        """A load under a name that the same elements always have, whatever their mask."""
+        name = self.names.get((tensor, indices))
+        if name is None:
+            name, n = f"b_{tensor}", 2
+            while name in self.values:
+                name, n = f"b_{tensor}{n}", n + 1
+            self.names[tensor, indices] = name
+        value = self._named(name, self._load_axes(indices))
+        out.append(Load(value=value, tensor=tensor, indices=indices, mask=mask))
+        return value
+
+    def _load_axes(self, indices: tuple[Expr, ...]) -> tuple[str, ...]:
+        """Axes in memory order, where each index has at most one; else in the order of computed tiles."""
+        each = [self._vars(i) for i in indices]
+        flat = [v for vs in each for v in vs]
+        if all(len(vs) <= 1 for vs in each) and len(set(flat)) == len(flat):
+            return tuple(flat)
+        return self._sorted(flat)
+
+    # --- expressions --------------------------------------------------------------------------------------------
+
+    def _finished(self, expr: Expr) -> Expr:
+        """Exponentials to base 2 and guards where they are needed."""
+        return self._quotients(self.facts.guarded(self._base_two(expr)))
+
+    def _base_two(self, expr: Expr) -> Expr:
+        if not isinstance(expr, Apply):
+            return expr
+        args = tuple(self._base_two(a) for a in expr.args)
+        if expr.op != "exp":
+            return Apply(op=expr.op, args=args)
+        parts = terms(args[0])
+        split = [(tuple(f for f in factors(t) if self._is_number(f[0])),
+                  tuple(f for f in factors(t) if not self._is_number(f[0])), n) for t, n in parts]
+        if len(parts) == 2 and split[0][0] == split[1][0] and len({self._axes_of(t) for t, _ in parts}) == 1:
+            # On rows the difference comes first: it is exact where nothing changed.
+            inner = total(tuple((product(rest), n) for _, rest, n in split))
+            return apply("exp2", apply("mul", inner, self._times_log2e(split[0][0])))
+        scaled = tuple((apply("mul", product(rest), self._times_log2e(numbers)) if rest
+                        else self._times_log2e(numbers), n) for numbers, rest, n in split)
+        return apply("exp2", total(scaled))
+
+    def _times_log2e(self, numbers: tuple[tuple[Expr, int], ...]) -> Expr:
+        return apply("mul", product(numbers), Num(value=LOG2E)) if numbers else Num(value=LOG2E)
+
+    def _is_number(self, e: Expr) -> bool:
+        return isinstance(e, Num | Scalar) or (isinstance(e, Apply) and not reads(e) and not variables(e))
+
+    def _quotients(self, expr: Expr) -> Expr:
+        """`x / y` with y a sum of terms >= 0 that are factors of the terms of x: both are 0 together."""
+        if not isinstance(expr, Apply):
+            return expr
+        args = tuple(self._quotients(a) for a in expr.args)
+        if expr.op == "div" and isinstance(args[1], Read):
+            below = self._summand(args[1])
+            above = next((s for f, n in factors(args[0]) if n > 0 and isinstance(f, Read)
+                          and (s := self._summand(f)) is not None), None)
+            if below is not None and above is not None:
+                small = {f for f in factors(below)}
+                if small <= set(factors(above)) and all(is_positive(f, self.cascade, strict=False) or
+                                                        self._from_exp(f) for f, _ in small):
+                    y = apply("select", apply("eq", args[1], Num(value=0.0)), Num(value=1.0), args[1])
+                    return apply("ieee_div", args[0], y)
+        return Apply(op=expr.op, args=args)
+
+    def _summand(self, read: Expr) -> Expr | None:
+        """The mapped expression whose sum a final state is."""
+        if not isinstance(read, Read) or not read.tensor.startswith("b_R"):
+            return None
+        found = self.summands.get("L" + read.tensor[3:])
+        return found[0] if found is not None and found[1] == "sum" else None
+
+    def _from_exp(self, f: Expr) -> bool:
+        if not isinstance(f, Read):
+            return False
+        name = f.tensor.removeprefix("b_")
+        e = next((s for s in self.cascade.einsums if s.tensor == name), None)
+        return e is not None and isinstance(e.expr, Apply) and e.expr.row.positive
+
+    def _store(self, e: Einsum, axes: tuple[str, ...], tested: tuple[Expr, ...], out: list[Stmt],
+               free_of: frozenset[Expr]) -> Store:
+        mask = [apply("lt", Var(name=v), Scalar(name=rank_of(v))) for v in axes
+                if self.axes[v].role == "grid" or self.axes[v].is_padded]
+        expr = self.env[e.tensor, "cur"]
+        live = [self._values(c, e, out, free_of) for c in tested] if e.reduce is None else []
+        if live:
+            expr = apply("select", _all(tuple(live)), expr, Num(value=0.0))
+        return Store(tensor=e.tensor, indices=e.indices, expr=expr, axes=axes, mask=tuple(mask), note=str(e))
+
+
+def _all(conditions: tuple[Expr, ...]) -> Expr:
+    out = conditions[0]
+    for c in conditions[1:]:
+        out = apply("and", out, c)
+    return out
+
+
+def _number(value: float) -> Num:
+    return Num(value=value)
+
+
+def _is_scaled(expr: Expr) -> bool:
+    """One value times constants."""
+    parts = factors(expr)
+    return sum(isinstance(f, Read) for f, _ in parts) == 1 and all(
+        isinstance(f, Read) or (isinstance(f, Scalar | Num)) for f, _ in parts) and len(parts) > 1 and all(
+        n > 0 for f, n in parts if isinstance(f, Read))

@@ -1,0 +1,179 @@
+"""The kernel IR: statements over tiles whose values carry rank variables as axes.
+
+One tree serves every printer and executor. Expressions are those of the language: a `Read` without indices names a
+value of the kernel, a `Var` is the coordinate of an axis or a scalar index, a `Scalar` a constant or an extent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from einsumcascade.language.ir import Cascade, Definition, Expr
+from einsumcascade.schedules.schedule import KernelSchedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """An axis of tiles.
+
+    Args:
+        var: its rank variable.
+        rank: the extent's name.
+        size: elements of the tile, a power of two.
+        extent: elements that count, where the text fixes it; None for a length.
+        role: "grid", "loop" or "whole".
+    """
+
+    var: str
+    rank: str
+    size: int
+    extent: int | None
+    role: str
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the tile is larger than what it holds."""
+        return self.extent is not None and self.size != self.extent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A tile, row or scalar: its name and the variables of its axes, in order."""
+
+    name: str
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Read a tile of a tensor; where a condition of `mask` fails the element is 0."""
+
+    value: Value
+    tensor: str
+    indices: tuple[Expr, ...]
+    mask: tuple[Expr, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Map:
+    """Compute a value element by element. `note` is the Einsum it comes from."""
+
+    value: Value
+    expr: Expr
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduce:
+    """Reduce a mapped expression over axes of its tile."""
+
+    value: Value
+    reduce: str
+    expr: Expr
+    axes: tuple[str, ...]
+    over: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dot:
+    """Multiply two tiles over one axis, added to `accumulate` if given."""
+
+    value: Value
+    left: Value
+    right: Value
+    over: str
+    accumulate: Expr | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Write a tile to a tensor where every condition of `mask` holds."""
+
+    tensor: str
+    indices: tuple[Expr, ...]
+    expr: Expr
+    axes: tuple[str, ...]
+    mask: tuple[Expr, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A run of tiles: positions from `lo` up to `hi`, with the conditions still tested inside (none: full tiles).
+
+    `carries` are the states: each holds its old generation when the body begins and its new one when it ends.
+    """
+
+    lo: Expr
+    hi: Expr
+    tested: tuple[Expr, ...]
+    body: tuple[Stmt, ...]
+    carries: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """Segments one after the other over an iterative variable.
+
+    Args:
+        index: the iterative variable. inner: the axis of its tile, if it has one.
+        step: elements a tile covers where positions are counted in elements, else 1: positions count tiles.
+        rank: name of the extent that positions run over.
+    """
+
+    index: str
+    inner: str | None
+    step: int
+    rank: str
+    segments: tuple[Segment, ...]
+
+
+Stmt: TypeAlias = Load | Map | Reduce | Dot | Store | Loop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileKernel:
+    """A kernel as statements over tiles.
+
+    Args:
+        name: its name.
+        cascade: in loop form, what it computes.
+        axes: every axis by variable, in the order computed tiles have them.
+        batch: scalar variables of the grid, one program for each value; tiles: axes of the grid.
+        lengths: names of the extents that are arguments, in order.
+        fixed: extents that the text fixes.
+        constants: definitions used, and `values`: those known when the text is made.
+        body: statements.
+        schedule: the choices that made it.
+        tensors: variables of each tensor it reads or writes, in the order of its parameters.
+        outputs: the tensors it writes.
+    """
+
+    name: str
+    cascade: Cascade
+    axes: Mapping[str, Axis]
+    batch: tuple[str, ...]
+    tiles: tuple[str, ...]
+    lengths: tuple[str, ...]
+    fixed: Mapping[str, int]
+    constants: tuple[Definition, ...]
+    values: Mapping[str, float]
+    body: tuple[Stmt, ...]
+    schedule: KernelSchedule
+    tensors: Mapping[str, tuple[str, ...]]
+    outputs: tuple[str, ...]
+    firsts: tuple[str, ...] = field(default=())
+
+
+def first(var: str) -> str:
+    """Name of the first coordinate of a grid tile."""
+    return f"first_{var}"
+
+
+def last(var: str) -> str:
+    """Name of the last live coordinate of a grid tile."""
+    return f"last_{var}"

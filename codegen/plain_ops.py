@@ -1,0 +1,145 @@
+"""Named values and the operators of the plain formula: PyTorch's own, with the value rules of the language."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from einsumcascade.language.extents import Binding
+from einsumcascade.language.ir import Apply, Expr, Num, Scalar, reads, variables
+from einsumcascade.language.ops import Reduction
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Value(NamedTuple):
+    """Numbers over some rank variables: a tensor with an axis for each, or one number over none."""
+
+    data: Any
+    axes: tuple[str, ...] = ()
+
+    def over(self, axes: tuple[str, ...]) -> Any:
+        """The data laid along `axes`, extent 1 where a variable is not one of its own."""
+        if not isinstance(self.data, Tensor) or not axes:
+            return self.data
+        mine = [v for v in axes if v in self.axes]
+        data = self.data.permute([self.axes.index(v) for v in mine])
+        for n, v in enumerate(axes):
+            if v not in self.axes:
+                data = data.unsqueeze(n)
+        return data
+
+
+def factors_of(expr: Expr, binding: Binding) -> tuple[list[Expr], float]:
+    """The factors of a product that vary, and the constant that scales it."""
+    if not variables(expr) and not reads(expr):
+        return [], float(binding.value(expr))
+    match expr:
+        case Apply(op="mul", args=(x, y)):
+            (a, r), (b, s) = factors_of(x, binding), factors_of(y, binding)
+            return a + b, r * s
+        case Apply(op="div", args=(x, Num() | Scalar() as y)) if binding.value(y) != 0:
+            a, r = factors_of(x, binding)
+            return a, r / float(binding.value(y))
+    return [expr], 1.0
+
+
+def reduce_over(
+    row: Reduction,
+    value: Value,
+    live: Value | None,
+    ranks: tuple[str, ...],
+    *,
+    order: tuple[str, ...],
+    extent: Callable[[str], int],
+    dtype: torch.dtype,
+) -> Value:
+    """Reduce over `ranks` a value whose culled points hold what an empty fiber gives; sums are taken in `dtype`."""
+    axes = tuple(v for v in order if v in value.axes or v in ranks)
+    sizes = [extent(v) for v in axes]
+    data = torch.as_tensor(value.over(axes)).expand(sizes)
+    where = tuple(n for n, v in enumerate(axes) if v in ranks)
+    rest = tuple(v for v in axes if v not in ranks)
+    if 0 in [sizes[n] for n in where]:
+        return Value(data.new_full([extent(v) for v in rest], row.empty, dtype=dtype), rest)
+    match row.name:
+        case "max" | "min":
+            return Value((torch.amax if row.name == "max" else torch.amin)(data, dim=where), rest)
+        case "any":
+            return Value((data != 0).sum(dim=where).gt(0).to(dtype), rest)
+        case "prod":
+            for n in reversed(where):
+                data = torch.prod(data, dim=n, dtype=dtype)
+            return Value(data, rest)
+    total = torch.sum(data, dim=where, dtype=dtype)
+    if row.name == "sum":
+        return Value(total, rest)
+    if live is None:
+        return Value(total / math.prod(extent(v) for v in ranks), rest)
+    over = tuple(v for v in order if v in live.axes or v in ranks)
+    count = (
+        live.over(over).expand([extent(v) for v in over]).sum(dim=tuple(n for n, v in enumerate(over) if v in ranks))
+    )
+    # With no live point the total is 0 already.
+    points = Value(count.clamp(min=1), tuple(v for v in over if v not in ranks))
+    return Value(total / points.over(rest), rest)
+
+
+def multiply(factors: list[Value], out: tuple[str, ...], scale: float) -> Tensor:
+    """Contract factors to `out`; a scaled product of two goes through `baddbmm`, which scales before it rounds."""
+    names = dict(zip(dict.fromkeys(v for f in factors for v in f.axes), string.ascii_letters, strict=False))
+    spec = ",".join("".join(names[v] for v in f.axes) for f in factors) + "->" + "".join(names[v] for v in out)
+    if scale == 1.0 or factors[0].data.dtype not in HALF:
+        total: Tensor = torch.einsum(spec, *(f.data for f in factors))
+        return total if scale == 1.0 else total * scale
+    a, b = factors
+    if any(v not in b.axes and v not in out for v in a.axes) or any(v not in a.axes and v not in out for v in b.axes):
+        wide: Tensor = torch.einsum(spec, *(f.data.float() for f in factors))
+        return wide * scale
+    batch = tuple(v for v in out if v in a.axes and v in b.axes)
+    inner = tuple(v for v in a.axes if v in b.axes and v not in out)
+    rows, columns = tuple(v for v in out if v not in b.axes), tuple(v for v in out if v not in a.axes)
+    extent = {v: n for f in factors for v, n in zip(f.axes, f.data.shape, strict=True)}
+    size = [math.prod(extent[v] for v in group) for group in (batch, rows, inner, columns)]
+    x = a.over(batch + rows + inner).reshape(size[0], size[1], size[2])
+    y = b.over(batch + inner + columns).reshape(size[0], size[2], size[3])
+    total = torch.baddbmm(x.new_zeros(1, 1, 1), x, y, beta=0, alpha=scale)
+    order = batch + rows + columns
+    laid: Tensor = Value(total.reshape([extent[v] for v in order]), order).over(out)
+    return laid
+
+
+def _subtract(x: Tensor, y: Tensor) -> Tensor:
+    r = x - y
+    if r.is_floating_point() and bool((min(x, y, key=Tensor.numel) == -math.inf).any()):
+        return torch.where((x == -math.inf) & (y == -math.inf), -math.inf, r)
+    return r
+
+
+def _divide(x: Tensor, y: Tensor) -> Tensor:
+    if bool((min(x, y, key=Tensor.numel) == 0).any()):
+        both = (x == 0) & (y == 0)
+        return torch.where(both, 0.0, x / torch.where(both, 1.0, y))
+    return x / y
+
+
+# Value rules at the price of a look at the smaller operand, and functions that PyTorch has in one kernel.
+_OWN: dict[str, Callable[..., Any]] = {
+    "sub": _subtract,
+    "div": _divide,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+    "relu": torch.relu,
+    "softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    "elu": torch.nn.functional.elu,
+}
+
+
+def operation(expr: Apply) -> Callable[..., Any]:
+    """The operator of an application as a function of tensors."""
+    return _OWN.get(expr.op) or (lambda *args: expr.row.array(torch, *args))

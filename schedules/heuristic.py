@@ -1,0 +1,81 @@
+"""A default schedule by rule, from the shapes of a kernel's tiles and the limits of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from einsumcascade.analysis.targets import GpuTarget
+from einsumcascade.language.ir import rank_of
+from einsumcascade.schedules.program import Kernel, Program
+from einsumcascade.schedules.roles import contraction, grid_tiles
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_variables
+
+# Elements of a 3-D temporary that a thread can hold in registers without spilling.
+ELEMENTS_A_THREAD = 128
+
+
+def default_schedule(program: Program, *, extents: Mapping[str, int], dtype_bytes: int, target: GpuTarget) -> Schedule:
+    """Choose tiles, warps and stages for every kernel by rule.
+
+    Args:
+        program: the kernels.
+        extents: of the bounded ranks at least, by rank name.
+        dtype_bytes: bytes of an input element: 4 keeps tiles small, since exact float32 products use no tensor core.
+        target: its shared memory bounds tiles times stages.
+
+    Returns: a schedule that `check_schedule` accepts.
+    """
+    return Schedule(kernels={k.name: _kernel(program, k, extents, dtype_bytes, target) for k in program.kernels})
+
+
+def _kernel(program: Program, k: Kernel, extents: Mapping[str, int], dtype_bytes: int,
+            target: GpuTarget) -> KernelSchedule:
+    tiled = tiled_variables(program, k.name)
+    grid = grid_tiles(k)
+    widest = max((_padded(extents.get(rank_of(v), 64)) for v in program.bounded
+                  if any(v in e.space for e in k.cascade.einsums)), default=1)
+    if dtype_bytes >= 4:
+        sizes = dict.fromkeys(tiled, 32)
+    else:
+        sizes = {v: (128 if v in grid else 64) for v in tiled}
+        if len(grid) > 1:
+            sizes = {v: (128 if v == grid[0] else 64) for v in tiled}
+    if widest > 128:
+        sizes = {v: max(16, n // 2) for v, n in sizes.items()}
+    warps = 8 if widest > 128 and dtype_bytes < 4 else 4
+    cube = _cube(program, k, extents, sizes)
+    while cube > ELEMENTS_A_THREAD * target.warp_size * warps:
+        largest = max(sizes.values(), default=1)
+        if largest <= 16:
+            if warps >= 8:
+                break
+            warps *= 2
+            continue
+        sizes = {v: (n // 2 if n == largest else n) for v, n in sizes.items()}
+        cube = _cube(program, k, extents, sizes)
+    stages = 3 if dtype_bytes < 4 else 2
+    streamed = widest * 2 * dtype_bytes * max((n for v, n in sizes.items() if v not in grid), default=0)
+    while stages > 1 and stages * streamed > target.shared_memory_bytes // 2:
+        stages -= 1
+    return KernelSchedule(tiles=sizes, warps=warps, stages=stages)
+
+
+def _padded(extent: int) -> int:
+    return max(16, 1 << (max(extent, 1) - 1).bit_length())
+
+
+def _cube(program: Program, k: Kernel, extents: Mapping[str, int], sizes: Mapping[str, int]) -> int:
+    """Elements of the largest temporary of three axes that a reduction of this kernel needs."""
+    axes = (*grid_tiles(k), *k.loops[-1:], *program.bounded)
+    worst = 0
+    for e in k.cascade.einsums:
+        space = [v for v in e.space if v in axes]
+        if len(space) < 3 or e.reduce is None or contraction(e, space, tuple(axes)) is not None:
+            continue
+        n = 1
+        for v in space:
+            n *= sizes.get(v, _padded(extents.get(rank_of(v), 64)))
+        worst = max(worst, n)
+    return worst
+
+

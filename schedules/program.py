@@ -1,0 +1,319 @@
+"""Which Einsums share a kernel: a cascade becomes kernels in order and the buffers between them.
+
+Each kernel is a cascade itself, so the reference runs it. An anchor is a reduction over an unbounded rank; its
+signature is (unbounded ranks kept, unbounded ranks reduced). Anchors of one signature share a kernel; everything else
+is cloned into the kernels that need it, stopping at inputs and at the anchors of other kernels, which become buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from einsumcascade.errors import Diagnostic, LoweringError
+from einsumcascade.language.ir import (
+    Cascade,
+    Einsum,
+    Init,
+    Input,
+    Iter,
+    Output,
+    Read,
+    Statement,
+    rank_of,
+    reads,
+    scalars,
+    variables,
+    walk,
+)
+
+WHOLE_LIMIT = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One kernel of a program.
+
+    Args:
+        name: a name for its text.
+        cascade: what it computes; its outputs are outputs of the program or buffers.
+        residents: unbounded variables that its stores carry.
+        loops: unbounded variables that it reduces, outermost first.
+    """
+
+    name: str
+    cascade: Cascade
+    residents: tuple[str, ...]
+    loops: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """Kernels in order.
+
+    Args:
+        cascade: the cascade they compute together.
+        kernels: in an order in which every buffer is written before it is read.
+        buffers: variables of each tensor that one kernel writes and a later one reads, float32.
+        bounded: variables whose extent is fixed when the text is made.
+    """
+
+    cascade: Cascade
+    kernels: tuple[Kernel, ...]
+    buffers: Mapping[str, tuple[str, ...]]
+    bounded: tuple[str, ...]
+
+    def __str__(self) -> str:
+        out = []
+        for k in self.kernels:
+            roles = f"resident {', '.join(k.residents) or '-'}; loop {', '.join(k.loops) or '-'}"
+            out.append(f"kernel {k.name}  ({roles})\n{k.cascade}")
+        return "\n\n".join(out)
+
+
+def bounded_variables(cascade: Cascade, extents: Mapping[str, int], *, limit: int = WHOLE_LIMIT) -> tuple[str, ...]:
+    """Variables whose extent the text of a kernel may fix: feature ranks and small defined ranks.
+
+    A feature rank is the innermost axis of every input of two or more axes that has it, as `e` and `f` are in
+    Q[b,h,p,e], K[b,h,m,e], V[b,h,m,f]: memory is contiguous along it, so a tile holds all of it. A rank that is
+    innermost in one input and not in another (k of A[i,k] B[k,j]) is a length. A feature rank longer than `limit`
+    is a length too.
+    """
+    out = []
+    matrices = [i for i in cascade.inputs if len(i.indices) > 1]
+    for v in dict.fromkeys(v for i in matrices for v in i.indices):
+        if all(i.indices[-1] == v for i in matrices if v in i.indices) and extents.get(rank_of(v), 0) <= limit:
+            out.append(v)
+    fixed = {rank_of(v) for v in out} | {c.name for c in cascade.constants}
+    for d in cascade.ranks:
+        if set(scalars(d.expr)) <= fixed and 0 < extents.get(rank_of(d.name), 0) <= limit:
+            out.append(d.name)
+            fixed.add(rank_of(d.name))
+    return tuple(out)
+
+
+@dataclass(slots=True)
+class _Unit:
+    """An anchor: one Einsum, or an iterative block with its inits."""
+
+    statements: tuple[Statement, ...]
+    writes: tuple[str, ...]
+    residents: tuple[str, ...]
+    loops: tuple[str, ...]
+    stage: int = 0
+
+    @property
+    def signature(self) -> tuple[frozenset[str], frozenset[str], int]:
+        return frozenset(self.residents), frozenset(self.loops), self.stage
+
+
+@dataclass(slots=True)
+class _Group:
+    residents: tuple[str, ...]
+    loops: tuple[str, ...]
+    stage: int
+    units: list[_Unit] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+
+def partition(cascade: Cascade, *, bounded: tuple[str, ...]) -> Program:
+    """Partition a cascade into kernels.
+
+    Args:
+        cascade: after the rewrites that need no tile.
+        bounded: variables whose whole extent a tile may hold.
+
+    Returns: a program; running its kernels in order with the reference gives the outputs of the cascade.
+    Raises: LoweringError: an iterative result is needed by another kernel.
+    Cost: O(Einsums^2).
+    """
+    return _Partition(cascade, frozenset(bounded)).run(bounded)
+
+
+@dataclass(slots=True)
+class _Partition:
+    cascade: Cascade
+    bounded: frozenset[str]
+    units: list[_Unit] = field(default_factory=list)
+    by_tensor: dict[str, _Unit] = field(default_factory=dict)
+    maps: dict[str, Einsum] = field(default_factory=dict)
+
+    def run(self, bounded: tuple[str, ...]) -> Program:
+        self._collect()
+        for u in self.units:
+            u.stage = self._stage(u)
+        groups = self._groups()
+        outputs = self.cascade.output_names
+        for name in outputs:
+            if name not in self.by_tensor:
+                self._host(name, groups).outputs.append(name)
+        groups.sort(key=lambda g: g.stage)
+        needed = self._needed(groups)
+        buffers: dict[str, tuple[str, ...]] = {}
+        kernels = []
+        names = [t for g in groups for u in g.units for t in u.writes] + list(outputs)
+        for n, g in enumerate(groups):
+            own = [t for u in g.units for t in u.writes]
+            out = list(dict.fromkeys([t for t in own if t in needed or t in outputs] + g.outputs))
+            for t in out:
+                if t in needed:
+                    e = self.by_tensor[t].statements[0]
+                    assert isinstance(e, Einsum)
+                    buffers[t] = e.free
+            suffix = f"_{n}" if len(groups) > 1 else ""
+            kernels.append(self._kernel(f"{_identifier(self.cascade.name)}{suffix}", g, out, names))
+        return Program(cascade=self.cascade, kernels=tuple(kernels), buffers=buffers, bounded=bounded)
+
+    def _unbounded(self, vs: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(v for v in vs if v not in self.bounded)
+
+    def _collect(self) -> None:
+        inits: dict[str, Init] = {}
+        for s in self.cascade.body:
+            if isinstance(s, Init):
+                inits[s.tensor] = s
+            elif isinstance(s, Iter):
+                inner = [x for x in walk(s.body) if isinstance(x, Einsum)]
+                if any(isinstance(x, Iter) for x in walk(s.body)) or s.descending:
+                    raise _not_lowered(s, "a nested or descending iteration")
+                own = tuple(inits[t] for t in dict.fromkeys(x.tensor for x in inner) if t in inits)
+                free = dict.fromkeys(v for x in inner for v in x.free if v != s.var)
+                u = _Unit((*own, s), tuple(x.tensor for x in inner), self._unbounded(tuple(free)), (s.var,))
+                self._add(u)
+            elif loops := self._unbounded(s.ranks):
+                self._add(_Unit((s,), (s.tensor,), self._unbounded(s.free), loops))
+            else:
+                self.maps[s.tensor] = s
+
+    def _add(self, u: _Unit) -> None:
+        self.units.append(u)
+        for t in u.writes:
+            self.by_tensor[t] = u
+
+    def _cone(self, statements: tuple[Statement, ...]) -> tuple[dict[str, Einsum], dict[int, tuple[_Unit, bool]]]:
+        """Maps and units that statements need; a unit is flagged where it is read other than element by element."""
+        maps: dict[str, Einsum] = {}
+        units: dict[int, tuple[_Unit, bool]] = {}
+
+        def visit(read: Read, shifted: bool) -> None:
+            u = self.by_tensor.get(read.tensor)
+            if u is not None:
+                if u.statements == statements:
+                    return
+                last = u.statements[-1]
+                moved = shifted or (isinstance(last, Einsum) and read.indices != last.indices)
+                units[id(u)] = (u, moved or units.get(id(u), (u, False))[1])
+                return
+            e = self.maps.get(read.tensor)
+            if e is not None:
+                maps[e.tensor] = e
+                for r in reads(e.expr, *e.where):
+                    visit(r, shifted or read.indices != e.indices)
+
+        for r in _reads_of(statements):
+            visit(r, False)
+        return maps, units
+
+    def _stage(self, u: _Unit) -> int:
+        stage = 0
+        for d, moved in self._cone(u.statements)[1].values():
+            same = set(d.residents) == set(u.residents) and set(d.loops) == set(u.loops) and not moved
+            both_einsums = isinstance(d.statements[-1], Einsum) and isinstance(u.statements[-1], Einsum)
+            stage = max(stage, d.stage + (0 if same and both_einsums else 1))
+        return stage
+
+    def _groups(self) -> list[_Group]:
+        groups: dict[object, _Group] = {}
+        for u in self.units:
+            key = u.signature if isinstance(u.statements[-1], Einsum) else id(u)
+            if key not in groups:
+                groups[key] = _Group(u.residents, u.loops, u.stage)
+            groups[key].units.append(u)
+        return list(groups.values())
+
+    def _host(self, name: str, groups: list[_Group]) -> _Group:
+        """The kernel that writes an output which is not an anchor: the last it depends on, or one of its own."""
+        e = self.maps[name]
+        residents = self._unbounded(e.free)
+        deps = self._cone((e,))[1]
+        of = [(g, moved) for g in groups for u, moved in deps.values() if u in g.units]
+        if of:
+            last = max((g for g, _ in of), key=lambda g: g.stage)
+            alone = all(g is last or g.stage < last.stage for g, _ in of)
+            if alone and set(last.residents) == set(residents) and not any(m for g, m in of if g is last):
+                return last
+        stage = 1 + max((g.stage for g, _ in of), default=-1)
+        for g in groups:
+            if not g.loops and g.stage == stage and set(g.residents) == set(residents):
+                return g
+        fresh = _Group(residents, (), stage)
+        groups.append(fresh)
+        return fresh
+
+    def _needed(self, groups: list[_Group]) -> set[str]:
+        """Anchors that a kernel other than their own reads."""
+        needed = set()
+        for g in groups:
+            for statements in self._roots(g):
+                for u, _ in self._cone(statements)[1].values():
+                    if u not in g.units:
+                        if not isinstance(u.statements[-1], Einsum):
+                            raise _not_lowered(u.statements[-1], "an iterative result read by another kernel")
+                        needed |= set(u.writes)
+        return needed
+
+    def _roots(self, g: _Group) -> list[tuple[Statement, ...]]:
+        return [u.statements for u in g.units] + [(self.maps[o],) for o in g.outputs]
+
+    def _kernel(self, name: str, g: _Group, out: list[str], anchors: list[str]) -> Kernel:
+        wanted: set[str] = set(g.outputs)
+        foreign: dict[str, Einsum] = {}
+        for statements in self._roots(g):
+            maps, units = self._cone(statements)
+            wanted |= set(maps)
+            for u, _ in units.values():
+                head = u.statements[0]
+                if u not in g.units and isinstance(head, Einsum):
+                    foreign[head.tensor] = head
+        own = {s for u in g.units for s in u.statements}
+        body = tuple(s for s in self.cascade.body if s in own
+                     or (isinstance(s, Einsum) and s.tensor in wanted and s.tensor in self.maps))
+        used = {r.tensor for s in body for r in _reads_of((s,))}
+        used |= {r.tensor for c in self.cascade.constraints for r in reads(c)}
+        inputs = tuple(i for i in self.cascade.inputs if i.tensor in used)
+        inputs += tuple(Input(tensor=t, indices=e.free) for t, e in foreign.items())
+        space = {v for s in walk(body) if isinstance(s, Einsum) for v in s.space}
+        constraints = tuple(c for c in self.cascade.constraints if set(variables(c)) <= space)
+        dtypes = {o.tensor: o.dtype for o in self.cascade.outputs}
+        outputs = tuple(Output(tensor=t, dtype=dtypes[t] if t in dtypes else "float32") for t in out)
+        order = [v for v in dict.fromkeys(v for s in walk(body) if isinstance(s, Einsum) for v in s.space)]
+        return Kernel(
+            name=name, residents=g.residents, loops=tuple(v for v in order if v in g.loops) or g.loops,
+            cascade=replace(self.cascade, inputs=inputs, body=body, constraints=constraints, outputs=outputs,
+                            source=None),
+        )
+
+
+def _reads_of(statements: tuple[Statement, ...]) -> tuple[Read, ...]:
+    out: list[Read] = []
+    for s in walk(statements):
+        match s:
+            case Einsum():
+                out += reads(s.expr, *s.where, *s.indices)
+            case Init():
+                out += reads(s.expr, *s.indices)
+            case Iter():
+                pass
+    return tuple(dict.fromkeys(out))
+
+
+def _identifier(name: str) -> str:
+    clean = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)
+    return clean if clean[:1].isalpha() else "k_" + clean
+
+
+def _not_lowered(s: Statement, what: str) -> LoweringError:
+    return LoweringError(diagnostics=(Diagnostic(
+        code="not-lowered-yet", headline=f"{what} has no lowering yet", span=s.span,
+        rule="reference, analysis and derivation work all the same"),))
+

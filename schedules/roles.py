@@ -1,0 +1,88 @@
+"""What each rank variable of a kernel becomes, and which contractions are products of two tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from einsumcascade.language.ir import Einsum, Expr, reads, variables
+from einsumcascade.rewrites.algebra import Factor, factors, product
+from einsumcascade.schedules.program import Kernel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contraction:
+    """`sum_r A[i, r] * B[r, j]`: the two operands, the rank contracted and the result's axes."""
+
+    left: Expr
+    right: Expr
+    over: str
+    axes: tuple[str, str]
+
+
+def contraction(einsum: Einsum, tiled: Collection[str], order: tuple[str, ...]) -> Contraction | None:
+    """See a sum as one product of two 2-D tiles, or None where it is not one.
+
+    Args:
+        einsum: a reduction.
+        tiled: variables that are axes of tiles in this kernel; others are scalars here.
+        order: the axis order of computed tiles.
+    """
+    over = [v for v in einsum.ranks if v in tiled]
+    left = sorted((v for v in einsum.free if v in tiled), key=order.index)
+    if einsum.reduce != "sum" or len(over) != 1 or len(left) != 2:
+        return None
+    r = over[0]
+    sides: tuple[list[Factor], list[Factor]] = ([], [])
+    loose: list[Factor] = []
+    for f, n in factors(einsum.expr):
+        axes = {v for v in variables(f) if v in tiled}
+        if r in axes and axes <= {left[0], r} and left[0] in axes:
+            sides[0].append((f, n))
+        elif r in axes and axes <= {left[1], r} and left[1] in axes:
+            sides[1].append((f, n))
+        elif axes <= {r}:
+            loose.append((f, n))
+        else:
+            return None
+    if not sides[0] or not sides[1]:
+        return None
+    # A factor along r alone joins the side that is computed anyway, else the left one.
+    host = 1 if len(sides[1]) > 1 and len(sides[0]) == 1 else 0
+    sides[host].extend(loose)
+    return Contraction(left=product(tuple(sides[0])), right=product(tuple(sides[1])), over=r,
+                       axes=(left[0], left[1]))
+
+
+def grid_tiles(kernel: Kernel) -> tuple[str, ...]:
+    """The residents that are tiled; the other residents are one program each.
+
+    A resident is tiled where some product of two operands has it on one side only: the free axis of a
+    matrix product. One such axis a side; an axis that both operands carry is a batch.
+    """
+    free: dict[str, None] = {}
+    shared: set[str] = set()
+    for e in kernel.cascade.einsums:
+        operands = [set(variables(*r.indices)) for r in dict.fromkeys(reads(e.expr)) if r.indices]
+        if not e.ranks or len(operands) < 2:
+            continue
+        for v in e.free:
+            if v in kernel.residents:
+                having = [o for o in operands if v in o]
+                if len(having) < len(operands):
+                    free[v] = None
+                if sum(bool(o & set(e.ranks)) for o in having) > 1:
+                    shared.add(v)
+    chosen: list[str] = []
+    for e in kernel.cascade.einsums:
+        operands = [tuple(variables(*r.indices)) for r in dict.fromkeys(reads(e.expr)) if r.indices]
+        if not e.ranks or len(operands) < 2:
+            continue
+        for o in operands:
+            mine = [v for v in o if v in free and v not in shared]
+            if mine and not set(mine) & set(chosen):
+                chosen.append(mine[-1])
+    if not chosen:
+        rest = [v for v in kernel.residents if v not in shared]
+        chosen = rest[-1:]
+    return tuple(v for v in kernel.residents if v in chosen[:2])

@@ -1,0 +1,126 @@
+"""The choices that do not change a result: tiles, warps, stages, how tiles are loaded. Frozen, JSON both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from einsumcascade.errors import Diagnostic, ScheduleError, nearest
+from einsumcascade.schedules.program import Program
+from einsumcascade.schedules.roles import grid_tiles
+
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSchedule:
+    """The choices of one kernel.
+
+    Args:
+        tiles: elements of the tile of each tiled variable: the residents on the grid, then the innermost loop.
+        warps, stages: as Triton's num_warps and num_stages.
+        descriptors: load whole tiles by tensor descriptors instead of pointers where their layout allows it.
+    """
+
+    tiles: Mapping[str, int] = field(default_factory=dict)
+    warps: int = 4
+    stages: int = 2
+    descriptors: bool = False
+
+    def __str__(self) -> str:
+        tiles = ", ".join(f"{k}: {v}" for k, v in self.tiles.items()) or "none"
+        return (f"tiles {tiles}; warps {self.warps}; stages {self.stages}; "
+                f"loads by {'descriptors' if self.descriptors else 'pointers'}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """One KernelSchedule for each kernel of a program, by kernel name, in order."""
+
+    kernels: Mapping[str, KernelSchedule]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {k}" for name, k in self.kernels.items())
+
+    def to_json(self) -> str:
+        """Print as JSON; `from_json` reads it back to an equal value."""
+        return json.dumps({"kernels": {n: {"tiles": dict(k.tiles), "warps": k.warps, "stages": k.stages,
+                                           "descriptors": k.descriptors} for n, k in self.kernels.items()}}, indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> Schedule:
+        """Read a schedule.
+
+        Raises: ScheduleError: the text is not JSON, or a field is missing, unknown or of the wrong kind.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise _bad(f"the schedule is not JSON: {error.msg} at line {error.lineno}") from None
+        if not isinstance(data, dict) or not isinstance(data.get("kernels"), dict):
+            raise _bad("the schedule has no object 'kernels'")
+        return Schedule(kernels={name: _kernel(name, fields) for name, fields in data["kernels"].items()})
+
+
+_KINDS: dict[str, type] = {"tiles": dict, "warps": int, "stages": int, "descriptors": bool}
+
+
+def _kernel(name: str, fields: Any) -> KernelSchedule:
+    if not isinstance(fields, dict):
+        raise _bad(f"the schedule of kernel '{name}' is not an object")
+    for key, value in fields.items():
+        if key not in _KINDS:
+            raise _bad(f"kernel '{name}' has no choice '{key}'", nearest(key, tuple(_KINDS)))
+        if type(value) is not _KINDS[key]:
+            raise _bad(f"'{key}' of kernel '{name}' is {value!r}, not a {_KINDS[key].__name__}")
+    for v, n in fields.get("tiles", {}).items():
+        if type(n) is not int:
+            raise _bad(f"the tile of '{v}' in kernel '{name}' is {n!r}, not a whole number")
+    return KernelSchedule(**fields)
+
+
+def _bad(headline: str, hint: str = "") -> ScheduleError:
+    return ScheduleError(diagnostics=(Diagnostic(
+        code="schedule-file", headline=headline, hint=hint,
+        rule="a schedule is {\"kernels\": {NAME: {\"tiles\": {VAR: N}, \"warps\": N, \"stages\": N, "
+             "\"descriptors\": true|false}}}"),))
+
+
+def tiled_variables(program: Program, name: str) -> tuple[str, ...]:
+    """The variables of a kernel that have a tile: grid tiles, then the innermost loop (none for a user's own)."""
+    k = next(k for k in program.kernels if k.name == name)
+    own = {d.name for d in k.cascade.ranks}
+    loop = tuple(v for v in k.loops[-1:] if v not in own)
+    return grid_tiles(k) + loop
+
+
+def check_schedule(program: Program, schedule: Schedule) -> None:
+    """Check that a schedule fits a program.
+
+    Raises: ScheduleError: a kernel or a tile is missing or unknown; a tile is not a power of two from 1 to 1024; warps
+        is not 1, 2, 4, 8 or 16; stages is below 1. One error that lists every mistake.
+    """
+    problems: list[str] = []
+    names = [k.name for k in program.kernels]
+    problems += [f"there is no kernel '{n}'; {nearest(n, names)}" for n in schedule.kernels if n not in names]
+    for name in names:
+        k = schedule.kernels.get(name)
+        if k is None:
+            problems.append(f"kernel '{name}' has no schedule")
+            continue
+        wanted = tiled_variables(program, name)
+        problems += [f"kernel '{name}' tiles no variable '{v}', only {', '.join(wanted) or 'none'}"
+                     for v in k.tiles if v not in wanted]
+        problems += [f"kernel '{name}' has no tile for '{v}'" for v in wanted if v not in k.tiles]
+        problems += [f"the tile of '{v}' in kernel '{name}' is {n}: not a power of two from 1 to 1024"
+                     for v, n in k.tiles.items() if n not in [1 << i for i in range(11)]]
+        if k.warps not in (1, 2, 4, 8, 16):
+            problems.append(f"kernel '{name}' has {k.warps} warps: not 1, 2, 4, 8 or 16")
+        if k.stages < 1:
+            problems.append(f"kernel '{name}' has {k.stages} stages: fewer than 1")
+    if problems:
+        raise ScheduleError(diagnostics=tuple(Diagnostic(
+            code="schedule-illegal", headline=p, rule="a schedule names each kernel and each of its tiles")
+            for p in problems))

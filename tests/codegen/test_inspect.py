@@ -1,0 +1,134 @@
+"""A compiled kernel is read back: resources, spills, loops."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from einsumcascade.analysis.targets import gpu_target
+from einsumcascade.codegen.build import compile_kernel
+from einsumcascade.codegen.inspect import CLASSES, KernelReport, find_loops, inspect_kernel, parse_sass
+from tests.codegen.tritons import FLASH_DIVISIBLE, FLASH_FORWARD, FLASH_TYPES, run_with
+
+
+def report_of(
+    source: str = FLASH_FORWARD, *, target: str = "cuda:90", block: int = 128, num_warps: int = 8
+) -> KernelReport:
+    return inspect_kernel(
+        compile_kernel(
+            source,
+            kernel="flash_forward",
+            signature=FLASH_TYPES,
+            divisible=FLASH_DIVISIBLE,
+            constexprs={"D": 128, "CAUSAL": True, "BLOCK_P": block, "BLOCK_M": block},
+            target=gpu_target(target),
+            num_warps=num_warps,
+            num_stages=2,
+        )
+    )
+
+
+@pytest.mark.parametrize("triton", ["installed", "oldest"])
+def test_the_hot_loop_on_sm_90_holds_what_the_algorithm_needs(triton: str) -> None:
+    """Per thread: 64 scores and 64 accumulators, so one MUFU, FFMA, FADD, FMNMX and half an F2FP per score."""
+    printed = run_with(
+        triton,
+        "import json\nfrom tests.codegen.test_inspect import report_of\nprint(json.dumps(report_of().to_dict()))",
+    )
+    loops = json.loads(printed)["loops"]
+    assert len(loops) == 2
+    hot, masked = loops
+    needed = {"MMA": 16, "MUFU": 66, "FMUL": 66, "FMNMX": 68, "F2FP": 32, "SHFL": 8, "LDL": 0, "STL": 0}
+    assert {name: hot["classes"][name] for name in needed} == needed
+    # A row's correction is one fused operation or two plain ones.
+    assert hot["classes"]["FFMA"] + hot["classes"]["FADD"] == 134
+    assert hot["opcodes"]["HGMMA"] == 16
+    assert not hot["serialised"]
+    assert hot["instructions"] <= 560
+    assert masked["instructions"] > hot["instructions"]
+
+
+def test_serialised_products_are_noticed() -> None:
+    """Addresses derived from the loop index make ptxas await each product."""
+    source = FLASH_FORWARD.replace("        p_k += BLOCK_M * stride_km\n        p_v += BLOCK_M * stride_vm\n", "")
+    for pointer, stride in (("k", "stride_km"), ("v", "stride_vm")):
+        source = source.replace(
+            f"p_{pointer} + o_{pointer}", f"p_{pointer} + start.to(tl.int64) * {stride} + o_{pointer}"
+        )
+    hot = report_of(source).hot_loop
+    assert hot is not None and hot.serialised
+
+
+def test_a_kernel_without_products_reports_its_largest_innermost_loop() -> None:
+    source = """\
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def norms(X, Y, N, M):
+    o_n = tl.arange(0, 128)
+    for row in range(0, M):
+        b_x = tl.zeros([128], tl.float32)
+        for start in range(0, N, 128):
+            b_x += tl.exp2(tl.load(X + row * N + start + o_n))
+        tl.store(Y + row * 128 + o_n, b_x)
+"""
+    report = inspect_kernel(
+        compile_kernel(
+            source,
+            kernel="norms",
+            signature={"X": "*fp32", "Y": "*fp32", "N": "i32", "M": "i32"},
+            constexprs={},
+            target=gpu_target("cuda:80"),
+        )
+    )
+    assert report.hot_loop is not None
+    assert report.hot_loop.count("MMA") == 0
+    assert report.hot_loop.count("MUFU") >= 1
+    assert len(report.loops) == 1 or report.loops[0].instructions >= report.loops[1].instructions
+
+
+def test_packed_and_ternary_instructions_count_their_operations_on_sm_100() -> None:
+    hot = report_of(target="cuda:100").hot_loop
+    assert hot is not None
+    assert any(opcode.startswith("UTC") and opcode.endswith("MMA") for opcode in hot.opcodes)
+    assert hot.operations("FMNMX") > hot.count("FMNMX")
+    assert hot.operations("FADD") == 64
+
+
+def test_hip_resources_come_from_the_assembler_text() -> None:
+    report = report_of(target="hip:gfx942", block=64, num_warps=4)
+    assert 0 < report.registers <= 512
+    assert report.spill_bytes >= 0
+    assert report.shared_memory_bytes > 0
+    assert report.hot_loop is None
+
+
+def test_a_report_prints_as_a_table() -> None:
+    lines = str(report_of()).splitlines()
+    assert lines[0].startswith("flash_forward for cuda:90, 8 warps, 2 stages, Triton ")
+    assert lines[2].split() == ["loop", *CLASSES, "total"]
+    assert len({len(line) for line in lines[2:]}) == 1
+
+
+def test_a_wait_behind_the_end_of_a_kernel_is_no_loop_and_widens_none() -> None:
+    text = """\
+		Function : f
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R0 ;
+        /*0020*/              @!P0 BRA 0x80 ;
+        /*0030*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24, gsb0 ;
+        /*0040*/               @P1 BRA 0x10 ;
+        /*0050*/                   FADD R2, R2, R3 ;
+        /*0060*/                   EXIT ;
+        /*0070*/                   NOP ;
+        /*0080*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R0 ;
+        /*0090*/              @!P0 BRA 0x80 ;
+        /*00a0*/                   BRA 0x30 ;
+"""
+    (loop,) = find_loops(parse_sass(text, function="f"))
+    assert loop.start == 0x10
+    assert loop.opcodes == {"BRA": 4, "SYNCS": 2, "HGMMA": 1}
+    assert loop.count("FADD") == 0

@@ -1,0 +1,252 @@
+"""The command line: what it prints, where it prints it, and how it ends."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from einsumcascade.cli import app, parse_extents, write_atomically
+from einsumcascade.errors import InputError
+from einsumcascade.gallery import names
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = "B=1,H=2,P=33,M=20,E=16,F=16"
+
+
+def call(*arguments: str) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(app, list(arguments))
+
+
+def succeed(*arguments: str) -> Result:
+    """Run the command line and expect status 0 and silence on stderr."""
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert result.stderr == ""
+    return result
+
+
+def refuse(code: str, *arguments: str) -> str:
+    """Run the command line and expect the one message `code`, status 2 and nothing on stdout."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output + repr(result.exception)
+    assert f"[{code}]: " in result.stderr and f"docs/errors.md#{code}" in result.stderr
+    assert "Traceback" not in result.stderr and result.stdout == ""
+    return result.stderr
+
+
+def test_list_names_every_variant_with_its_passes_and_paper() -> None:
+    lines = succeed("list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["name", *names()]
+    attention = next(line for line in lines if line.startswith("softmax_attention "))
+    assert "M: 3" in attention and "Vaswani" in attention
+    assert "M: 2" in next(line for line in lines if line.startswith("softmax_2p "))
+
+
+def test_list_as_json_holds_the_same() -> None:
+    rows = json.loads(succeed("list", "--json").stdout)
+    assert [row["name"] for row in rows] == list(names())
+    attention = next(row for row in rows if row["name"] == "softmax_attention")
+    assert attention["passes"]["M"] == 3 and attention["kernel"] == "yes"
+
+
+def test_analyse_prints_the_passes_of_a_gallery_name_and_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.cascade"
+    path.write_bytes((ROOT / "einsumcascade/gallery/softmax_attention.cascade").read_bytes())
+    by_name = json.loads(succeed("analyse", "softmax_attention", "--json").stdout)
+    by_path = json.loads(succeed("analyse", str(path), "--json").stdout)
+    assert by_name["passes"]["M"] == 3
+    assert by_path["passes"] == by_name["passes"]
+    assert "M" in succeed("analyse", "softmax_attention").stdout
+
+
+def test_analyse_takes_extents_constraints_and_constants() -> None:
+    arguments = ["analyse", "sliding_window", "--extents", "B=1,H=1,P=64,M=64,E=8,F=8", "--json"]
+    plain = succeed(*arguments).stdout
+    assert succeed(*arguments).stdout == plain
+    assert succeed(*arguments, "--const", "w=2", "--constraint", "p < n", "--const", "n=9").stdout != plain
+
+
+def test_derive_reaches_one_pass() -> None:
+    assert "RM" in succeed("derive", "softmax_attention").stdout
+    assert isinstance(json.loads(succeed("derive", "softmax_attention", "--json").stdout), dict)
+
+
+def test_compile_prints_python_on_stdout() -> None:
+    source = succeed("compile", "softmax_attention").stdout
+    ast.parse(source)
+    assert "@triton.jit" in source
+
+
+def test_compile_writes_a_file_and_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.py"
+    assert succeed("compile", "gqa", "-o", str(path), "--dtype", "float16", "--extents", "E=64,F=64").stdout == ""
+    ast.parse(path.read_text())
+    assert [p.name for p in tmp_path.iterdir()] == ["kernel.py"]
+
+
+def test_compile_takes_the_schedule_that_it_printed(tmp_path: Path) -> None:
+    first = json.loads(succeed("compile", "softmax_attention", "--json").stdout)
+    path = tmp_path / "schedule.json"
+    path.write_text(json.dumps(first["schedule"]))
+    second = json.loads(succeed("compile", "softmax_attention", "--schedule", str(path), "--json").stdout)
+    assert second["source"] == first["source"] and second["schedule"] == first["schedule"]
+
+
+def test_verify_passes_on_a_small_case() -> None:
+    result = succeed("verify", "softmax_attention", "--extents", SMALL, "--dtype", "float32", "--seed", "3")
+    assert "float32" in result.stdout and "float16" not in result.stdout
+
+
+def test_verify_ends_with_one_where_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import dataclass
+
+    from einsumcascade.verify import verify
+
+    @dataclass(frozen=True)
+    class Failed:
+        passed: bool = False
+
+        def __str__(self) -> str:
+            return "AV float32 failed"
+
+        def to_dict(self) -> dict[str, object]:
+            return {"passed": self.passed, "rows": ({"error": float("nan"), "bound": float("inf")},)}
+
+    monkeypatch.setattr(verify, "verify", lambda *args, **options: Failed())
+    result = call("verify", "gqa")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "AV float32 failed\n", "")
+    result = call("verify", "gqa", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"passed": False, "rows": [{"error": "nan", "bound": "inf"}]}
+
+
+@pytest.mark.parametrize("command", ["analyse", "derive", "compile", "verify"])
+def test_a_wrong_spec_is_one_message_and_status_two(command: str, tmp_path: Path) -> None:
+    assert "did you mean 'gqa'?" in refuse("unknown-spec", command, "gqaa")
+    assert refuse("spec-missing", command, str(tmp_path / "no.cascade"))
+    path = tmp_path / "mine.cascade"
+    path.write_text("in X[m]\nS = Y[m]\nout S\n")
+    assert f"{path}:2:5" in refuse("unknown-tensor", command, str(path))
+    path.write_bytes(b"\x7fELF\x00")
+    assert refuse("spec-binary", command, str(path))
+
+
+@pytest.mark.parametrize(
+    "text", ["P", "P=", "P=x", "p=3", "P=0", "P=-1", "P=1.5", "P=3,P=4", "P=3,,M=4", "=3", "P=3;M=4", "P=3,"]
+)
+def test_wrong_extents_are_one_message(text: str) -> None:
+    message = refuse("option-extents", "analyse", "gqa", "--extents", text)
+    assert "--extents:1:" in message and "^" in message
+
+
+def test_extents_are_read_with_blanks() -> None:
+    assert parse_extents(" P = 3 , M0=4 ") == {"P": 3, "M0": 4}
+    assert parse_extents("") == parse_extents("  ") == {}
+    with pytest.raises(InputError, match="ranks are upper case: M0=4"):
+        parse_extents("m0=4")
+
+
+@pytest.mark.parametrize("text", ["w", "w=", "w=x", "=1", "w=inf", "w=nan", "w=1e999", "w-w=1", "w=1 2"])
+def test_a_wrong_constant_is_one_message(text: str) -> None:
+    refuse("option-const", "analyse", "sliding_window", "--const", text)
+
+
+def test_a_constant_that_nothing_uses_is_one_message() -> None:
+    assert "did you mean 'scale'?" in refuse("option-const", "analyse", "gqa", "--const", "scal=2")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("", "empty-text"), ("m", "not-a-condition"), ("m < q", "unknown-name"), ("m <", "syntax")]
+)
+def test_a_wrong_constraint_is_one_message(text: str, code: str) -> None:
+    refuse(code, "derive", "gqa", "--constraint", text)
+
+
+def test_a_constant_may_have_any_name() -> None:
+    from einsumcascade.cli import _cascade
+
+    cascade = _cascade("gqa", ["p - m < condition"], ["condition=7", "scale=0.5"])
+    assert str(cascade).splitlines()[1:4] == [
+        "const scale = 0.5",
+        "const condition = 7",
+        "constraint p - m < condition",
+    ]
+
+
+def test_an_unknown_target_is_one_message() -> None:
+    refuse("unknown-target", "compile", "gqa", "--target", "cuda:91")
+
+
+def test_a_schedule_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    refuse("schedule-file", "compile", "gqa", "--schedule", str(path))
+    path.write_bytes(b"\xff\xfe")
+    refuse("schedule-file", "compile", "gqa", "--schedule", str(path))
+    path.write_text("{")
+    refuse("schedule-file", "compile", "gqa", "--schedule", str(path))
+
+
+def test_an_output_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    refuse("output-file", "compile", "gqa", "-o", str(tmp_path / "no" / "kernel.py"))
+    refuse("output-file", "compile", "gqa", "-o", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing"],
+        ["analyse"],
+        ["verify", "gqa", "--dtype", "float8"],
+        ["verify", "gqa", "--seed", "-1"],
+        ["list", "--colour"],
+        ["compile", "gqa", "--schedule"],
+    ],
+)
+def test_a_wrong_command_line_ends_with_two(arguments: list[str]) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2 and result.stdout == "" and "Error" in result.stderr
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kernel.py"
+    write_atomically(path, "one\n")
+    assert path.read_text() == "one\n"
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_atomically(path, "two\n")
+    assert path.read_text() == "one\n" and os.listdir(tmp_path) == ["kernel.py"]
+
+
+def test_a_link_stays_a_link_and_a_pipe_is_written_into(tmp_path: Path) -> None:
+    (tmp_path / "link.py").symlink_to("kernel.py")
+    write_atomically(tmp_path / "link.py", "one\n")
+    assert (tmp_path / "link.py").is_symlink() and (tmp_path / "kernel.py").read_text() == "one\n"
+    write_atomically(Path(os.devnull), "one\n")
+    assert not Path(os.devnull).is_file()
+
+
+def test_the_module_runs_as_a_program_and_help_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "einsumcascade", "analyse", "gqaa"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and done.stderr.startswith("SpecFileError[unknown-spec]") and done.stdout == ""
+    script = (
+        "import sys; sys.argv[1:] = ['--help']\nfrom einsumcascade.cli import main\nassert main() == 0\n"
+        "print([m for m in ('numpy', 'torch', 'triton', 'sympy', 'networkx', 'lark') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
