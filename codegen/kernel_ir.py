@@ -150,7 +150,8 @@ class TileKernel:
         body: statements.
         schedule: the choices that made it.
         tensors: variables of each tensor it reads or writes, in the order of its parameters.
-        outputs: the tensors it writes.
+        outputs: the tensors it writes. buffers: tensors between kernels, float32.
+        firsts: grid variables whose first and last coordinate a loop bound needs.
     """
 
     name: str
@@ -166,6 +167,7 @@ class TileKernel:
     schedule: KernelSchedule
     tensors: Mapping[str, tuple[str, ...]]
     outputs: tuple[str, ...]
+    buffers: tuple[str, ...] = field(default=())
     firsts: tuple[str, ...] = field(default=())
 
 

@@ -96,6 +96,7 @@ class _Placer:
             fixed={r: n for r, n in self._fixed().items() if r in extents},
             constants=constants, values=values, body=(*body.prologue, *statements), schedule=self.schedule,
             tensors=self._tensors(), outputs=self.cascade.output_names,
+            buffers=tuple(t for t in self.program.buffers if t in self._tensors()),
             firsts=tuple(v for v in grid if {first(v), last(v)} & used),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from einsumcascade.language.check import extents_known
@@ -177,11 +177,13 @@ class Partition:
     Args:
         whole: variable of the rank that is split.
         outers: variables that walk its tiles.
+        middles: variables between the two, in a partition of three or more parts.
         inners: variables that walk inside a tile.
     """
 
     whole: str
     outers: tuple[str, ...] = ()
+    middles: tuple[str, ...] = ()
     inners: tuple[str, ...] = ()
 
     def has_outer(self, names: tuple[str, ...]) -> bool:
@@ -195,7 +197,7 @@ class Partition:
     @property
     def parts(self) -> tuple[str, ...]:
         """Variables of the parts, outer ones first."""
-        return self.outers + self.inners
+        return self.outers + self.middles + self.inners
 
 
 def partitions(cascade: Cascade) -> dict[str, Partition]:
@@ -208,6 +210,7 @@ def partitions(cascade: Cascade) -> dict[str, Partition]:
     shape = axes(cascade)
     sizes = _sizes(cascade)
     outers: dict[str, dict[str, None]] = {}
+    middles: dict[str, dict[str, None]] = {}
     inners: dict[str, dict[str, None]] = {}
     for s in walk(cascade.body):
         if not isinstance(s, Einsum | Init):
@@ -217,9 +220,15 @@ def partitions(cascade: Cascade) -> dict[str, Partition]:
                 split = _split(index, sizes) if whole is not None else None
                 if whole is not None and split is not None and whole not in split:
                     outers.setdefault(whole, {})[split[-1]] = None
+                    middles.setdefault(whole, {}).update(dict.fromkeys(reversed(split[1:-1])))
                     inners.setdefault(whole, {})[split[0]] = None
     return {
-        v: Partition(whole=v, outers=tuple(outers.get(v, ())), inners=tuple(inners.get(v, ())))
+        v: Partition(
+            whole=v,
+            outers=tuple(outers.get(v, ())),
+            middles=tuple(middles.get(v, ())),
+            inners=tuple(inners.get(v, ())),
+        )
         for v in rank_variables(cascade)
     }
 
@@ -341,13 +350,6 @@ def _is_prefix(cascade: Cascade, statement: Einsum | Init, index: Expr, part: Pa
         if low == index.name and part.has_outer((high,)):
             return True
     return False
-
-
-def describe(cascade: Cascade) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield each rank that is no part of another, with the ranks it is split into, both in upper case."""
-    found = partitions(cascade)
-    for v in whole_ranks(cascade):
-        yield rank_of(v), tuple(rank_of(x) for x in found[v].parts)
 
 
 def known_rank(cascade: Cascade, rank: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -151,6 +151,8 @@ def test_the_table_of_published_cascades_holds(name: str) -> None:
     text, passes, levels = TABLE[name]
     found = count_passes(parse(text), rank="M")
     assert (found.passes, found.levels) == (passes, levels)
+    assert {b.boundary for b in found.barriers} == set(range(1, passes))
+    assert found.summary_traversals == int(name.startswith("local max"))
 
 
 def test_a_barrier_names_the_einsum_that_completes_and_the_one_that_waits() -> None:
@@ -172,10 +174,9 @@ def test_a_loop_over_tiles_is_a_summary_and_no_pass() -> None:
     assert found.summaries == ("PLM", "SD", "NV")
 
 
-@pytest.mark.parametrize("name", ["running max", "cascade 3", "linear"])
-def test_an_iterative_rank_is_one_pass_without_summaries(name: str) -> None:
-    found = count_passes(parse(TABLE[name][0]), rank="M")
-    assert (found.passes, found.summary_traversals, found.barriers) == (1, 0, ())
+def test_an_einsum_over_the_whole_rank_waits_for_a_summary() -> None:
+    found = count_passes(parse(LOCAL + "SN[m1,m0,p] = SLN[m1,m0,p] * PLM[m1,p]\nout SN"), rank="M")
+    assert [(b.producer, b.reader) for b in found.barriers] == [("GM", "SN")]
 
 
 def test_families_tell_what_each_tensor_costs() -> None:
@@ -203,16 +204,8 @@ def test_an_index_decides_whether_a_read_waits(tail: str, passes: int) -> None:
 
 
 def test_two_recurrences_in_opposite_directions_are_two_passes() -> None:
-    text = """in X[t]
-init F[0] = 0
-iter t:
- F[t+1] = F[t] + X[t]
-end
-init G[0] = 0
-iter t{}:
- G[t+1] = G[t] + F[t+1] * X[t]
-end
-out G"""
+    text = "in X[t]\ninit F[0] = 0\niter t:\nF[t+1] = F[t] + X[t]\nend\ninit G[0] = 0\n"
+    text += "iter t{}:\nG[t+1] = G[t] + F[t+1] * X[t]\nend\nout G"
     assert count_passes(parse(text.format("")), rank="T").passes == 1
     assert count_passes(parse(text.format(" desc")), rank="T").passes == 2
 
@@ -235,13 +228,8 @@ out W"""
 
 
 def test_a_step_on_fibers_of_its_own_does_not_add_up() -> None:
-    text = """in K[t,e] V[t,f]
-init S[0,e,f] = 0
-iter t:
- PR[t,f] = K[t,e] * S[t,e,f] :: sum(e)
- S[t+1,e,f] = S[t,e,f] + K[t,e] * (V[t,f] - PR[t,f])
-end
-out S"""
+    text = "in K[t,e] V[t,f]\ninit S[0,e,f] = 0\niter t:\nPR[t,f] = K[t,e] * S[t,e,f] :: sum(e)\n"
+    text += "S[t+1,e,f] = S[t,e,f] + K[t,e] * (V[t,f] - PR[t,f])\nend\nout S"
     assert [count_passes(parse(text), rank=r).formula for r in ("T", "E", "F")] == ["1", "2", "1"]
 
 
@@ -275,8 +263,7 @@ def test_an_unknown_rank_is_an_error_that_lists_the_ranks() -> None:
 
 def test_partitions_are_found_from_exact_affine_reads() -> None:
     nested = parse("in X[m]\nrank a = 2\nrank b = 3\nrank c = M//6\nY[c,b,a] = X[(c*B+b)*A+a] * 1\nout Y")
-    assert partitions(nested)["m"].outers == ("c",)
-    assert partitions(nested)["m"].inners == ("a",)
+    assert partitions(nested)["m"].parts == ("c", "b", "a")
     window = parse("in X[m]\nrank j = 3\nrank t = M//2\nY[t] = X[t*2+j] :: max(j)\nout Y")
     assert partitions(window)["m"].parts == ()
     assert whole_ranks(parse(LOCAL + "out SD")) == ("p", "e", "m", "f")
@@ -312,8 +299,8 @@ def cascades(draw: st.DrawFn) -> Cascade:
     return parse("\n".join([*lines, f"out T{k}"]))
 
 
-def points(e: Einsum) -> list[dict[str, int]]:
-    return [dict(zip(e.space, c, strict=True)) for c in product(*(range(SIZES[v]) for v in e.space))]
+def points(e: Einsum, sizes: dict[str, int]) -> list[dict[str, int]]:
+    return [dict(zip(e.space, c, strict=True)) for c in product(*(range(sizes[v]) for v in e.space))]
 
 
 def element(tensor: str, names: tuple[str, ...], at: dict[str, int]) -> tuple[object, ...]:
@@ -338,7 +325,7 @@ def passes_by_definition(cascade: Cascade, tensor: str) -> int:
     seen: dict[tuple[object, ...], dict[int, set[int]]] = {}
     count = 0
     for e in cascade.einsums:
-        for at in points(e):
+        for at in points(e, SIZES):
             known: dict[int, set[int]] = {}
             for r in reads(e.expr):
                 for n, coordinates in seen.get(element(r.tensor, variables(r), at), {}).items():
@@ -355,9 +342,13 @@ def passes_by_definition(cascade: Cascade, tensor: str) -> int:
 
 
 def passes_by_simulation(cascade: Cascade, tensor: str) -> int:
-    """Traverse the fiber again and again, doing all that can be done at each element, in the best order."""
+    """Traverse the fiber again and again, doing all that can be done at each element.
+
+    The last element of a traversal may run ahead into the next; the fiber is long, so that this never adds up to one.
+    """
+    length = 12
     family = family_of(cascade, tensor)
-    work = [(e, at) for e in cascade.einsums for at in points(e)]
+    work = [(e, at) for e in cascade.einsums for at in points(e, {"m": length, "p": 1})]
     writes: dict[tuple[object, ...], set[int]] = {}
     for k, (e, at) in enumerate(work):
         writes.setdefault(element(e.tensor, e.free, at), set()).add(k)
@@ -373,17 +364,14 @@ def passes_by_simulation(cascade: Cascade, tensor: str) -> int:
             before = len(done)
             done |= {k for k in range(len(work)) if places[k] in (None, here) and needs[k] <= done}
 
-    best = 99
-    for order in permutations(range(SIZES["m"])):
-        done: set[int] = set()
-        settle(done, None)
-        traversals = 0
-        while len(done) < len(work):
-            traversals += 1
-            for here in order:
-                settle(done, here)
-        best = min(best, traversals)
-    return best
+    done: set[int] = set()
+    settle(done, None)
+    traversals = 0
+    while len(done) < len(work):
+        traversals += 1
+        for here in range(length):
+            settle(done, here)
+    return traversals
 
 
 @settings(max_examples=300, deadline=None)
@@ -398,7 +386,7 @@ def test_the_sweep_agrees_with_the_definition_element_by_element(cascade: Cascad
 
 @settings(max_examples=100, deadline=None)
 @given(cascades())
-def test_no_order_of_traversal_needs_fewer_passes(cascade: Cascade) -> None:
+def test_traversing_greedily_takes_exactly_the_passes(cascade: Cascade) -> None:
     found = dict(count_passes(cascade, rank="M").families)["C"]
     assert max(1, passes_by_simulation(cascade, "C")) == max(1, found), str(cascade)
 

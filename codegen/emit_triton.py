@@ -1,0 +1,495 @@
+"""Print a kernel as Triton text: what a careful person would have written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Segment, Stmt, Store, TileKernel, first, last
+from einsumcascade.codegen.names import safe
+from einsumcascade.codegen.texts import ATOM, Text, Texts
+from einsumcascade.language.ir import (
+    Apply,
+    Expr,
+    Num,
+    Read,
+    Scalar,
+    Var,
+    apply,
+    rank_of,
+    reads,
+    subexpressions,
+    variable_of,
+    variables,
+)
+from einsumcascade.language.ops import REDUCTIONS
+
+INDENT = "    "
+HEADER = '''"""{title}
+
+{cascade}
+"""
+
+import triton
+import triton.language as tl
+'''
+MULTIPLY = '''
+
+@triton.jit
+def _multiply(x, y):
+    return x * y
+'''
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelText:
+    """The text of one kernel and what its caller must hand over.
+
+    Args:
+        name: the function's name.
+        text: its definition, decorator included.
+        tensors: tensors in parameter order. strides: (tensor, axis number) in order. lengths: extents in order.
+        constexprs: compile-time parameters and their values.
+        descriptors: (tensor, axes) loaded by descriptors: their last axis must be contiguous and aligned.
+    """
+
+    name: str
+    text: str
+    tensors: tuple[str, ...]
+    strides: tuple[tuple[str, int], ...]
+    lengths: tuple[str, ...]
+    constexprs: Mapping[str, int]
+    descriptors: tuple[str, ...]
+
+
+def emit(kernel: TileKernel, *, precision: str = "ieee") -> KernelText:
+    """Print one kernel.
+
+    Args:
+        kernel: statements over tiles.
+        precision: of products of float32 tiles: "ieee", "tf32x3" or "tf32".
+
+    Returns: its text; deterministic.
+    Cost: linear in the statements.
+    """
+    return _Printer(kernel, precision).run()
+
+
+def module(kernels: tuple[KernelText, ...], *, title: str, cascade: str) -> str:
+    """One importable text with several kernels, and the cascade they compute in its header."""
+    body = "".join("\n\n" + k.text for k in kernels)
+    helper = MULTIPLY if "_multiply)" in body else ""
+    indented = "\n".join("    " + line for line in cascade.splitlines())
+    return HEADER.format(title=title, cascade=indented) + helper + body
+
+
+@dataclass(slots=True)
+class _Printer:
+    kernel: TileKernel
+    precision: str
+    lines: list[str] = field(default_factory=list)
+    depth: int = 1
+    described: dict[str, bool] = field(default_factory=dict)
+    noted: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
+
+    def run(self) -> KernelText:
+        k = self.kernel
+        self.texts = Texts(k)
+        for s in _all_statements(k.body):
+            if isinstance(s, Load):
+                self.texts.loads.add(s.value.name)
+            if isinstance(s, Load | Map | Reduce | Dot):
+                self.texts.axes_of[s.value.name] = s.value.axes
+        for s in k.body:
+            self._statement(s)
+        body, self.lines = self.lines, []
+        self._prologue("\n".join(body))
+        constexprs = self._constexprs()
+        head = self._signature(constexprs)
+        text = "\n".join([*head, *self.lines, *body]) + "\n"
+        return KernelText(
+            name=f"{k.name}_kernel", text=text, tensors=tuple(k.tensors), lengths=k.lengths,
+            strides=tuple((t, n) for t, axes in k.tensors.items() for n in range(len(axes))),
+            constexprs=constexprs, descriptors=tuple(t for t, yes in self.described.items() if yes))
+
+    texts: Texts = field(init=False)
+
+    # --- the frame ----------------------------------------------------------------------------------------------
+
+    def _constexprs(self) -> dict[str, int]:
+        k = self.kernel
+        out = {safe(r): n for r, n in k.fixed.items() if not any(
+            a.rank == r and a.role == "loop" for a in k.axes.values())}
+        for v, axis in k.axes.items():
+            if axis.role == "whole" and axis.extent is not None:
+                out[safe(axis.rank)] = axis.extent
+            out[self.texts.size(v)] = axis.size
+        return out
+
+    def _signature(self, constexprs: Mapping[str, int]) -> list[str]:
+        k = self.kernel
+        rows = [", ".join(safe(t) for t in k.tensors)]
+        rows += [", ".join(_stride(t, v) for v in axes) for t, axes in k.tensors.items() if axes]
+        if k.lengths:
+            rows.append(", ".join(safe(r) for r in k.lengths))
+        if constexprs:
+            rows.append(", ".join(f"{n}: tl.constexpr" for n in constexprs))
+        tensors = [f"{t}: ({', '.join(rank_of(v) for v in axes)})" for t, axes in k.tensors.items()]
+        return ["@triton.jit", f"def {k.name}_kernel(", *(f"{INDENT}{r}," for r in rows), "):",
+                f"{INDENT}# {'; '.join(tensors)}"]
+
+    def _prologue(self, body: str) -> None:
+        k = self.kernel
+        for c in k.constants:
+            if c.name in k.values:
+                self._line(f"{safe(c.name)} = {k.values[c.name]!r}", comment=str(c.expr) if not isinstance(
+                    c.expr, Num) else "")
+            else:
+                self._line(f"{safe(c.name)} = {self.texts.plain(_real(c.expr))}", comment=str(c.expr))
+        for name, text in self.texts.scalars.items():
+            self._line(f"{safe(name)} = {text}")
+        self._grid(body)
+        for v, axis in k.axes.items():
+            if axis.role == "loop":
+                if f"r_{v}" in body:
+                    self._line(f"r_{v} = tl.arange(0, {self.texts.size(v)})")
+            elif axis.role == "whole" and f"o_{v}" in body:
+                self._line(f"o_{v} = tl.arange(0, {self.texts.size(v)})")
+
+    def _grid(self, body: str) -> None:
+        """Which tile of the grid this program has: the last tile variable changes fastest."""
+        k = self.kernel
+        roles = [(f"i_{v}", f"tl.cdiv({self.texts.extent(rank_of(v))}, {self.texts.size(v)})")
+                 for v in reversed(k.tiles)]
+        roles += [(f"i_{v}", self.texts.extent(rank_of(v))) for v in reversed(k.batch)]
+        if not roles:
+            return
+        if len(roles) == 1:
+            name, _ = roles[0]
+            cast = ".to(tl.int64)" if name[2:] in k.batch else ""
+            self._line(f"{name} = tl.program_id(0){cast}")
+        else:
+            self._line("pid = tl.program_id(0)")
+            for n, (name, count) in enumerate(roles):
+                cast = ".to(tl.int64)" if name[2:] in k.batch else ""
+                if n == len(roles) - 1:
+                    self._line(f"{name} = pid{cast}")
+                else:
+                    self._line(f"{name} = (pid % {count}){cast}" if cast else f"{name} = pid % {count}")
+                    self._line(f"pid = pid // {count}")
+        for v in k.tiles:
+            size = self.texts.size(v)
+            self._line(f"o_{v} = i_{v} * {size} + tl.arange(0, {size})")
+            if v in k.firsts:
+                self._line(f"{first(v)} = i_{v} * {size}")
+                self._line(f"{last(v)} = tl.minimum({first(v)} + {size}, {self.texts.extent(rank_of(v))}) - 1")
+
+    def _line(self, text: str, *, comment: str = "") -> None:
+        self.lines.append(INDENT * self.depth + text + (f"  # {comment}" if comment else ""))
+
+    # --- statements ---------------------------------------------------------------------------------------------
+
+    def _statement(self, s: Stmt) -> None:
+        match s:
+            case Load():
+                self._address(s, None)
+                self._load(s, None)
+            case Map():
+                self._map(s)
+            case Reduce():
+                self._reduce(s)
+            case Dot():
+                self._dot(s)
+            case Store():
+                self._store(s)
+            case Loop():
+                self._loop(s)
+
+    def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
+        for n, t in enumerate(self.texts.temporaries, start=1):
+            self._line(f"b_t{n} = {t}")
+        self.texts.temporaries.clear()
+        if note and note not in self.noted:
+            self.noted.add(note)
+            self._line(f"# {note}")
+        self._line(f"{value} = {text}", comment=self.texts.shape(axes) if axes else "")
+
+    def _map(self, s: Map) -> None:
+        t = self.texts.of(s.expr)
+        name = safe(s.value.name)
+        if isinstance(s.expr, Num):
+            shape = self.texts.shape(s.value.axes)
+            self._assign(name, f"tl.full({shape}, {t.text}, tl.float32)", (), s.note)
+            return
+        t = self.texts.expand(t, s.value.axes)
+        text = t.text
+        missing = set(s.value.axes) - set(self.texts.of(s.expr).axes)
+        if missing:
+            text = f"tl.broadcast_to({text}, {self.texts.shape(s.value.axes)})" if t.axes else (
+                f"tl.full({self.texts.shape(s.value.axes)}, 0.0, tl.float32) + {text}")
+        if isinstance(s.expr, Read) and s.expr.tensor in self.texts.loads:
+            text = text if text.endswith("float32)") else f"{text}.to(tl.float32)"
+        self._assign(name, text, s.value.axes, s.note)
+
+    def _reduce(self, s: Reduce) -> None:
+        t = self.texts.of(s.expr)
+        row = REDUCTIONS[s.reduce]
+        if not set(s.over) <= set(t.axes):
+            text = f"tl.broadcast_to({self.texts.expand(t, s.axes).text}, {self.texts.shape(s.axes)})"
+            axes = s.axes
+        else:
+            axes = tuple(v for v in s.axes if v in t.axes)
+            text = self.texts.expand(t, axes).text
+        for v in sorted(s.over, key=axes.index, reverse=True):
+            text = row.triton.format(text, axes.index(v))
+            axes = tuple(a for a in axes if a != v)
+        self._assign(safe(s.value.name), self._grown(text, axes, s.value.axes), s.value.axes, s.note)
+
+    def _grown(self, text: str, axes: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+        if axes == wanted:
+            return text
+        return f"tl.broadcast_to({self.texts.expand(Text(text, ATOM, axes), wanted).text}, {self.texts.shape(wanted)})"
+
+    def _dot(self, s: Dot) -> None:
+        i, j = s.value.axes
+        left, right = self._operand(s, s.left.name, (i, s.over)), self._operand(s, s.right.name, (s.over, j))
+        parts = [left, right]
+        if s.accumulate is not None:
+            parts.append(self.texts.inside(s.accumulate, s.value.axes))
+        text = f'tl.dot({", ".join(parts)}, input_precision="{self.precision}")'
+        self._assign(safe(s.value.name), text, s.value.axes, s.note)
+
+    def _operand(self, s: Dot, name: str, axes: tuple[str, str]) -> str:
+        """An operand in the dtype that tensor cores take: that of the inputs."""
+        text = safe(name)
+        if not self._is_main(name):
+            other = s.right.name if name == s.left.name else s.left.name
+            main = f"{safe(other)}.dtype" if self._is_main(other) else f"{safe(self._main())}.dtype.element_ty"
+            text += f".to({main})"
+        return text if self.texts.axes_of[name] == axes else f"tl.trans({text})"
+
+    def _main(self) -> str:
+        """The tensor whose dtype is that of the computation: the first input."""
+        return next(iter(self.kernel.tensors))
+
+    def _is_main(self, name: str) -> bool:
+        return name in self.texts.loads and self._tensor_of(name) in self._inputs()
+
+    def _tensor_of(self, name: str) -> str:
+        return next(s.tensor for s in _all_statements(self.kernel.body) if isinstance(s, Load) and s.value.name == name)
+
+    def _inputs(self) -> set[str]:
+        return {t for t in self.kernel.tensors if t not in self.kernel.buffers and t not in self.kernel.outputs}
+
+    # --- memory -------------------------------------------------------------------------------------------------
+
+    def _dimensions(self, s: Load | Store, loop: Loop | None) -> tuple[list[str], list[tuple[Text, str]], str | None]:
+        """Scalar offsets, tile offsets and the stride by which the pointer moves each step, if it does."""
+        base: list[str] = []
+        tile: list[tuple[Text, str]] = []
+        moves: str | None = None
+        for i, d in zip(s.indices, self.kernel.tensors[s.tensor], strict=True):
+            stride = _stride(s.tensor, d)
+            if loop is not None and loop.inner is not None and i == _position(loop):
+                moves = stride
+                tile.append((Text(f"r_{loop.inner}", ATOM, (loop.inner,)), stride))
+                continue
+            t = self.texts.of(i, raw=True)
+            if t.axes:
+                tile.append((t, stride))
+            elif not (isinstance(i, Num) and i.value == 0):
+                text = t.text if t.precedence >= 13 else f"({t.text})"
+                if not (isinstance(i, Var) and i.name in self.kernel.batch):
+                    text = f"{text}.to(tl.int64)" if not isinstance(i, Num) else text
+                base.append(f"{text} * {stride}")
+        return base, tile, moves
+
+    def _is_fixed(self, s: Load, loop: Loop) -> bool:
+        """Whether the address is a pointer that moves by one stride a step, tile by tile."""
+        return all(i == _position(loop) if loop.inner is not None and loop.index in variables(i)
+                   else loop.index not in variables(i) and not reads(i) for i in s.indices)
+
+    def _address(self, s: Load | Store, loop: Loop | None) -> None:
+        base, tile, _ = self._dimensions(s, loop)
+        name = _suffix(s)
+        axes = s.value.axes if isinstance(s, Load) else s.axes
+        if isinstance(s, Load) and self._by_descriptor(s, loop):
+            self._describe(s, base, loop)
+            return
+        start = ""
+        if loop is not None and loop.segments[0].lo != Num(value=0) and loop.inner is not None:
+            _, _, moves = self._dimensions(s, loop)
+            if moves is not None:
+                start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
+        self._line(f"p_{name} = {' + '.join([safe(s.tensor), *base])}{start}")
+        if tile:
+            parts = [self.texts.expand(Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM,
+                                            t.axes), axes).text + f" * {stride}" for t, stride in tile]
+            self._line(f"o_{name} = {' + '.join(parts)}")
+
+    def _load(self, s: Load, loop: Loop | None) -> None:
+        name = _suffix(s)
+        if self._by_descriptor(s, loop):
+            at = ", ".join(self._corner(i, loop) for i, v in zip(s.indices, self.kernel.tensors[s.tensor], strict=True)
+                           if self._spans(i, loop))
+            self._assign(safe(s.value.name), f"d_{name}.load([{at}])", s.value.axes, "")
+            return
+        tiled = bool(s.value.axes)
+        text = f"p_{name} + o_{name}" if tiled else f"p_{name}"
+        if s.mask:
+            mask = self.texts.inside(_all(s.mask), s.value.axes)
+            text += f", mask={mask}, other=0.0"
+        self._assign(safe(s.value.name), f"tl.load({text})", s.value.axes, "")
+
+    def _store(self, s: Store) -> None:
+        self._address(s, None)
+        if s.note and s.note not in self.noted:
+            self._line(f"# {s.note}")
+        name = _suffix(s)
+        text = self._grown(self.texts.inside(s.expr, tuple(v for v in s.axes if v in self.texts.of(s.expr).axes)),
+                           tuple(v for v in s.axes if v in self.texts.of(s.expr).axes), s.axes)
+        text = f"({text})" if " " in text and not text.startswith("tl.") else text
+        where = f"p_{name} + o_{name}" if s.axes else f"p_{name}"
+        mask = f", mask={self.texts.inside(_all(s.mask), s.axes)}" if s.mask else ""
+        self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
+
+    # --- descriptors --------------------------------------------------------------------------------------------
+
+    def _spans(self, i: Expr, loop: Loop | None) -> bool:
+        return bool(self.texts.of(i, raw=True).axes) or (loop is not None and i == _position(loop))
+
+    def _by_descriptor(self, s: Load, loop: Loop | None) -> bool:
+        """Whether a load is a box of its tensor: two plain axes, the last axis of the tensor among them."""
+        if not self.kernel.schedule.descriptors or len(s.value.axes) != 2:
+            return False
+        spans = [self._spans(i, loop) for i in s.indices]
+        plain = all(isinstance(i, Var) or (loop is not None and i == _position(loop)) for i in s.indices)
+        yes = spans[-1] and sum(spans) == 2 and plain and not reads(*s.indices)
+        self.described[s.tensor] = self.described.get(s.tensor, False) or yes
+        return yes
+
+    def _corner(self, i: Expr, loop: Loop | None) -> str:
+        if loop is not None and i == _position(loop):
+            return _start(loop)
+        assert isinstance(i, Var)
+        return f"i_{i.name} * {self.texts.size(i.name)}" if self.kernel.axes[i.name].role == "grid" else "0"
+
+    def _describe(self, s: Load, base: list[str], loop: Loop | None) -> None:
+        name = _suffix(s)
+        axes = [(i, d) for i, d in zip(s.indices, self.kernel.tensors[s.tensor], strict=True) if self._spans(i, loop)]
+        shape = ", ".join(self.texts.extent(rank_of(d)) for _, d in axes)
+        strides = f"{_stride(s.tensor, axes[0][1])}, 1"
+        block = ", ".join(self.texts.size(v) for v in s.value.axes)
+        self._line(f"d_{name} = tl.make_tensor_descriptor({' + '.join([safe(s.tensor), *base])}, "
+                   f"shape=[{shape}], strides=[{strides}], block_shape=[{block}])")
+
+    # --- loops --------------------------------------------------------------------------------------------------
+
+    def _loop(self, loop: Loop) -> None:
+        loads: dict[str, Load] = {}
+        for g in loop.segments:
+            for s in g.body:
+                if isinstance(s, Load):
+                    loads.setdefault(s.value.name, s)
+        if loop.inner is not None:
+            self.texts.positions = {_position(loop): f"o_{variable_of(loop.rank)}",
+                                    apply("mul", *_position_product(loop)): _start(loop)}
+        for s in loads.values():
+            if self._is_fixed(s, loop):
+                self._address(s, loop)
+        for g in loop.segments:
+            self._segment(loop, g, loads)
+        self.texts.positions = {}
+
+    def _segment(self, loop: Loop, g: Segment, loads: Mapping[str, Load]) -> None:
+        lo, hi = self.texts.plain(g.lo), self.texts.plain(g.hi)
+        step = f", {self.texts.size(loop.inner)}" if loop.inner is not None else ""
+        tested = [str(c) for c in g.tested]
+        self._line("# tiles where " + (" and ".join(f"{_readable(c, loop)}" for c in tested) + " is tested"
+                                       if tested else "every point is live"))
+        self._line(f"for {_start(loop)} in tl.range({lo}, {hi}{step}):")
+        self.depth += 1
+        mark = len(self.lines)
+        for s in g.body:
+            if isinstance(s, Load):
+                if not self._is_fixed(s, loop):
+                    self._address(s, None)
+                self._load(s, loop if self._is_fixed(s, loop) else None)
+            else:
+                self._statement(s)
+        if loop.inner is not None:
+            name = f"o_{variable_of(loop.rank)}"
+            if any(_mentions(line, name) for line in self.lines[mark:]):
+                self.lines.insert(mark, INDENT * self.depth + f"{name} = {_start(loop)} + r_{loop.inner}")
+        for s in loads.values():
+            if self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
+                _, _, moves = self._dimensions(s, loop)
+                if moves is not None:
+                    self._line(f"p_{_suffix(s)} += {self.texts.size(loop.inner or '')} * {moves}")
+        self.depth -= 1
+
+
+def _mentions(line: str, name: str) -> bool:
+    import re
+
+    return re.search(rf"\b{name}\b", line.split("#")[0]) is not None
+
+
+def _readable(condition: str, loop: Loop) -> str:
+    if loop.inner is None:
+        return condition
+    v = variable_of(loop.rank)
+    position = str(_position(loop))
+    return condition.replace(f"({position})", v).replace(position, v)
+
+
+def _start(loop: Loop) -> str:
+    return f"start_{variable_of(loop.rank)}" if loop.inner is not None else f"i_{loop.index}"
+
+
+def _position_product(loop: Loop) -> tuple[Expr, Expr]:
+    assert loop.inner is not None
+    return Var(name=loop.index), Scalar(name=rank_of(loop.inner))
+
+
+def _position(loop: Loop) -> Expr:
+    """The looped coordinate as loop form writes it."""
+    if loop.inner is None:
+        return Var(name=loop.index)
+    return apply("add", apply("mul", *_position_product(loop)), Var(name=loop.inner))
+
+
+def _stride(tensor: str, variable: str) -> str:
+    return f"stride_{tensor}_{variable}"
+
+
+def _suffix(s: Load | Store) -> str:
+    return s.value.name.removeprefix("b_") if isinstance(s, Load) else s.tensor
+
+
+def _all(conditions: tuple[Expr, ...]) -> Expr:
+    out = conditions[0]
+    for c in conditions[1:]:
+        out = apply("and", out, c)
+    return out
+
+
+def _real(expr: Expr) -> Expr:
+    """An arithmetic expression over extents: a whole number becomes a real one before a power."""
+    if isinstance(expr, Apply) and expr.op == "pow":
+        return apply("pow", apply("mul", _real(expr.args[0]), Num(value=1.0)), _real(expr.args[1]))
+    if isinstance(expr, Apply):
+        return Apply(op=expr.op, args=tuple(_real(a) for a in expr.args))
+    return expr
+
+
+def _all_statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    for s in body:
+        yield s
+        if isinstance(s, Loop):
+            for g in s.segments:
+                yield from _all_statements(g.body)
+
+
+__all__ = ["KernelText", "emit", "module", "subexpressions"]

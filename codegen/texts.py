@@ -1,0 +1,216 @@
+"""Print expressions over tiles as Triton text, broadcasting along named axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from einsumcascade.codegen.body import LOG2E
+from einsumcascade.codegen.kernel_ir import TileKernel
+from einsumcascade.codegen.names import safe
+from einsumcascade.language.ir import (
+    Apply,
+    Expr,
+    Num,
+    Read,
+    Scalar,
+    Var,
+    apply,
+    rank_of,
+    reads,
+    scalars,
+    variables,
+)
+
+ATOM = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of kernel text: how tightly it binds and the axes its value has."""
+
+    text: str
+    precedence: int
+    axes: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Texts:
+    """Expressions of one kernel as text.
+
+    Args:
+        kernel: the kernel.
+        loads: names of values that come straight from memory, so are of their tensor's dtype.
+        axes_of: axes of every value.
+    """
+
+    kernel: TileKernel
+    loads: set[str] = field(default_factory=set)
+    axes_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    scalars: dict[str, str] = field(default_factory=dict)  # text of a hoisted scalar by its name
+    positions: Mapping[Expr, str] = field(default_factory=dict)  # coordinates of loops, by expression
+    temporaries: list[str] = field(default_factory=list)
+
+    # --- sizes --------------------------------------------------------------------------------------------------
+
+    def size(self, var: str) -> str:
+        """The name of a tile's size: BLOCK_P, or the extent itself where the tile is exactly it."""
+        axis = self.kernel.axes[var]
+        if axis.role == "loop":
+            return "BLOCK_" + rank_of(var).rstrip("_")[:-1]
+        if axis.role == "grid" or axis.is_padded:
+            return f"BLOCK_{axis.rank}"
+        return safe(axis.rank)
+
+    def shape(self, axes: tuple[str, ...]) -> str:
+        """The shape of a value: `[BLOCK_P, E]`."""
+        return "[" + ", ".join(self.size(v) for v in axes) + "]"
+
+    def extent(self, rank: str) -> str:
+        """An extent: an argument, a fixed size, or the expression that defines it."""
+        for v, axis in self.kernel.axes.items():
+            if axis.role == "loop" and axis.rank == rank:
+                return self.size(v)
+        if rank in self.kernel.lengths or rank in self.kernel.fixed:
+            return safe(rank)
+        definition = next((d for d in self.kernel.cascade.ranks if rank_of(d.name) == rank), None)
+        assert definition is not None, rank
+        return f"({self.plain(definition.expr)})"
+
+    # --- expressions --------------------------------------------------------------------------------------------
+
+    def plain(self, expr: Expr) -> str:
+        """A scalar expression."""
+        return self.of(expr).text
+
+    def inside(self, expr: Expr, axes: tuple[str, ...]) -> str:
+        """An expression expanded to given axes, ready to stand beside others of those axes."""
+        return self.expand(self.of(expr), axes).text
+
+    def of(self, expr: Expr, *, raw: bool = False) -> Text:
+        """The text of an expression; `raw` leaves loaded values in their own dtype."""
+        if expr in self.positions:
+            return Text(self.positions[expr], ATOM, tuple(v for v in variables(expr) if v in self.kernel.axes))
+        match expr:
+            case Num():
+                return self._number(expr.value)
+            case Var():
+                if expr.name in self.kernel.axes:
+                    return Text(f"o_{expr.name}", ATOM, (expr.name,))
+                return Text(f"i_{expr.name}", ATOM, ())
+            case Scalar():
+                name = self.extent(expr.name) if expr.is_extent else safe(expr.name)
+                return Text(name, ATOM, ())
+            case Read():
+                axes = self.axes_of.get(expr.tensor, ())
+                text = safe(expr.tensor)
+                if expr.tensor in self.loads and not raw:
+                    text += ".to(tl.float32)"
+                return Text(text, ATOM, axes)
+            case Apply():
+                return self._apply(expr, raw)
+
+    def _number(self, value: float) -> Text:
+        if math.isinf(value):
+            return Text(f'float("{"-" if value < 0 else ""}inf")', ATOM, ())
+        return Text(repr(value), ATOM if value >= 0 else 14, ())
+
+    def _apply(self, expr: Apply, raw: bool) -> Text:
+        if scalars(expr) and not reads(expr) and not variables(expr) and not any(
+                s[0].isupper() for s in scalars(expr)):
+            return self._hoisted(expr)
+        compares = expr.row.condition and expr.op not in ("and", "or", "not")
+        parts = [self.of(a, raw=raw or compares) for a in expr.args]
+        axes = self._union(parts)
+        if expr.op in ("and", "or"):
+            left, right = (self._bracketed(self.expand(p, axes), ATOM) for p in parts)
+            return Text(f"{left} {'&' if expr.op == 'and' else '|'} {right}", 8, axes)
+        template = expr.row.ieee if expr.op in ("sub", "div") and _is_integer(expr) else expr.row.triton
+        assert template is not None, expr.op
+        plain = {"add": 11, "sub": 11, "ieee_sub": 11, "mul": 12, "ieee_div": 12, "div": 12, "floordiv": 12, "mod": 12}
+        if expr.op in plain and "tl." not in template:
+            p = plain[expr.op]
+            left, right = self._bracketed(self.expand(parts[0], axes), p), self._bracketed(
+                self.expand(parts[1], axes), p + 1)
+            return Text(template.format(left, right), p, axes)
+        if compares:
+            left, right = (self._bracketed(self.expand(p, axes), 11) for p in parts)
+            return Text(template.format(left, right), 6, axes)
+        expanded = [self.expand(p, axes) for p in parts]
+        repeated = any(template.count("{%d}" % n) > 1 for n in range(len(parts)))
+        calls = template.startswith("tl.") and template.count("(") == 1 and not repeated
+        texts = [e.text if calls else self._bracketed(self._once(e) if repeated else e, 13) for e in expanded]
+        text = template.format(*texts)
+        return Text(text, ATOM if calls else 1, axes)
+
+    def _once(self, t: Text) -> Text:
+        """Name a text that a template uses more than once."""
+        if t.precedence == ATOM and t.text.isidentifier():
+            return t
+        self.temporaries.append(t.text)
+        return Text(f"b_t{len(self.temporaries)}", ATOM, t.axes)
+
+    def _hoisted(self, expr: Apply) -> Text:
+        """A product of constants gets a name, computed once at the top."""
+        body = []
+
+        def go(e: Expr) -> Text:
+            if isinstance(e, Apply):
+                args = [go(a) for a in e.args]
+                template = e.row.ieee or e.row.triton or ""
+                body.append(e)
+                return Text(template.format(*(self._bracketed(a, 13) for a in args)), 1, ())
+            return self.of(e)
+
+        text = go(expr).text
+        names = "_".join(scalars(expr))
+        name = f"{names}_log2e" if expr == apply("mul", expr.args[0], Num(value=LOG2E)) and len(body) == 1 else (
+            f"{names}_c")
+        taken = {k: v for k, v in self.scalars.items()}
+        candidate, n = name, 2
+        while taken.get(candidate, text) != text or candidate in self._constant_names():
+            candidate, n = f"{name}{n}", n + 1
+        self.scalars[candidate] = text
+        return Text(safe(candidate), ATOM, ())
+
+    def _constant_names(self) -> set[str]:
+        return {c.name for c in self.kernel.constants} | set(self.kernel.lengths) | set(self.kernel.fixed)
+
+    def _bracketed(self, t: Text, minimum: int) -> str:
+        return t.text if t.precedence >= minimum else f"({t.text})"
+
+    def _union(self, parts: list[Text]) -> tuple[str, ...]:
+        if len({p.axes for p in parts if p.axes}) == 1:
+            return next(p.axes for p in parts if p.axes)
+        wanted = {v for p in parts for v in p.axes}
+        return tuple(v for v in self.kernel.axes if v in wanted)
+
+    def expand(self, t: Text, axes: tuple[str, ...]) -> Text:
+        """Insert axes of length 1 so that a value broadcasts against the given axes."""
+        if not t.axes or t.axes == axes:
+            return t
+        if tuple(v for v in axes if v in t.axes) != t.axes:
+            assert len(t.axes) == 2, (t, axes)
+            t = Text(f"tl.trans({t.text})", ATOM, t.axes[::-1])
+            if t.axes == axes:
+                return t
+        index = ", ".join(":" if v in t.axes else "None" for v in axes)
+        return Text(f"{self._bracketed(t, ATOM)}[{index}]", ATOM, axes)
+
+
+def _is_integer(expr: Expr) -> bool:
+    """Whether an expression is over coordinates and whole numbers only, where no value is infinite."""
+    match expr:
+        case Apply(op="div"):
+            return False
+        case Apply():
+            return all(_is_integer(a) for a in expr.args)
+        case Num():
+            return isinstance(expr.value, int)
+        case Var():
+            return True
+        case Scalar():
+            return expr.is_extent
+        case Read():
+            return False
