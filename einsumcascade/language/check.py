@@ -12,7 +12,6 @@ from einsumcascade.language.ir import (
     Expr,
     Init,
     Iter,
-    Read,
     Statement,
     rank_of,
     reads,
@@ -46,7 +45,10 @@ def check(cascade: Cascade) -> Iterator[Diagnostic]:
     if not cascade.outputs:
         yield Diagnostic(code="no-output", headline="no tensor leaves the cascade",
                          rule="`out` names the tensors a caller gets", hint=f"out {_last(cascade)}")
-    for o in cascade.outputs:
+    for n, o in enumerate(cascade.outputs):
+        if o.tensor in cascade.output_names[:n]:
+            yield Diagnostic(code="defined-twice", headline=f"{o.tensor} leaves the cascade twice", span=o.span,
+                             rule="an output is named once")
         if o.tensor not in written:
             yield Diagnostic(code="unknown-tensor", headline=f"the output '{o.tensor}' is never written", span=o.span,
                              rule="an output is written by an Einsum", hint=nearest(o.tensor, sorted(written)))
@@ -86,23 +88,58 @@ def _declarations(cascade: Cascade) -> Iterator[Diagnostic]:
         if len(set(i.indices)) < len(i.indices):
             yield Diagnostic(code="rank-repeated", headline=f"{i.tensor} has a rank twice", span=i.span,
                              rule="each axis of an input has a rank of its own")
-    tensors = {i.tensor for i in cascade.inputs} | {e.tensor for e in cascade.einsums}
-    for v in extents_known(cascade):
-        if rank_of(v) in tensors and any(s.name == rank_of(v) for d in (*cascade.constants, *cascade.ranks)
-                                         for s in subexpressions(d.expr) if hasattr(s, "name")):
-            yield Diagnostic(code="name-clash", headline=f"'{rank_of(v)}' is a tensor and an extent",
-                             rule="a bare upper-case name is a scalar tensor or an extent, not both")
+    written = {e.tensor for e in cascade.einsums}
+    variables_known = extents_known(cascade)
+    for c in cascade.constants:
+        if c.name in written:
+            yield Diagnostic(code="defined-twice", headline=f"'{c.name}' is a constant and written by an Einsum",
+                             span=c.span, rule="a name means one thing")
+        if c.name in variables_known or variable_of(c.name) in variables_known:
+            what = "a rank variable" if c.name in variables_known else "an extent"
+            yield Diagnostic(code="name-clash", headline=f"'{c.name}' is a constant and {what}", span=c.span,
+                             rule="a name means one thing")
+    # Only a bare use is ambiguous: X[y, x] is a tensor, whatever the extent of x is called.
+    bare = [r for e in _expressions(cascade) for r in reads(e) if not r.indices]
+    for v in variables_known:
+        for r in bare:
+            if r.tensor == rank_of(v):
+                yield Diagnostic(code="name-clash", headline=f"'{r.tensor}' is a tensor and an extent", span=r.span,
+                                 rule="a bare upper-case name is a scalar tensor or an extent, not both")
+                break
+    for e in _expressions(cascade):
+        for s in subexpressions(e):
+            if isinstance(s, Apply) and s.op in ("and", "or", "not", "select"):
+                for operand in s.args[:1] if s.op == "select" else s.args:
+                    if not (isinstance(operand, Apply) and operand.row.condition):
+                        yield Diagnostic(code="not-a-condition", span=operand.span,
+                                         headline=f"'{operand}' is a number, not a condition",
+                                         rule="and, or, not and select take comparisons", hint="for instance m <= p")
+
+
+def _expressions(cascade: Cascade) -> Iterator[Expr]:
+    """Every expression of a cascade, those of its declarations first."""
+    yield from (d.expr for d in (*cascade.constants, *cascade.ranks))
+    yield from cascade.constraints
+    for s in walk(cascade.body):
+        if not isinstance(s, Iter):
+            yield s.expr
+            yield from s.where if isinstance(s, Einsum) else ()
 
 
 def _statements(cascade: Cascade, body: tuple[Statement, ...], arity: dict[str, int], written: set[str],
-                known: set[str]) -> Iterator[Diagnostic]:
+                known: set[str], open_ranks: tuple[str, ...] = ()) -> Iterator[Diagnostic]:
+    slices: set[tuple[str, tuple[Expr, ...]]] = set()
     for s in body:
         match s:
             case Iter():
                 if s.var not in known:
                     yield _unbound(s.var, s, known)
+                if s.var in open_ranks:
+                    yield Diagnostic(code="rank-repeated", headline=f"{s.var} is iterated within iter {s.var}",
+                                     span=s.span, rule="each iterative block has a rank of its own")
                 inner = {x.tensor for x in walk(s.body) if isinstance(x, Einsum)}
-                yield from _statements(cascade, s.body, arity, written | (inner & _inits(cascade)), known)
+                yield from _statements(cascade, s.body, arity, written | (inner & _inits(cascade)), known,
+                                       (*open_ranks, s.var))
                 written |= inner
             case Init() | Einsum():
                 exprs = (s.expr, *s.where) if isinstance(s, Einsum) else (s.expr,)
@@ -115,6 +152,17 @@ def _statements(cascade: Cascade, body: tuple[Statement, ...], arity: dict[str, 
                                      headline=f"{s.tensor} has {arity[s.tensor]} indices before, here {len(s.indices)}",
                                      rule="a tensor has as many indices wherever it stands")
                 if isinstance(s, Einsum):
+                    stray = [v for v in variables(*s.where) if v not in (*s.space, *open_ranks) and v in known]
+                    if stray:
+                        listed = ", ".join(stray)
+                        yield Diagnostic(code="rank-not-reduced", span=s.span,
+                                         headline=f"{listed}: in a condition, neither on the left nor reduced",
+                                         rule="a condition of an Einsum goes over the ranks that it iterates",
+                                         hint=f":: {s.reduce or 'sum'}({', '.join([*s.ranks, *stray])})")
+                    if (s.tensor, s.indices) in slices and s.tensor in _inits(cascade):
+                        yield Diagnostic(code="defined-twice", headline=f"{s} writes what is written before",
+                                         span=s.span, rule="each element of a tensor is written by one Einsum")
+                    slices.add((s.tensor, s.indices))
                     if s.tensor in written and s.tensor not in _inits(cascade):
                         what = "an input" if cascade.input(s.tensor) else "written before"
                         yield Diagnostic(code="defined-twice", headline=f"{s.tensor} is {what} and written here",

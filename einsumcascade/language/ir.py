@@ -228,7 +228,7 @@ class Cascade:
         """The declaration of an input, or None."""
         return next((i for i in self.inputs if i.tensor == tensor), None)
 
-    def constrain(self, condition: str, **constants: float) -> Cascade:
+    def constrain(self, condition: str, /, **constants: float) -> Cascade:
         """Return the cascade with one more constraint, given as text over its rank variables.
 
         Raises: CascadeError: the text is not a condition over ranks of this cascade.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -37,8 +39,10 @@ from einsumcascade.language.ir import (
 from einsumcascade.language.ops import FUNCTIONS, INFIX, OPS
 
 KEYWORDS = ("in", "const", "rank", "constraint", "init", "iter", "end", "out")
-_READABLE = {"NAME": "a name", "NUMBER": "a number", "LSQB": "'['", "RSQB": "']'", "LPAR": "'('", "RPAR": "')'",
-             "EQUAL": "'='", "COMMA": "','", "COLON": "':'", "MINUS": "'-'", "$END": "the end of the line"}
+_READABLE = {"NAME": "a name", "NUMBER": "a number", "ADD": "an operator", "MUL": "an operator",
+             "POW": "an operator", "COMPARE": "a comparison", "$END": "the end of the line"}
+# Every walk over an expression is recursive; this stays well within the recursion limit of Python.
+_DEPTH = 150
 
 
 class _Mistake(Exception):
@@ -53,6 +57,12 @@ class _Mistake(Exception):
 def _grammar() -> Lark:
     text = Path(__file__).with_name("grammar.lark").read_text(encoding="utf-8")
     return Lark(text, parser="lalr", start=["statement", "expr"], propagate_positions=True, maybe_placeholders=True)
+
+
+def _readable(terminal: str) -> str:
+    if terminal in _READABLE:
+        return _READABLE[terminal]
+    return f"'{_grammar().get_terminal(terminal).pattern.value}'"
 
 
 def parse(text: str, *, name: str = "<text>") -> Cascade:
@@ -103,6 +113,7 @@ def constrained(cascade: Cascade, condition: str, constants: Mapping[str, float]
         if re.fullmatch(r"\s*", condition):
             raise _Mistake("empty-text", "the constraint is empty", None, rule="a constraint is a condition",
                            hint="for instance 'm <= p'")
+        numbers = {k: _number(k, v) for k, v in constants.items()}
         tree = _parse_line("constraint " + condition, 1, column=-len("constraint "))
         names = _Names(
             tensors={i.tensor for i in cascade.inputs} | {e.tensor for e in cascade.einsums},
@@ -114,13 +125,23 @@ def constrained(cascade: Cascade, condition: str, constants: Mapping[str, float]
         raise CascadeError(diagnostics=(m.diagnostic,), source=source) from None
     new = replace(
         cascade,
-        constants=cascade.constants + tuple(Definition(name=k, expr=Num(value=v)) for k, v in constants.items()),
+        constants=cascade.constants + tuple(Definition(name=k, expr=Num(value=v)) for k, v in numbers.items()),
         constraints=cascade.constraints + conditions,
     )
     problems = list(check(new))
     if problems:
         raise CascadeError(diagnostics=tuple(problems), source=source)
     return new
+
+
+def _number(name: str, value: float) -> int | float:
+    """Take a number of any library over as Python's own, which prints as the language writes it."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise _Mistake("syntax", f"'{name}' is no name", None, rule="a name is an ASCII word")
+    if isinstance(value, bool) or not hasattr(value, "__float__") or math.isnan(value):
+        raise _Mistake("number-range", f"the constant {name} is {value!r}", None, rule="a constant is a number")
+    # The sum turns -0.0, which the language has no way to write, into 0.0.
+    return operator.index(value) if hasattr(value, "__index__") else float(value) + 0.0
 
 
 def _known_variables(cascade: Cascade) -> tuple[str, ...]:
@@ -158,7 +179,18 @@ def _parse_line(body: str, line: int, *, column: int = 0) -> Tree[Token]:
     inner = tree.children[0]
     assert isinstance(inner, Tree)
     _shift(inner, body, line, column)
+    _limit_depth(inner)
     return inner
+
+
+def _limit_depth(tree: Tree[Token]) -> None:
+    depth: dict[int, int] = {}
+    # Children come before their parents.
+    for sub in tree.iter_subtrees():
+        depth[id(sub)] = 1 + max((depth[id(c)] for c in sub.children if isinstance(c, Tree)), default=0)
+        if depth[id(sub)] > _DEPTH:
+            _fail("nested-too-deep", f"an expression nests more than {_DEPTH} operators", sub,
+                  rule="a chain of operators counts each of them", hint="name a part of it by an Einsum of its own")
 
 
 def _place(body: str, line: int, column: int, offset: int) -> tuple[int, int]:
@@ -188,14 +220,16 @@ def _set(where: Any, body: str, line: int, column: int) -> None:
 
 
 def _syntax(error: UnexpectedInput, body: str, line: int, column: int) -> _Mistake:
-    offset = error.pos_in_stream if isinstance(error.pos_in_stream, int) and error.pos_in_stream >= 0 else len(body)
+    # Lark declares the place as None.
+    place: Any = error.pos_in_stream
+    offset = place if isinstance(place, int) and place >= 0 else len(body)
     width = 1
     if isinstance(error, UnexpectedToken):
         if error.token.type == "$END":
             offset, found = len(body.rstrip()), "the line ends"
         else:
             found, width = f"'{error.token}'", len(error.token)
-        expected = sorted({_READABLE.get(t, t) for t in error.accepts or error.expected})
+        expected = sorted({_readable(t) for t in error.accepts or error.expected})
     else:
         assert isinstance(error, UnexpectedCharacters)
         found, expected = f"the character {body[offset]!r}", []
@@ -252,6 +286,9 @@ def _expr(node: Tree[Token] | Token, names: _Names) -> Expr:
     match node.data:
         case "number":
             text = str(kids[0])
+            if math.isinf(float(text)):
+                _fail("number-range", "the number is beyond the range of float64", node,
+                      rule="numbers are finite; infinity is written inf")
             return Num(value=float(text) if re.search(r"[.eE]", text) else int(text), span=span)
         case "infinity":
             return Num(value=float("inf"), span=span)
@@ -410,11 +447,14 @@ class _Builder:
             listed = [str(c) for c in reduction.children[1:]]
             for token, v in zip(reduction.children[1:], listed, strict=True):
                 if v in free:
-                    _fail("reduced-rank-kept", f"{v} is reduced and also on the left", token,  # type: ignore[arg-type]
+                    _fail("reduced-rank-kept", f"{v} is reduced and also on the left", token,
                           rule="a reduced rank does not appear on the left")
+                if listed.count(v) > 1:
+                    _fail("rank-repeated", f"{v} is reduced twice", token,
+                          rule="a reduction names each rank once")
                 if v not in variables(expr, *where):
                     _fail("reduced-rank-unused", f"{v} is reduced, but nothing on the right has it",
-                          token,  # type: ignore[arg-type]
+                          token,
                           rule="a reduction goes over ranks of the right side", hint=nearest(v, inside))
             missing = [v for v in ranks if v not in listed]
             if missing:
@@ -467,6 +507,7 @@ def parse_expr(text: str, *, names_of: Cascade) -> Expr:
                    variables=set(_known_variables(names_of)) | {v for e in names_of.einsums for v in e.space})
     try:
         tree = _grammar().parse(text, start="expr")
+        _limit_depth(tree)
         return _expr(tree, names)
     except UnexpectedInput as error:
         raise CascadeError(diagnostics=(_syntax(error, text, 1, 0).diagnostic,), source=source) from None

@@ -78,8 +78,8 @@ def _axis(
                 source=cascade.source,
             )
         top = span[1]
-        for limit in _limits(cascade, s, i, binding):
-            top = min(top, limit)
+        if len(variables(i)) > 1:
+            top = min([top, *_limits(cascade, s, i, binding)])
         extent = max(extent, top + 1)
     return extent
 
