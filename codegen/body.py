@@ -83,6 +83,7 @@ class Body:
     axes: Mapping[str, Axis]
     tensors: Mapping[str, tuple[str, ...]]
     outputs: tuple[str, ...]
+    in_range: Mapping[Expr, str] = field(default_factory=dict)
     env: dict[tuple[str, str], Expr] = field(default_factory=dict)
     loads: dict[object, Value] = field(default_factory=dict)
     prologue: list[Stmt] = field(default_factory=list)
@@ -198,7 +199,8 @@ class Body:
             if isinstance(last, Read) and last.tensor in self.pending:
                 return self._accumulate(e, expr.args[0], last.tensor, later)
         out = self._flush(expr)
-        if tag == "cur" and e.tensor not in self.outputs and _is_scaled(expr):
+        if tag == "cur" and (_is_scaled(expr) and e.tensor not in self.outputs
+                             or isinstance(expr, Read) and not self._is_input(expr)):
             self.env[e.tensor, "cur"] = expr
             return out
         expr = self._finished(expr)
@@ -452,7 +454,7 @@ class Body:
             elif bound in self.cascade.constraints:
                 if bound not in free_of:
                     mask.append(bound)
-            elif not (isinstance(i, Num) and i.value == 0):
+            elif not (isinstance(i, Num) and i.value == 0) and self.in_range.get(i) != rank_of(d):
                 checks = (apply("ge", i, Num(value=0)), bound)
                 mask += checks
                 if conditions is not None:
@@ -496,7 +498,7 @@ class Body:
 
     def _finished(self, expr: Expr) -> Expr:
         """Exponentials to base 2 and guards where they are needed."""
-        return self._quotients(self.facts.guarded(self._base_two(expr)))
+        return self._quotients(self.facts.guarded(self._base_two(powers(expr))))
 
     def _base_two(self, expr: Expr) -> Expr:
         if not isinstance(expr, Apply):
@@ -561,6 +563,25 @@ class Body:
         if live:
             expr = apply("select", _all(tuple(live)), expr, Num(value=0.0))
         return Store(tensor=e.tensor, indices=e.indices, expr=expr, axes=axes, mask=tuple(mask), note=str(e))
+
+
+def powers(expr: Expr) -> Expr:
+    """Small whole powers as products, halves as roots: exact for negative bases, and cheaper."""
+    if not isinstance(expr, Apply):
+        return expr
+    args = tuple(powers(a) for a in expr.args)
+    if expr.op == "pow" and isinstance(args[1], Num):
+        power, base = args[1].value, args[0]
+        if power == 0.5:
+            return apply("sqrt", base)
+        if power == -0.5:
+            return apply("rsqrt", base)
+        if float(power).is_integer() and 1 <= abs(power) <= 8:
+            out = base
+            for _ in range(int(abs(power)) - 1):
+                out = apply("mul", out, base)
+            return out if power > 0 else apply("div", Num(value=1.0), out)
+    return Apply(op=expr.op, args=args)
 
 
 def _all(conditions: tuple[Expr, ...]) -> Expr:

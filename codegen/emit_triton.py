@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from einsumcascade.codegen.body import powers as _powers
 from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Segment, Stmt, Store, TileKernel, first, last
 from einsumcascade.codegen.names import safe
 from einsumcascade.codegen.texts import ATOM, Text, Texts
@@ -33,6 +34,7 @@ HEADER = '''"""{title}
 import triton
 import triton.language as tl
 '''
+LIBDEVICE = "from triton.language.extra import libdevice\n"
 MULTIPLY = '''
 
 @triton.jit
@@ -80,7 +82,8 @@ def module(kernels: tuple[KernelText, ...], *, title: str, cascade: str) -> str:
     body = "".join("\n\n" + k.text for k in kernels)
     helper = MULTIPLY if "_multiply)" in body else ""
     indented = "\n".join("    " + line for line in cascade.splitlines())
-    return HEADER.format(title=title, cascade=indented) + helper + body
+    imports = LIBDEVICE if "libdevice." in body else ""
+    return HEADER.format(title=title, cascade=indented) + imports + helper + body
 
 
 @dataclass(slots=True)
@@ -146,16 +149,15 @@ class _Printer:
                 self._line(f"{safe(c.name)} = {k.values[c.name]!r}", comment=str(c.expr) if not isinstance(
                     c.expr, Num) else "")
             else:
-                self._line(f"{safe(c.name)} = {self.texts.plain(_real(c.expr))}", comment=str(c.expr))
+                self._line(f"{safe(c.name)} = {self.texts.plain(_powers(_real(c.expr)))}", comment=str(c.expr))
         for name, text in self.texts.scalars.items():
             self._line(f"{safe(name)} = {text}")
         self._grid(body)
         for v, axis in k.axes.items():
-            if axis.role == "loop":
-                if f"r_{v}" in body:
-                    self._line(f"r_{v} = tl.arange(0, {self.texts.size(v)})")
-            elif axis.role == "whole" and f"o_{v}" in body:
-                self._line(f"o_{v} = tl.arange(0, {self.texts.size(v)})")
+            if axis.role != "grid":
+                for name in (f"o_{v}", f"r_{v}"):
+                    if _mentions(body, name):
+                        self._line(f"{name} = tl.arange(0, {self.texts.size(v)})")
 
     def _grid(self, body: str) -> None:
         """Which tile of the grid this program has: the last tile variable changes fastest."""
@@ -207,8 +209,8 @@ class _Printer:
                 self._loop(s)
 
     def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
-        for n, t in enumerate(self.texts.temporaries, start=1):
-            self._line(f"b_t{n} = {t}")
+        for n, t in enumerate(self.texts.temporaries):
+            self._line(f"tmp_{n} = {t}")
         self.texts.temporaries.clear()
         if note and note not in self.noted:
             self.noted.add(note)
@@ -433,7 +435,7 @@ class _Printer:
 def _mentions(line: str, name: str) -> bool:
     import re
 
-    return re.search(rf"\b{name}\b", line.split("#")[0]) is not None
+    return re.search(rf"^[^#\n]*\b{name}\b", line, re.MULTILINE) is not None
 
 
 def _readable(condition: str, loop: Loop) -> str:
@@ -476,12 +478,13 @@ def _all(conditions: tuple[Expr, ...]) -> Expr:
 
 
 def _real(expr: Expr) -> Expr:
-    """An arithmetic expression over extents: a whole number becomes a real one before a power."""
-    if isinstance(expr, Apply) and expr.op == "pow":
-        return apply("pow", apply("mul", _real(expr.args[0]), Num(value=1.0)), _real(expr.args[1]))
-    if isinstance(expr, Apply):
-        return Apply(op=expr.op, args=tuple(_real(a) for a in expr.args))
-    return expr
+    """An arithmetic expression over extents: whole numbers become real where an operator needs real ones."""
+    if not isinstance(expr, Apply):
+        return expr
+    args = tuple(_real(a) for a in expr.args)
+    if not expr.row.symbol or expr.op in ("pow", "div"):
+        args = tuple(apply("mul", a, Num(value=1.0)) if isinstance(a, Scalar) and a.is_extent else a for a in args)
+    return Apply(op=expr.op, args=args)
 
 
 def _all_statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:

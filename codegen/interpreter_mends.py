@@ -66,10 +66,12 @@ def mend(memory: Callable[[], Memory]) -> None:
       products, sums, comparisons. Here they are computed in float32 and rounded.
     * A cast from float32 to bfloat16 truncates. Here it rounds to nearest, ties to even.
     * A loop bound that depends on the program fails in Triton 3.6 with NumPy 2.4, and so does a bfloat16 constant.
+    * Functions of libdevice are not there. Those that kernels use are computed by NumPy here.
     * The language is patched anew, and slowly, at every call of every function. Here it is patched once, and what else
       takes long is left out.
     """
     import triton.language as tl
+    from triton.language.extra import libdevice
     from triton.runtime import interpreter
 
     # NumPy as the interpreter sees it: this file works on the interpreter's own arrays.
@@ -117,6 +119,11 @@ def mend(memory: Callable[[], Memory]) -> None:
             return handle_of(narrow(result.data), tl.bfloat16)
 
         setattr(builder, name, replacement)
+
+    def tanh(x: Any, **_: Any) -> Any:
+        return tl.tensor(handle_of(np.tanh(x.handle.data), x.handle.dtype), x.type)
+
+    libdevice.tanh = tanh
 
     def get_bf16(self: Any, value: Any) -> Any:
         return handle_of(narrow(np.array([value])), tl.bfloat16)

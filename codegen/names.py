@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import keyword
 
-RESERVED = frozenset({"tl", "triton", "libdevice", *dir(builtins)})
+RESERVED = frozenset({"tl", "triton", "libdevice", "pid", *dir(builtins)})
 
 
 def safe(name: str) -> str:

@@ -52,9 +52,12 @@ def lower(kernel: Kernel, program: Program, schedule: KernelSchedule, binding: B
     own = {d.name for d in kernel.cascade.ranks}
     derived = tuple(v for v in kernel.loops if v not in own)
     cascade = kernel.cascade
+    in_range: dict[Expr, str] = {}
     if derived:
-        cascade = loop_form(cascade, over=derived, tile=schedule.tiles[derived[-1]]).cascade
-    return _Placer(kernel, program, cascade, schedule, binding, bool(derived)).run()
+        form = loop_form(cascade, over=derived, tile=schedule.tiles[derived[-1]])
+        cascade = form.cascade
+        in_range = {form.points[v]: rank_of(v) for v in derived[:-1]}
+    return _Placer(kernel, program, cascade, schedule, binding, bool(derived), in_range).run()
 
 
 def padded(extent: int) -> int:
@@ -70,12 +73,14 @@ class _Placer:
     schedule: KernelSchedule
     binding: Binding
     derived: bool
+    in_range: Mapping[Expr, str]
 
     def run(self) -> TileKernel:
         grid = grid_tiles(self.kernel)
         axes = self._axes(grid)
         batch = tuple(v for v in self.kernel.residents if v not in grid)
-        body = Body(cascade=self.cascade, axes=axes, tensors=self._tensors(), outputs=self.cascade.output_names)
+        body = Body(cascade=self.cascade, axes=axes, tensors=self._tensors(), outputs=self.cascade.output_names,
+                    in_range=self.in_range)
         statements: list[Stmt] = []
         pending = list(self.cascade.body)
         inits = {s.tensor: s for s in pending if isinstance(s, Init)}

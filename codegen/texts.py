@@ -120,6 +120,9 @@ class Texts:
         if scalars(expr) and not reads(expr) and not variables(expr) and not any(
                 s[0].isupper() for s in scalars(expr)):
             return self._hoisted(expr)
+        rounded_up = _rounded_up(expr)
+        if rounded_up is not None:
+            return Text(f"tl.cdiv({', '.join(self.plain(e) for e in rounded_up)})", ATOM, ())
         compares = expr.row.condition and expr.op not in ("and", "or", "not")
         parts = [self.of(a, raw=raw or compares) for a in expr.args]
         axes = self._union(parts)
@@ -139,7 +142,7 @@ class Texts:
             return Text(template.format(left, right), 6, axes)
         expanded = [self.expand(p, axes) for p in parts]
         repeated = any(template.count("{%d}" % n) > 1 for n in range(len(parts)))
-        calls = template.startswith("tl.") and template.count("(") == 1 and not repeated
+        calls = template.startswith(("tl.", "libdevice.")) and template.count("(") == 1 and not repeated
         texts = [e.text if calls else self._bracketed(self._once(e) if repeated else e, 13) for e in expanded]
         text = template.format(*texts)
         return Text(text, ATOM if calls else 1, axes)
@@ -148,8 +151,9 @@ class Texts:
         """Name a text that a template uses more than once."""
         if t.precedence == ATOM and t.text.isidentifier():
             return t
-        self.temporaries.append(t.text)
-        return Text(f"b_t{len(self.temporaries)}", ATOM, t.axes)
+        if t.text not in self.temporaries:
+            self.temporaries.append(t.text)
+        return Text(f"tmp_{self.temporaries.index(t.text)}", ATOM, t.axes)
 
     def _hoisted(self, expr: Apply) -> Text:
         """A product of constants gets a name, computed once at the top."""
@@ -197,6 +201,16 @@ class Texts:
                 return t
         index = ", ".join(":" if v in t.axes else "None" for v in axes)
         return Text(f"{self._bracketed(t, ATOM)}[{index}]", ATOM, axes)
+
+
+def _rounded_up(expr: Apply) -> tuple[Expr, Expr] | None:
+    """`(x + y - 1) // y` over scalars: x and y."""
+    match expr:
+        case Apply(op="floordiv", args=(Apply(op="sub", args=(Apply(op="add", args=(x, y)), Num(value=1))), z)) if (
+                y == z and not variables(expr) and not reads(expr)):
+            return x, y
+        case _:
+            return None
 
 
 def _is_integer(expr: Expr) -> bool:

@@ -55,7 +55,7 @@ def softmax(scores: ArrayLike, *, mask: ArrayLike | None = None, extra: ArrayLik
     total = weight.sum(axis=-1, keepdims=True)
     if extra is not None:
         total = total + np.exp(more - top)
-    return np.divide(weight, total, out=np.zeros_like(weight), where=total != 0)
+    return np.asarray(np.divide(weight, total, out=np.zeros_like(weight), where=total != 0))
 
 
 def logsumexp(scores: ArrayLike, *, mask: ArrayLike | None = None) -> Array:

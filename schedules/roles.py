@@ -43,9 +43,11 @@ def contraction(einsum: Einsum, tiled: Collection[str], order: tuple[str, ...]) 
             sides[1].append((f, n))
         elif axes <= {r}:
             loose.append((f, n))
+        elif axes in ({left[0]}, {left[1]}):
+            sides[left.index(next(iter(axes)))].append((f, n))
         else:
             return None
-    if not sides[0] or not sides[1]:
+    if not all(any(r in variables(f) for f, _ in side) for side in sides):
         return None
     # A factor along r alone joins the side that is computed anyway, else the left one.
     host = 1 if len(sides[1]) > 1 and len(sides[0]) == 1 else 0

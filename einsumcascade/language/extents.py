@@ -134,7 +134,8 @@ class _Binder:
     origin: dict[str, str] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
-    undetermined: dict[str, None] = field(default_factory=dict)
+    # Names whose trouble is reported already.
+    failed: dict[str, None] = field(default_factory=dict)
     open: dict[str, None] = field(default_factory=dict)
 
     def bound(self) -> str:
@@ -156,7 +157,7 @@ class _Binder:
                 span=span,
                 label=label,
             )
-            self.undetermined.setdefault(rank)
+            self.failed.setdefault(rank)
             return
         value = int(value)
         if rank not in self.extents:
@@ -239,9 +240,7 @@ def bind(
             declared = _definition(b, d)
             if declared is not None:
                 b.set_extent(rank, declared, "by its `rank` statement", span=d.span, label=f"{rank} = {declared}")
-    absent = [r for r in ranks if r not in b.extents and (r not in derived or r in b.undetermined)]
-    told = {r for r in b.undetermined if any(f"rank {r} " in p.headline for p in b.problems)}
-    absent = [r for r in absent if r not in told]
+    absent = [r for r in ranks if r not in b.extents and r not in derived and r not in b.failed]
     if absent and not any(p.code in ("missing-input", "rank-count") for p in b.problems):
         plural = "ranks have" if len(absent) > 1 else "rank has"
         b.report(
@@ -299,11 +298,10 @@ def _resolve(b: _Binder, name: str, numbers: Mapping[str, Definition], derived: 
     """Bind a constant or an extent and, before it, what it is made of; False where that fails."""
     if name in b.constants or (name in b.extents and name not in numbers):
         return True
-    if name in b.undetermined:
+    if name in b.failed:
         return False
     d = numbers.get(name) or derived.get(name)
     if d is None:
-        b.undetermined.setdefault(name)
         return False
     if name in numbers and name in b.given:
         b.constants[name] = b.given[name]
@@ -317,7 +315,7 @@ def _resolve(b: _Binder, name: str, numbers: Mapping[str, Definition], derived: 
             "definitions do not go round in circles",
             span=d.span,
         )
-        b.undetermined.setdefault(name)
+        b.failed.setdefault(name)
         return False
     b.open[name] = None
     # All of them before the verdict: every missing name is to be found, not the first alone.
@@ -328,7 +326,7 @@ def _resolve(b: _Binder, name: str, numbers: Mapping[str, Definition], derived: 
         return False
     value = _definition(b, d)
     if value is None:
-        b.undetermined.setdefault(name)
+        b.failed.setdefault(name)
         return False
     if what == "constant":
         b.constants[name] = value

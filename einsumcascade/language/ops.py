@@ -151,7 +151,7 @@ _ROWS = (
     Op(name="ceil", arity=1, array=lambda xp, x: xp.ceil(x), sympy=lambda sp, x: sp.ceiling(x),
        triton="tl.ceil({0})", monotone=True),
     Op(name="tanh", arity=1, array=lambda xp, x: xp.tanh(x), sympy=lambda sp, x: sp.tanh(x),
-       triton="1.0 - 2.0 / (tl.exp(2.0 * {0}) + 1.0)", low=-1.0, high=1.0, monotone=True),
+       triton="libdevice.tanh({0})", low=-1.0, high=1.0, monotone=True),
     Op(name="sigmoid", arity=1, array=_sigmoid, sympy=lambda sp, x: 1 / (1 + sp.exp(-x)),
        triton="tl.sigmoid({0})", low=0.0, high=1.0, monotone=True, positive=True),
     Op(name="silu", arity=1, array=lambda xp, x: x * _sigmoid(xp, x), sympy=lambda sp, x: x / (1 + sp.exp(-x)),

@@ -16,6 +16,7 @@ finished. The result is a cascade like any other: the reference runs it, and it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from einsumcascade.errors import Diagnostic, LoweringError
@@ -61,6 +62,7 @@ class LoopForm:
     Args:
         cascade: the result.
         index: the iterative variable, and `inner`: the variable of the tile.
+        points: for each variable walked, its value over index and inner; always within its extent but for the tail.
         loops: number of iterations over the rank, one after the other.
         steps: what was proven, and what was not and why.
     """
@@ -68,6 +70,7 @@ class LoopForm:
     cascade: Cascade
     index: str
     inner: str
+    points: Mapping[str, Expr]
     loops: int
     steps: tuple[Step, ...]
 
@@ -120,7 +123,7 @@ class _LoopForm:
         self.defs = producers(self.cascade)
         streams = self.over[-1]
         self.inner = self._variable(streams + "0")
-        self.index = self._variable(streams + "1" if len(self.over) == 1 else "i")
+        self.index = self._variable(streams + "1" if len(self.over) == 1 else "step")
         for s in self.cascade.body:
             if isinstance(s, Einsum):
                 self._place(s)
@@ -135,6 +138,7 @@ class _LoopForm:
         cascade = replace(self.cascade, ranks=self.cascade.ranks + self._ranks(), body=tuple(body),
                           constraints=self._constraints())
         return LoopForm(cascade=drop_dead(cascade), index=self.index, inner=self.inner, loops=loops,
+                        points=self._point(),
                         steps=tuple(self.steps))
 
     def _variable(self, name: str) -> str:

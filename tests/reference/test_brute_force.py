@@ -247,7 +247,7 @@ NUMBERS = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0])
 WILD = st.one_of(NUMBERS, NUMBERS, NUMBERS, st.sampled_from([INF, -INF, NAN]))
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_the_interpreter_agrees_with_a_loop_over_points(data: st.DataObject) -> None:
     text = data.draw(cascades())

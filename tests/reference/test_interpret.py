@@ -42,9 +42,7 @@ def gated(a: Arrays) -> Array:
 
 def alibi(a: Arrays) -> Array:
     distance = np.arange(P)[:, None] - np.arange(M)
-    return cf.attention(
-        a["Q"], a["K"], a["V"], mask=CAUSAL, score=lambda s: s - a["SLOPE"][:, None, None] * distance
-    )
+    return cf.attention(a["Q"], a["K"], a["V"], mask=CAUSAL, score=lambda s: s - a["SLOPE"][:, None, None] * distance)
 
 
 def qknorm(a: Arrays) -> Array:
@@ -364,3 +362,14 @@ def test_an_input_that_is_not_numeric_is_refused() -> None:
 def test_constants_and_extents_can_be_overridden() -> None:
     cascade = parse("in X[m]\nconst c = 2\nrank m0 = 2\nY[m, m0] = c * X[m] + m0\nout Y")
     assert run(cascade, {"X": [1.0]}, constants={"c": 5}, extents={"M0": 3})["Y"].tolist() == [[5.0, 6.0, 7.0]]
+
+
+def test_a_condition_on_a_plain_index_does_not_shorten_the_tensor() -> None:
+    got = evaluate("in X[p]\nY[p] = X[p] where 1 > p\nout Y", X=[1.0, 2.0, 3.0])["Y"]
+    assert got.shape == (3,) and got[0] == 1.0 and np.isnan(got[1:]).all()
+
+
+def test_every_condition_counts() -> None:
+    text = "in Q[p, e] K[m, e]\nS[p, m] = Q[p, e] * K[m, e] :: sum(e) where m <= p, p - m < 2\nout S"
+    got = evaluate(text, Q=np.ones((3, 2)), K=np.ones((3, 2)))["S"]
+    assert got.tolist() == [[2.0, 0.0, 0.0], [2.0, 2.0, 0.0], [0.0, 2.0, 2.0]]

@@ -1,0 +1,203 @@
+"""From a cascade to launchable kernels: build the text once, then hand it tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from einsumcascade.analysis.targets import GpuTarget
+from einsumcascade.codegen.emit_triton import KernelText, emit, module
+from einsumcascade.codegen.kernel_ir import TileKernel
+from einsumcascade.codegen.names import safe
+from einsumcascade.codegen.place import lower
+from einsumcascade.language.extents import Binding, bind
+from einsumcascade.language.ir import Cascade, Definition, Num, rank_of
+from einsumcascade.rewrites.derive import simplify
+from einsumcascade.schedules.heuristic import default_schedule
+from einsumcascade.schedules.program import Program, bounded_variables, partition
+from einsumcascade.schedules.schedule import Schedule, check_schedule
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """Kernels of a cascade for given feature extents and dtype.
+
+    Args:
+        cascade: as written, constants put in.
+        program, schedule, kernels, texts: the stages, kernel by kernel.
+        source: one importable text.
+        dtype: of the inputs, by name.
+        digest: of the source and the schedule.
+    """
+
+    cascade: Cascade
+    program: Program
+    schedule: Schedule
+    kernels: tuple[TileKernel, ...]
+    texts: tuple[KernelText, ...]
+    source: str
+    dtype: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One launch: kernel, grid, and its arguments by name; a tensor's argument is the name of the tensor."""
+
+    kernel: str
+    programs: int
+    tensors: Mapping[str, str]
+    scalars: Mapping[str, int]
+    constexprs: Mapping[str, int]
+    warps: int
+    stages: int
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Scalars and compile-time values by parameter."""
+        return {**self.scalars, **self.constexprs}
+
+
+def with_constants(cascade: Cascade, constants: Mapping[str, float]) -> Cascade:
+    """Put values in place of declared constants, so that facts such as signs are those of the values."""
+    if not constants:
+        return cascade
+    return replace(cascade, constants=tuple(
+        Definition(name=c.name, expr=Num(value=constants[c.name]), span=c.span) if c.name in constants else c
+        for c in cascade.constants))
+
+
+def shape_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:
+    """Bind the extents of feature ranks; a length that is not given yet counts as unbounded."""
+    given = dict(extents)
+    for i in cascade.inputs:
+        for v in i.indices:
+            given.setdefault(rank_of(v), 64 if _innermost(cascade, v) else 1 << 20)
+    return bind(cascade, extents=given)
+
+
+def _innermost(cascade: Cascade, v: str) -> bool:
+    return all(i.indices[-1] == v for i in cascade.inputs if len(i.indices) > 1 and v in i.indices)
+
+
+def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: GpuTarget,
+          schedule: Schedule | None = None, precision: str = "ieee", tile_limit: int | None = None) -> Built:
+    """Build the kernels of a cascade.
+
+    Args:
+        cascade: checked; constants already put in.
+        extents: by rank name; feature ranks that are missing count 64. Lengths do not enter the text.
+        dtype: of the inputs. target: what the default schedule is for.
+        schedule: a schedule to use instead; it must name every kernel.
+        tile_limit: largest tile of the default schedule, for runs that are interpreted.
+
+    Returns: the kernels and their text; the same arguments give the same text.
+    Raises: ScheduleError: the schedule does not fit. LoweringError: a construct has no lowering yet.
+    Cost: 0.1 to 2 s, mostly proofs; cached.
+    """
+    binding = shape_binding(cascade, extents)
+    program = _program(cascade, tuple(sorted(binding.extents.items())))
+    if schedule is None:
+        schedule = default_schedule(program, extents=binding.extents, dtype_bytes=DTYPE_BYTES[dtype], target=target)
+        if tile_limit is not None:
+            schedule = Schedule(kernels={n: replace(k, tiles={v: min(t, tile_limit) for v, t in k.tiles.items()})
+                                         for n, k in schedule.kernels.items()})
+    check_schedule(program, schedule)
+    kernels = tuple(lower(k, program, schedule.kernels[k.name], binding) for k in program.kernels)
+    texts = tuple(emit(k, precision=precision) for k in kernels)
+    source = module(texts, title=f"{cascade.name}: generated from the cascade below.", cascade=str(cascade))
+    digest = hashlib.sha256((source + schedule.to_json()).encode()).hexdigest()[:16]
+    return Built(cascade=cascade, program=program, schedule=schedule, kernels=kernels, texts=texts, source=source,
+                 dtype=dtype, digest=digest)
+
+
+@lru_cache(maxsize=256)
+def _program(cascade: Cascade, extents: tuple[tuple[str, int], ...]) -> Program:
+    simple = simplify(cascade).cascade
+    return partition(simple, bounded=bounded_variables(simple, dict(extents)))
+
+
+def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) -> list[Call]:
+    """The launches of a call, in order; `tensors` holds inputs, buffers and outputs by name."""
+    calls = []
+    for kernel, text in zip(built.kernels, built.texts, strict=True):
+        programs = 1
+        for v in kernel.batch:
+            programs *= binding.extents[rank_of(v)]
+        for v in kernel.tiles:
+            programs *= -(-binding.extents[rank_of(v)] // kernel.axes[v].size)
+        scalars: dict[str, int] = {}
+        for t, n in text.strides:
+            scalars[f"stride_{t}_{kernel.tensors[t][n]}"] = tensors[t].stride(n)
+        for r in text.lengths:
+            scalars[safe(r)] = binding.extents[r]
+        calls.append(Call(kernel=text.name, programs=programs, tensors={safe(t): t for t in text.tensors},
+                          scalars=scalars, constexprs=text.constexprs, warps=kernel.schedule.warps,
+                          stages=kernel.schedule.stages))
+    return calls
+
+
+def allocate(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding, *,
+             poison: bool = False) -> dict[str, torch.Tensor]:
+    """Inputs beside fresh buffers and outputs, uninitialised, or NaN where `poison`."""
+    import torch
+
+    first = next(iter(inputs.values()))
+    out = dict(inputs)
+    dtypes = {o.tensor: o.dtype for o in built.cascade.outputs}
+    for kernel in built.kernels:
+        for t in kernel.outputs:
+            shape = [binding.extents[rank_of(v)] for v in kernel.tensors[t]]
+            name = dtypes.get(t, "float32")
+            if t in built.program.buffers and t not in dtypes:
+                name = "float32"
+            dtype = first.dtype if name is None else getattr(torch, name)
+            new = torch.empty(shape, dtype=dtype, device=first.device)
+            out[t] = new.fill_(float("nan")) if poison else new
+    return out
+
+
+def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding) -> dict[str, torch.Tensor]:
+    """Launch every kernel on the device of the inputs; returns the outputs by name.
+
+    Cost: the kernels, and some 10 us of Python a launch.
+    """
+    import torch
+    import triton
+
+    from einsumcascade.codegen.build import load_module
+
+    tensors = allocate(built, inputs, binding)
+    text = load_module(built.source)
+    needs_memory = any(t.descriptors for t in built.texts)
+    for call in plan(built, tensors, binding):
+        if call.programs == 0:
+            continue
+        if needs_memory:
+            triton.set_allocator(lambda size, alignment, stream: torch.empty(
+                size, dtype=torch.int8, device=next(iter(inputs.values())).device))
+        arguments = {p: tensors[t] for p, t in call.tensors.items()}
+        getattr(text, call.kernel)[(call.programs,)](**arguments, **call.arguments, num_warps=call.warps,
+                                                      num_stages=call.stages)
+    return {o: tensors[o] for o in built.cascade.output_names}
+
+
+def run_interpreted(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding,
+                    **options: Any) -> dict[str, torch.Tensor]:
+    """Run the kernels' text on a CPU in Triton's interpreter; outputs start as NaN, so that a gap shows."""
+    from einsumcascade.codegen.interpreter import Launch, TensorRef, run_interpreted
+
+    tensors = allocate(built, inputs, binding, poison=True)
+    launches = [Launch(kernel=c.kernel, grid=(c.programs,), num_warps=c.warps, num_stages=c.stages,
+                       arguments={**{p: TensorRef(t) for p, t in c.tensors.items()}, **c.arguments})
+                for c in plan(built, tensors, binding) if c.programs]
+    done = run_interpreted(built.source, launches, tensors, **options)
+    return {o: done[o] for o in built.cascade.output_names}
