@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from einsumcascade.codegen.plain_ops import HALF, Value, factors_of, multiply, operation, reduce_over
+from einsumcascade.codegen.plain_ops import HALF, Value, factors_of, multiply, operation, propagate, reduce_over
 from einsumcascade.errors import Diagnostic, InputError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import (
@@ -119,8 +119,8 @@ class _Machine:
     pieces: dict[str, dict[tuple[int, ...], Tensor]] = field(default_factory=dict)
     stacked: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[Expr, Value] = field(default_factory=dict)
-    # For a tensor: conditions outside of which it holds zeros.
-    zeroed: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
+    # For a tensor whose culled points nobody looks at: the conditions, and what stands there.
+    filled: dict[str, tuple[tuple[Expr, ...], float]] = field(default_factory=dict)
     steps: dict[str, set[int]] = field(default_factory=dict)
     order: tuple[str, ...] = ()
 
@@ -169,43 +169,73 @@ class _Machine:
             conditions = tuple(substitute(c, now) for c in self.conditions(s))
         self.order = free + ranks
         unseen = isinstance(s, Einsum) and bool(conditions) and self.unseen(s)
+        wanted = self.wanted(s.tensor) if unseen and set(variables(*conditions)) <= set(free) else None
+        self.filled.pop(s.tensor, None)
         row = s.reduction if isinstance(s, Einsum) and ranks else None
         result: Value | None = None
-        zeroed = False
         if row is not None and row.name == "sum":
             result = self.contract(expr, conditions, free, ranks, unseen)
+            if result is not None and wanted is not None:
+                result = self.fill(s.tensor, result, conditions, wanted)
         if result is None:
-            value, inside = self.evaluate(expr, top=row is None)
-            known = isinstance(expr, Read) and self.zeroed.get(expr.tensor) == conditions and conditions != ()
-            live = self.all(
-                [
-                    *inside,
-                    *(
-                        []
-                        if known and row is not None and row.name == "sum"
-                        else [self.condition(c) for c in conditions]
-                    ),
-                ]
-            )
-            if row is None:
-                zeroed = unseen and not inside
-                result = value if live is None else self.where(live, value, 0.0 if zeroed else math.nan)
-            else:
-                value = value if isinstance(value.data, Tensor) else self.single(value)
-                value = value if live is None else self.where(live, value, row.empty)
+            result, inside = self.evaluate(expr, top=row is None)
+            if row is not None:
+                known = isinstance(expr, Read) and self.filled.get(expr.tensor) == (conditions, row.empty)
+                held = [] if known and row.name != "mean" else [self.condition(c) for c in conditions]
+                live = self.all([*inside, *held])
+                result = result if isinstance(result.data, Tensor) else self.single(result)
+                result = result if live is None else self.where(live, result, row.empty)
                 result = reduce_over(
-                    row, value, live, ranks, order=self.order, extent=self.binding.extent, dtype=self.compute
+                    row, result, live, ranks, order=self.order, extent=self.binding.extent, dtype=self.compute
                 )
+            elif not unseen or inside:
+                live = self.all([*inside, *(self.condition(c) for c in conditions)])
+                result = result if live is None else self.where(live, result, math.nan)
+            elif wanted is not None and self.at_culled(expr, conditions) == wanted:
+                self.filled[s.tensor] = (conditions, wanted)
+            elif wanted is not None:
+                result = self.fill(s.tensor, result, conditions, wanted)
+        result = result if isinstance(result.data, Tensor) else self.single(result)
         declared = next((o.dtype for o in self.cascade.outputs if o.tensor == s.tensor and o.dtype), None)
         dtype = getattr(torch, declared) if declared else self.dtype
         result = result if isinstance(result.data, Tensor) else self.single(result)
         shape = [self.binding.extent(v) for v in free]
         data = Value(result.data.to(dtype), result.axes).over(free).expand(shape)
         self.store(s.tensor, indices, free, data)
-        if zeroed and isinstance(s, Einsum):
-            self.zeroed[s.tensor] = conditions
-        else:
-            self.zeroed.pop(s.tensor, None)
+
+    def wanted(self, tensor: str) -> float | None:
+        """What a reduction would like to find at the culled points of a tensor, None where none reads it."""
+        for e in self.cascade.einsums:
+            if e.reduction is None:
+                continue
+            if isinstance(e.expr, Read) and e.expr.tensor == tensor:
+                return e.reduction.empty
+            if any(isinstance(f, Read) and f.tensor == tensor for f in factors_of(e.expr, self.binding)[0]):
+                return 0.0
+        return None
+
+    def fill(self, tensor: str, value: Value, conditions: tuple[Expr, ...], wanted: float) -> Value:
+        live = self.all([self.condition(c) for c in conditions])
+        self.filled[tensor] = (conditions, wanted)
+        return value if live is None else self.where(live, value, wanted)
+
+    def at_culled(self, expr: Expr, conditions: tuple[Expr, ...]) -> float | None:
+        """What a map gives at its culled points without a mask: a number, NaN for some finite one, None if unknown.
+
+        So `exp(S - GM)` needs no mask of its own where S holds -inf there and GM is finite.
+        """
+        if not variables(expr) and not reads(expr):
+            return float(self.binding.value(expr))
+        match expr:
+            case Read() if self.filled.get(expr.tensor, ((), 0.0))[0] == conditions:
+                return self.filled[expr.tensor][1]
+            case Read() if len(expr.indices) < len(self.order):
+                value, inside = self.read(expr)
+                return None if inside or not bool(torch.isfinite(value.data).all()) else math.nan
+            case Apply():
+                args = [self.at_culled(a, conditions) for a in expr.args]
+                return None if None in args else propagate(expr.op, [a for a in args if a is not None])
+        return None
 
     def store(self, tensor: str, indices: tuple[Expr, ...], free: tuple[str, ...], data: Tensor) -> None:
         """Keep what an Einsum wrote: a slice, or a new tensor where all its indices are plain."""
@@ -407,10 +437,13 @@ class _Machine:
                 masked.add(len(factors) - 1)
                 continue
             n = home[0]
-            part = parts[n] if n < len(parts) else None
-            if not (isinstance(part, Read) and c in self.zeroed.get(part.tensor, ())):
-                factors[n] = self.where(mask, factors[n], 0.0)
             masked.add(n)
+            for k in home:
+                part = parts[k] if k < len(parts) else None
+                there = self.filled.get(part.tensor) if isinstance(part, Read) else None
+                # One factor of zeros is enough, but no other may hold infinities there.
+                if (k == n and (there is None or c not in there[0])) or (there is not None and there[1] != 0):
+                    factors[k] = self.where(mask, factors[k], 0.0)
         for n, f in enumerate(factors):
             if masked - {n} and not bool(torch.isfinite(f.data).all()):
                 return None

@@ -94,12 +94,13 @@ def multiply(factors: list[Value], out: tuple[str, ...], scale: float) -> Tensor
     """Contract factors to `out`; a scaled product of two goes through `baddbmm`, which scales before it rounds."""
     names = dict(zip(dict.fromkeys(v for f in factors for v in f.axes), string.ascii_letters, strict=False))
     spec = ",".join("".join(names[v] for v in f.axes) for f in factors) + "->" + "".join(names[v] for v in out)
-    if scale == 1.0 or factors[0].data.dtype not in HALF:
+    if scale == 1.0 or len(factors) != 2:
         total: Tensor = torch.einsum(spec, *(f.data for f in factors))
         return total if scale == 1.0 else total * scale
     a, b = factors
     if any(v not in b.axes and v not in out for v in a.axes) or any(v not in a.axes and v not in out for v in b.axes):
-        wide: Tensor = torch.einsum(spec, *(f.data.float() for f in factors))
+        half = a.data.dtype in HALF
+        wide: Tensor = torch.einsum(spec, *(f.data.float() if half else f.data for f in factors))
         return wide * scale
     batch = tuple(v for v in out if v in a.axes and v in b.axes)
     inner = tuple(v for v in a.axes if v in b.axes and v not in out)
@@ -143,3 +144,17 @@ _OWN: dict[str, Callable[..., Any]] = {
 def operation(expr: Apply) -> Callable[..., Any]:
     """The operator of an application as a function of tensors."""
     return _OWN.get(expr.op) or (lambda *args: expr.row.array(torch, *args))
+
+
+def propagate(op: str, args: list[float]) -> float | None:
+    """The one value of an operation on operands that are known, or known to be finite (NaN); None if it is not one."""
+    match op, args:
+        case (("add" | "sub"), [x, y]) if x == -math.inf and not math.isinf(y):
+            return x
+        case (("mul" | "div"), [x, y]) if (x == 0 and not math.isinf(y)) or (x == -math.inf and 0 < y < math.inf):
+            return x
+        case "mul", [x, y] if (y == 0 and not math.isinf(x)) or (y == -math.inf and 0 < x < math.inf):
+            return y
+        case "exp", [x] if x == -math.inf:
+            return 0.0
+    return None

@@ -16,7 +16,7 @@ import torch
 from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Stmt, Store, TileKernel, first, last
 from einsumcascade.codegen.launch import Built, allocate
 from einsumcascade.language.extents import Binding
-from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply, rank_of
+from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply, rank_of, reads, variables
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.roles import grid_tiles
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_variables
@@ -116,11 +116,19 @@ class _Run:
         for n in extents:
             rest *= n
         each: list[list[tuple[int, int]]] = []
-        for n in extents:
-            split = rest * tile > ELEMENTS
+        bounding = self._bounding()
+        for v, n in zip(self.kernel.batch, extents, strict=True):
+            split = rest * tile > ELEMENTS or v in bounding
             each.append([(i, i + 1) for i in range(n)] if split else [(0, n)] * min(n, 1))
             rest = rest // max(n, 1) if split else rest
         return [dict(zip(self.kernel.batch, spans, strict=True)) for spans in itertools.product(*each)]
+
+    def _bounding(self) -> set[str]:
+        """Batch variables that a loop bound depends on: they cannot share a loop."""
+        bounds = {r.tensor for s in self.kernel.body if isinstance(s, Loop) for g in s.segments
+                  for r in reads(g.lo, g.hi)}
+        return {v for s in self.kernel.body if isinstance(s, Map) and s.value.name in bounds
+                for v in variables(s.expr)}
 
     # --- statements ---------------------------------------------------------------------------------------------
 

@@ -73,7 +73,8 @@ def grid_tiles(kernel: Kernel) -> tuple[str, ...]:
                 having = [o for o in operands if v in o]
                 if len(having) < len(operands):
                     free[v] = None
-                if sum(bool(o & set(e.ranks)) for o in having) > 1:
+                summed = [o for o in having if o & set(e.ranks)]
+                if len(summed) > 1 and set.union(*summed) != set.intersection(*summed):
                     shared.add(v)
     chosen: list[str] = []
     for e in kernel.cascade.einsums:
