@@ -23,6 +23,8 @@ from einsumcascade.schedules.schedule import Schedule, check_schedule
 if TYPE_CHECKING:
     import torch
 
+# A length in the text of a kernel: longer than any rank that a tile holds whole.
+LENGTH = 1 << 20
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -75,17 +77,27 @@ def with_constants(cascade: Cascade, constants: Mapping[str, float]) -> Cascade:
         for c in cascade.constants))
 
 
-def shape_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:
-    """Bind the extents of feature ranks; a length that is not given yet counts as unbounded."""
-    given = dict(extents)
-    for i in cascade.inputs:
-        for v in i.indices:
-            given.setdefault(rank_of(v), 64 if _innermost(cascade, v) else 1 << 20)
-    return bind(cascade, extents=given)
+def text_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:
+    """Bind what may enter a text: the extents of feature ranks, 64 where not given; every length counts as unbounded.
+
+    Raises: InputError: an extent names no rank of the cascade, or is not a whole number >= 0.
+    """
+    features = feature_ranks(cascade)
+    named = [rank_of(v) for i in cascade.inputs for v in i.indices]
+    given = {r: extents.get(r, 64) if r in features else LENGTH for r in named}
+    return bind(cascade, extents={**{r: n for r, n in extents.items() if r not in given}, **given})
 
 
-def _innermost(cascade: Cascade, v: str) -> bool:
-    return all(i.indices[-1] == v for i in cascade.inputs if len(i.indices) > 1 and v in i.indices)
+@lru_cache(maxsize=256)
+def feature_ranks(cascade: Cascade) -> tuple[str, ...]:
+    """Ranks whose extent a text may fix, by the layout of the inputs: see `bounded_variables`."""
+    return tuple(rank_of(v) for v in bounded_variables(cascade, {rank_of(v): 1 for i in cascade.inputs
+                                                                 for v in i.indices}) if cascade_has(cascade, v))
+
+
+def cascade_has(cascade: Cascade, v: str) -> bool:
+    """Whether an input has a rank variable."""
+    return any(v in i.indices for i in cascade.inputs)
 
 
 def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: GpuTarget,
@@ -103,8 +115,8 @@ def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: G
     Raises: ScheduleError: the schedule does not fit. LoweringError: a construct has no lowering yet.
     Cost: 0.1 to 2 s, mostly proofs; cached.
     """
-    binding = shape_binding(cascade, extents)
-    program = _program(cascade, tuple(sorted(binding.extents.items())))
+    binding = text_binding(cascade, extents)
+    program = program_of(cascade, extents)
     if schedule is None:
         schedule = default_schedule(program, extents=binding.extents, dtype_bytes=DTYPE_BYTES[dtype], target=target)
         if tile_limit is not None:
@@ -117,6 +129,11 @@ def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: G
     digest = hashlib.sha256((source + schedule.to_json()).encode()).hexdigest()[:16]
     return Built(cascade=cascade, program=program, schedule=schedule, kernels=kernels, texts=texts, source=source,
                  dtype=dtype, digest=digest)
+
+
+def program_of(cascade: Cascade, extents: Mapping[str, int]) -> Program:
+    """The kernels of a cascade, before any schedule; cached by the extents that matter."""
+    return _program(cascade, tuple(sorted(text_binding(cascade, extents).extents.items())))
 
 
 @lru_cache(maxsize=256)

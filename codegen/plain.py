@@ -400,7 +400,7 @@ class _Machine:
         n, plain = computed[0], [a for a in axes if isinstance(a, str)]
         if len(computed) == 1 and not set(axes[n].axes) & set(plain):
             at = axes[n].data
-            data = data.index_select(n, at.reshape(-1)).reshape(*data.shape[:n], *at.shape, *data.shape[n + 1 :])
+            data = data.index_select(n, at.reshape(-1)).reshape([*data.shape[:n], *at.shape, *data.shape[n + 1 :]])
             return Value(data, (*axes[:n], *axes[n].axes, *axes[n + 1 :])), inside
         every = tuple(dict.fromkeys(v for a in axes for v in ([a] if isinstance(a, str) else a.axes)))
         places = [

@@ -1,0 +1,96 @@
+"""A kernel text someone can read, keep and inspect without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from einsumcascade.analysis.targets import GpuTarget
+from einsumcascade.codegen.inspect import KernelReport
+from einsumcascade.codegen.launch import Built
+from einsumcascade.codegen.names import safe
+from einsumcascade.language.ir import rank_of
+from einsumcascade.schedules.program import Program
+from einsumcascade.schedules.schedule import Schedule
+
+TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What a compiler made of each kernel of a program.
+
+    Args:
+        kernels: a report by kernel name, in order.
+        target: what it was compiled for. dtype: of the inputs.
+    """
+
+    kernels: Mapping[str, KernelReport]
+    target: str
+    dtype: str
+
+    def to_dict(self) -> dict[str, object]:
+        """A JSON value."""
+        return {"target": self.target, "dtype": self.dtype,
+                "kernels": {n: r.to_dict() for n, r in self.kernels.items()}}
+
+    def __str__(self) -> str:
+        return "\n\n".join(f"{name} ({self.target}, {self.dtype})\n{report}" for name, report in self.kernels.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """The text of a cascade's kernels for one dtype and target."""
+
+    built: Built
+    target: GpuTarget
+
+    @property
+    def source(self) -> str:
+        """One importable text."""
+        return self.built.source
+
+    @property
+    def schedule(self) -> Schedule:
+        """The choices that made it."""
+        return self.built.schedule
+
+    @property
+    def program(self) -> Program:
+        """Its kernels as cascades, and the buffers between them."""
+        return self.built.program
+
+    def inspect(self) -> Inspection:
+        """Compile every kernel for the target and report registers, spills, shared memory and hot loops.
+
+        The common case is compiled: contiguous tensors, aligned to 16 bytes, lengths that are multiples of 16.
+
+        Raises: LoweringError, TargetError: the compiler refuses the text, or a block needs more than the target has.
+        Cost: seconds a kernel. No GPU is needed.
+        """
+        from einsumcascade.codegen.build import compile_kernel
+        from einsumcascade.codegen.inspect import inspect_kernel
+
+        reports = {}
+        outputs = {o.tensor: o.dtype for o in self.built.cascade.outputs}
+        inputs = {i.tensor for i in self.built.cascade.inputs}
+        for tile, text in zip(self.built.kernels, self.built.texts, strict=True):
+            signature: dict[str, str] = {}
+            constexprs: dict[str, object] = dict(text.constexprs)
+            for t in text.tensors:
+                own = outputs.get(t, "float32") or self.built.dtype
+                signature[safe(t)] = TYPES[self.built.dtype if t in inputs else own]
+            for t, n in text.strides:
+                name = f"stride_{t}_{tile.tensors[t][n]}"
+                if n == len(tile.tensors[t]) - 1:
+                    constexprs[name] = 1
+                else:
+                    signature[name] = "i32"
+            signature |= {safe(r): "i32" for r in text.lengths}
+            batch = {safe(rank_of(v)) for v in tile.batch}
+            compiled = compile_kernel(
+                self.source, kernel=text.name, signature=signature, constexprs=constexprs, target=self.target,
+                divisible=[p for p in signature if p not in batch], num_warps=tile.schedule.warps,
+                num_stages=tile.schedule.stages)
+            reports[text.name] = inspect_kernel(compiled)
+        return Inspection(kernels=reports, target=self.target.name, dtype=self.built.dtype)

@@ -1,0 +1,325 @@
+"""The op: a callable on tensors. CUDA tensors run the kernel, CPU tensors the same program in PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from einsumcascade.analysis.targets import GpuTarget, gpu_target
+from einsumcascade.codegen.kernel import Kernel
+from einsumcascade.codegen.launch import (
+    DTYPE_BYTES,
+    Built,
+    build,
+    feature_ranks,
+    program_of,
+    run_on_gpu,
+    with_constants,
+)
+from einsumcascade.errors import Diagnostic, InputError, ScheduleError, nearest
+from einsumcascade.language.extents import bind
+from einsumcascade.language.ir import Cascade, Read, rank_of, reads, subexpressions
+from einsumcascade.rewrites.derive import Derivation, derive
+from einsumcascade.schedules.schedule import PRECISIONS, Schedule
+
+DEFAULT_TARGET = "cuda:90"
+DEFAULT_DTYPE = "bfloat16"
+NAMESPACE = "einsumcascade"
+
+
+def compile(cascade: Cascade | str, *, schedule: Schedule | None = None, precision: str | None = None,
+            constants: Mapping[str, float] | None = None) -> Op:
+    """Compile a cascade into a PyTorch op.
+
+    Args:
+        cascade: a cascade, or the name of a gallery text or the path of a file.
+        schedule: choices for every kernel; None: by rule, from shapes and target.
+        precision: of float32 products on tensor cores: "ieee" (exact), "tf32x3" or "tf32"; None follows
+            `torch.get_float32_matmul_precision()`: "highest" is ieee, "high" tf32x3, "medium" tf32.
+        constants: values in place of those the text declares.
+
+    Returns: a callable; kernels are built at the first call of each dtype and feature extents.
+    Raises: CascadeError, InputError, ScheduleError.
+
+    >>> op = compile("softmax_attention")
+    >>> q = torch.ones(1, 1, 3, 8)
+    >>> op(q, q, q).shape
+    torch.Size([1, 1, 3, 8])
+    """
+    if isinstance(cascade, str):
+        from einsumcascade.gallery import load
+
+        cascade = load(cascade)
+    if precision is not None and precision not in PRECISIONS:
+        raise ScheduleError(diagnostics=(Diagnostic(
+            code="unknown-precision", headline=f"there is no precision '{precision}'",
+            rule="precision is that of float32 products", hint=nearest(precision, PRECISIONS)),))
+    given = dict(constants or {})
+    if given:
+        bind(cascade, constants=given, extents={rank_of(v): 1 for i in cascade.inputs for v in i.indices})
+    return Op(cascade=with_constants(cascade, given), fixed_schedule=schedule, precision=precision)
+
+
+@dataclass(eq=False, kw_only=True)
+class Op:
+    """A compiled cascade. Call it with tensors in the order of `in`, or by name.
+
+    Args:
+        cascade: what it computes.
+        fixed_schedule: used for every call, or None for the default by rule.
+        precision: see `compile`.
+    """
+
+    cascade: Cascade
+    fixed_schedule: Schedule | None = None
+    precision: str | None = None
+    _built: dict[object, Built] = field(default_factory=dict, repr=False)
+    _last: Built | None = field(default=None, repr=False)
+    _derivation: Derivation | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.__name__ = self.cascade.name
+        self._library = _registered(self.cascade, self.precision, self.fixed_schedule)
+
+    def __call__(self, *tensors: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Compute the outputs, in the order of `out`: one tensor, or a tuple.
+
+        Raises: InputError: a tensor is missing, unknown, of a wrong rank, extent, dtype or device, or requires grad
+            where gradients are recorded.
+        """
+        ordered = self._ordered(tensors, named)
+        if torch.compiler.is_compiling():
+            result: torch.Tensor | tuple[torch.Tensor, ...] = self._library(*ordered)
+            return result
+        outputs = self._run(ordered)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    @property
+    def derivation(self) -> Derivation:
+        """How the cascade was rewritten, with the proofs."""
+        if self._derivation is None:
+            self._derivation = derive(self.cascade)
+        return self._derivation
+
+    @property
+    def source(self) -> str:
+        """The kernel text of the last call, else of the defaults: feature ranks of 64, bfloat16."""
+        return self._shown().source
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the last call, else of the defaults."""
+        return self._shown().schedule
+
+    def kernel(self, *, extents: Mapping[str, int] | None = None, dtype: str = DEFAULT_DTYPE,
+               target: str | None = None, schedule: Schedule | None = None) -> Kernel:
+        """The kernel text for a dtype and a target, which need not be there.
+
+        Args:
+            extents: of feature ranks, by rank name; 64 where missing. Lengths do not enter a text.
+            dtype: "float16", "bfloat16" or "float32".
+            target: "cuda:80", "cuda:90", "cuda:100" or "hip:gfx942"; None: the device present, else cuda:90.
+            schedule: choices to use instead of the op's.
+
+        Raises: InputError, ScheduleError, TargetError, LoweringError.
+        """
+        where = gpu_target(target) if target is not None else _present()
+        if dtype not in DTYPE_BYTES:
+            raise _wrong("wrong-dtype", f"kernels take no inputs of '{dtype}'",
+                         rule="inputs are " + ", ".join(DTYPE_BYTES), hint=nearest(dtype, tuple(DTYPE_BYTES)))
+        built = build(self.cascade, extents=dict(extents or {}), dtype=dtype, target=where,
+                      schedule=schedule or self.fixed_schedule, precision=self._precision())
+        return Kernel(built=built, target=where)
+
+    def _shown(self) -> Built:
+        return self._last if self._last is not None else self.kernel().built
+
+    def _precision(self) -> str:
+        if self.precision is not None:
+            return self.precision
+        return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+
+    # --- one call -----------------------------------------------------------------------------------------------
+
+    def _ordered(self, tensors: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        names = [i.tensor for i in self.cascade.inputs]
+        signature = f"({', '.join(names)})"
+        if len(tensors) > len(names):
+            raise _wrong("too-many-inputs", f"{len(tensors)} tensors for {len(names)} inputs",
+                         rule=f"the inputs are {signature}")
+        out: dict[str, torch.Tensor] = dict(zip(names, tensors, strict=False))
+        for name, t in named.items():
+            if name not in names:
+                raise _wrong("unknown-input", f"the cascade has no input '{name}'",
+                             rule=f"the inputs are {signature}", hint=nearest(name, names))
+            if name in out:
+                raise _wrong("repeated-input", f"{name} is given by position and by name",
+                             rule=f"the inputs are {signature}")
+            out[name] = t
+        missing = [n for n in names if n not in out]
+        if missing:
+            raise _wrong("missing-input", f"{', '.join(missing)} not given", rule=f"the inputs are {signature}")
+        ordered = [out[n] for n in names]
+        if torch.is_grad_enabled():
+            for name, t in zip(names, ordered, strict=True):
+                if isinstance(t, torch.Tensor) and t.requires_grad:
+                    raise _wrong("requires-grad", f"{name} requires grad, but this op has no gradient yet",
+                                 rule="a result without its gradient is never handed out silently",
+                                 hint="call it under torch.no_grad(), or pass detached tensors")
+        return ordered
+
+    def _run(self, ordered: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        inputs = {i.tensor: t for i, t in zip(self.cascade.inputs, ordered, strict=True)}
+        self._check(inputs)
+        binding = bind(self.cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()})
+        device = ordered[0].device
+        features = {r: binding.extents[r] for r in feature_ranks(self.cascade)}
+        key = (device.type, device.index, ordered[0].dtype, self._precision(), tuple(features.items()))
+        built = self._built.get(key)
+        if built is None:
+            built = self._built[key] = self._build(device, ordered[0].dtype, features)
+        self._last = built if device.type == "cuda" else self._last
+        if device.type == "cuda":
+            outputs = run_on_gpu(built, inputs, binding)
+        else:
+            from einsumcascade.codegen.run_torch import run_on_cpu
+
+            outputs = run_on_cpu(built, inputs, binding)
+        return tuple(outputs[o] for o in self.cascade.output_names)
+
+    def _build(self, device: torch.device, dtype: torch.dtype, features: Mapping[str, int]) -> Built:
+        name = str(dtype).removeprefix("torch.")
+        if device.type == "cuda":
+            return build(self.cascade, extents=features, dtype=name, target=_target_of(device),
+                         schedule=self.fixed_schedule, precision=self._precision())
+        from einsumcascade.codegen.run_torch import cpu_schedule
+
+        program = program_of(self.cascade, features)
+        return build(self.cascade, extents=features, dtype=name, target=gpu_target(DEFAULT_TARGET),
+                     schedule=cpu_schedule(program, features))
+
+    def _check(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Types, devices and dtypes; ranks and extents are checked as they are bound."""
+        for name, t in inputs.items():
+            if not isinstance(t, torch.Tensor):
+                raise _wrong("wrong-type", f"{name} is a {type(t).__name__}, not a torch.Tensor",
+                             rule="an op takes tensors")
+        first_name, first = next(iter(inputs.items()))
+        floats = {getattr(torch, n) for n in DTYPE_BYTES}
+        selectors = _selectors(self.cascade)
+        for name, t in inputs.items():
+            if t.device != first.device:
+                raise _wrong("wrong-device", f"{name} is on {t.device}, but {first_name} on {first.device}",
+                             rule="all inputs are on one device", hint=f"{name}.to({str(first.device)!r})")
+            if name in selectors and not t.is_floating_point():
+                continue
+            if t.dtype not in floats or (t.dtype == torch.float64 and t.device.type != "cpu"):
+                raise _wrong("wrong-dtype", f"{name} is {t.dtype}",
+                             rule="inputs are float16, bfloat16 or float32; float64 on a CPU only; a tensor that only "
+                                  "indexes or compares may hold whole numbers")
+            if t.dtype != first.dtype and not (t.dtype == torch.float32 and t.dim() < 2):
+                raise _wrong("wrong-dtype", f"{name} is {t.dtype}, but {first_name} is {first.dtype}",
+                             rule="inputs share the dtype of the first; one of fewer than two axes may be float32",
+                             hint=f"{name}.to({first.dtype})")
+        if first.device.type not in ("cpu", "cuda"):
+            raise _wrong("wrong-device", f"{first_name} is on {first.device}", rule="tensors are on a GPU or a CPU")
+
+
+def _selectors(cascade: Cascade) -> set[str]:
+    """Inputs that stand only in index expressions and conditions."""
+    everywhere = {i.tensor for i in cascade.inputs}
+    values: set[str] = set()
+    for e in cascade.einsums:
+        inner = {r.tensor for x in subexpressions(e.expr) if isinstance(x, Read) for r in reads(*x.indices)}
+        values |= {r.tensor for r in reads(e.expr)} - inner
+    return everywhere - values
+
+
+def _wrong(code: str, headline: str, *, rule: str = "", hint: str = "") -> InputError:
+    return InputError(diagnostics=(Diagnostic(code=code, headline=headline, rule=rule, hint=hint),))
+
+
+def _target_of(device: torch.device) -> GpuTarget:
+    """The target of a GPU that is there: its own, or the newest of its kind that is not newer."""
+    from einsumcascade.analysis.targets import TARGETS
+
+    if torch.version.hip is not None:
+        return gpu_target("hip:gfx942")
+    major, minor = torch.cuda.get_device_capability(device)
+    known = [t for t in (TARGETS.values() if isinstance(TARGETS, Mapping) else TARGETS)
+             if t.backend == "cuda" and int(t.arch) <= major * 10 + minor]
+    return max(known, key=lambda t: int(t.arch)) if known else gpu_target("cuda:80")
+
+
+def _present() -> GpuTarget:
+    if torch.cuda.is_available():
+        return _target_of(torch.device("cuda"))
+    return gpu_target(DEFAULT_TARGET)
+
+
+# --- torch.library ----------------------------------------------------------------------------------------------
+
+_OPS: dict[str, Callable[..., Any]] = {}
+
+
+def _registered(cascade: Cascade, precision: str | None, schedule: Schedule | None) -> Callable[..., Any]:
+    """The library op of a cascade, named by the digest of its text and choices; made at the first use in a trace."""
+    text = f"{cascade}\n{precision}\n{schedule.to_json() if schedule else ''}"
+    name = f"{_clean(cascade.name)}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if name in _OPS:
+        return _OPS[name]
+    count = len(cascade.outputs)
+    arguments = ", ".join(f"Tensor t{n}" for n in range(len(cascade.inputs)))
+    result = "Tensor" if count == 1 else "(" + ", ".join(["Tensor"] * count) + ")"
+
+    def real(*tensors: torch.Tensor) -> Any:
+        op = _eager(cascade, precision, schedule)
+        with torch.no_grad():
+            outputs = op._run(list(tensors))
+        return outputs[0] if count == 1 else outputs
+
+    def fake(*tensors: torch.Tensor) -> Any:
+        shapes = _output_shapes(cascade, tensors)
+        outputs = tuple(tensors[0].new_empty(s, dtype=getattr(torch, o.dtype) if o.dtype else tensors[0].dtype)
+                        for s, o in zip(shapes, cascade.outputs, strict=True))
+        return outputs[0] if count == 1 else outputs
+
+    op = torch.library.custom_op(f"{NAMESPACE}::{name}", real, mutates_args=(), schema=f"({arguments}) -> {result}")
+    op.register_fake(fake)
+    _OPS[name] = op
+    return op
+
+
+_EAGER: dict[object, Op] = {}
+
+
+def _eager(cascade: Cascade, precision: str | None, schedule: Schedule | None) -> Op:
+    key = (cascade, precision, schedule.to_json() if schedule else "")
+    if key not in _EAGER:
+        _EAGER[key] = Op(cascade=cascade, precision=precision, fixed_schedule=schedule)
+    return _EAGER[key]
+
+
+def _output_shapes(cascade: Cascade, tensors: tuple[torch.Tensor, ...]) -> list[list[Any]]:
+    """Shapes of the outputs over the shapes of the inputs, which may be symbolic."""
+    extents: dict[str, Any] = {}
+    for i, t in zip(cascade.inputs, tensors, strict=True):
+        for v, n in zip(i.indices, t.shape, strict=True):
+            extents.setdefault(rank_of(v), n)
+    einsums = {e.tensor: e for e in cascade.einsums}
+    inputs = {i.tensor: i for i in cascade.inputs}
+    out = []
+    for o in cascade.outputs:
+        free = einsums[o.tensor].free if o.tensor in einsums else inputs[o.tensor].indices
+        if any(rank_of(v) not in extents for v in free):
+            extents = {**bind(cascade, extents={r: int(n) for r, n in extents.items()}).extents, **extents}
+        out.append([extents[rank_of(v)] for v in free])
+    return out
+
+
+def _clean(name: str) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name)

@@ -1,0 +1,199 @@
+"""Judge the generated kernel: its own text, run on inputs, against float64 and the plain formula."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from einsumcascade.analysis.targets import gpu_target
+from einsumcascade.codegen.launch import build, run_interpreted, run_on_gpu, with_constants
+from einsumcascade.codegen.plain import run_plain
+from einsumcascade.errors import Diagnostic, InputError, nearest
+from einsumcascade.language.extents import Binding, bind
+from einsumcascade.language.ir import Cascade, Read, rank_of, reads, subexpressions
+from einsumcascade.reference.errorbound import EPS, Verdict, conditioning, judge
+from einsumcascade.reference.interpret import run
+from einsumcascade.schedules.schedule import Schedule
+
+DTYPES = ("float16", "bfloat16", "float32")
+DEFAULT_LENGTH, DEFAULT_FEATURE = 77, 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One output in one dtype."""
+
+    dtype: str
+    output: str
+    verdict: Verdict
+    plain_max: float
+    plain_rms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was run, where, and every error beside its bound.
+
+    Args:
+        name: of the cascade. extents: by rank. where: "Triton's interpreter" or the name of the GPU.
+        rows: one for each dtype and output.
+    """
+
+    name: str
+    extents: Mapping[str, int]
+    where: str
+    rows: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output of every dtype is within its bound."""
+        return all(r.verdict.passed for r in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON value."""
+        return {
+            "name": self.name, "extents": dict(self.extents), "where": self.where, "passed": self.passed,
+            "rows": [{"dtype": r.dtype, "output": r.output, "passed": r.verdict.passed,
+                      "max_error": r.verdict.max_error, "max_bound": r.verdict.max_bound,
+                      "rms_error": r.verdict.rms_error, "rms_bound": r.verdict.rms_bound,
+                      "plain_max_error": r.plain_max, "plain_rms_error": r.plain_rms,
+                      "misplaced": r.verdict.misplaced} for r in self.rows],
+        }
+
+    def __str__(self) -> str:
+        head = (f"{self.name}: generated kernel, forward, run in {self.where} at "
+                + " ".join(f"{k}={v}" for k, v in self.extents.items()))
+        lines = [head, "errors against the float64 reference; bound = 2 x plain formula + 4 x conditioning", "",
+                 f"{'dtype':9} {'output':8} {'max error':>10} {'bound':>10} {'plain':>10}   "
+                 f"{'rms error':>10} {'bound':>10} {'plain':>10}"]
+        for r in self.rows:
+            v = r.verdict
+            lines.append(f"{r.dtype:9} {r.output:8} {v.max_error:10.2e} {v.max_bound:10.2e} {r.plain_max:10.2e}   "
+                         f"{v.rms_error:10.2e} {v.rms_bound:10.2e} {r.plain_rms:10.2e}   "
+                         f"{'PASS' if v.passed else 'FAIL'}"
+                         + (f" ({v.misplaced} non-finite values misplaced)" if v.misplaced else ""))
+        return "\n".join([*lines, "", "PASS" if self.passed else "FAIL"])
+
+
+def verify(cascade: Cascade | str, *, extents: Mapping[str, int] | None = None, dtypes: Sequence[str] = DTYPES,
+           seed: int = 0, schedule: Schedule | None = None, constants: Mapping[str, float] | None = None,
+           progress: Any = None) -> Verification:
+    """Run the generated Triton text of a cascade and judge it by the error rule.
+
+    On a machine with a GPU the kernel runs there, else in Triton's interpreter. Outputs start as NaN, so that an
+    element that no program writes is found.
+
+    Args:
+        extents: by rank; lengths that are missing count 77, feature ranks 64, other ranks of a few elements 2.
+        dtypes: of the inputs. seed: of their values, standard normal.
+        progress: called with a line of text before each dtype.
+
+    Returns: the errors and the verdicts.
+    Raises: InputError, ScheduleError, LoweringError.
+    Cost: the reference is dense in the product of all extents of an Einsum.
+    """
+    if isinstance(cascade, str):
+        from einsumcascade.gallery import load
+
+        cascade = load(cascade)
+    cascade = with_constants(cascade, dict(constants or {}))
+    for d in dtypes:
+        if d not in DTYPES:
+            raise InputError(diagnostics=(Diagnostic(code="wrong-dtype", headline=f"there is no dtype '{d}' to verify",
+                                                     rule="dtypes are " + ", ".join(DTYPES), hint=nearest(d, DTYPES)),))
+    binding = bind(cascade, extents=filled_extents(cascade, extents or {}))
+    gpu = torch.cuda.is_available()
+    where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
+    rows: list[Row] = []
+    for dtype in dtypes:
+        if progress is not None:
+            progress(f"{cascade.name} in {dtype}")
+        rows += _rows(cascade, binding, dtype, seed=seed, schedule=schedule, gpu=gpu)
+    shown = {rank_of(v): binding.extents[rank_of(v)] for i in cascade.inputs for v in i.indices}
+    return Verification(name=cascade.name, extents=shown, where=where, rows=tuple(rows))
+
+
+def filled_extents(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, int]:
+    """Extents for a trial run: those given, and a default for each other rank of the inputs."""
+    from einsumcascade.codegen.launch import feature_ranks
+
+    reduced = {v for e in cascade.einsums for v in e.ranks}
+    valued = {v for c in cascade.constraints for x in subexpressions(c) if hasattr(x, "name") for v in [x.name]}
+    out = dict(extents)
+    batch = [v for i in cascade.inputs for v in i.indices]
+    features = feature_ranks(cascade)
+    for v in dict.fromkeys(batch):
+        r = rank_of(v)
+        positions = [i.indices.index(v) == len(i.indices) - 2 for i in cascade.inputs if v in i.indices]
+        length = v in reduced or v in valued or any(positions)
+        out.setdefault(r, DEFAULT_FEATURE if r in features else DEFAULT_LENGTH if length else 2)
+    return out
+
+
+def random_inputs(cascade: Cascade, binding: Binding, dtype: str, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Standard normal inputs; a tensor that only indexes or compares gets whole numbers in range."""
+    generator = torch.Generator().manual_seed(seed)
+    selectors = _index_extents(cascade)
+    out = {}
+    for i in cascade.inputs:
+        shape = [binding.extents[rank_of(v)] for v in i.indices]
+        if i.tensor in selectors:
+            rank = selectors[i.tensor]
+            high = binding.extents.get(rank, max(binding.extents.values(), default=2)) if rank else 4
+            out[i.tensor] = torch.randint(0, max(high, 1), shape, generator=generator, dtype=torch.int32)
+        else:
+            out[i.tensor] = torch.randn(shape, generator=generator).to(getattr(torch, dtype))
+    return out
+
+
+def _index_extents(cascade: Cascade) -> dict[str, str]:
+    """Inputs that only index or compare, with the rank they index, empty where they only compare."""
+    values = {r.tensor for e in cascade.einsums for r in _value_reads(e.expr)}
+    declared = {i.tensor: i.indices for i in cascade.inputs}
+    out: dict[str, str] = {}
+    for e in cascade.einsums:
+        for r in reads(e.expr, *e.where):
+            for n, index in enumerate(r.indices):
+                for inner in reads(index):
+                    if r.tensor in declared:
+                        out[inner.tensor] = rank_of(declared[r.tensor][n])
+    for c in (*cascade.constraints, *(c for e in cascade.einsums for c in e.where)):
+        for r in reads(c):
+            out.setdefault(r.tensor, "")
+    return {t: rank for t, rank in out.items() if t not in values and t in declared}
+
+
+def _value_reads(expr: Any) -> list[Read]:
+    out = [x for x in subexpressions(expr) if isinstance(x, Read)]
+    inner = {r for x in out for r in reads(*x.indices)}
+    return [x for x in out if x not in inner]
+
+
+def _rows(cascade: Cascade, binding: Binding, dtype: str, *, seed: int, schedule: Schedule | None,
+          gpu: bool) -> list[Row]:
+    inputs = random_inputs(cascade, binding, dtype, seed=seed)
+    built = build(cascade, extents=binding.extents, dtype=dtype, target=gpu_target("cuda:90"), schedule=schedule)
+    if gpu:
+        on_gpu = {n: t.cuda() for n, t in inputs.items()}
+        actual = {n: t.cpu() for n, t in run_on_gpu(built, on_gpu, binding).items()}
+    else:
+        actual = run_interpreted(built, inputs, binding)
+    arrays = {n: t.double().numpy() if t.is_floating_point() else t.numpy() for n, t in inputs.items()}
+    expected = run(cascade, arrays)
+    plain = run_plain(cascade, inputs)
+    conditions = conditioning(cascade, arrays, EPS[dtype], seed=seed)
+    rows = []
+    for name, want in expected.items():
+        # A culled element of an output has no value: the reference holds NaN there, and nothing is compared.
+        hole = np.isnan(want)
+        got = np.where(hole, np.nan, actual[name].double().numpy())
+        base = np.where(hole, np.nan, plain[name].double().numpy())
+        error = np.abs(np.where(np.isfinite(want), base - want, 0.0))
+        rows.append(Row(dtype=dtype, output=name, verdict=judge(got, want, base, conditions[name]),
+                        plain_max=float(error.max(initial=0.0)),
+                        plain_rms=float(np.sqrt(np.mean(error**2))) if error.size else 0.0))
+    return rows

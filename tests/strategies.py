@@ -1,0 +1,371 @@
+"""Random cascades of the class that kernels are made for, with random extents, tiles and inputs.
+
+Every cascade has a contraction and at least two chained reductions over one rank. About half are masked, a third have
+a second output, most stream in one loop and about a fifth need a second one; tests/test_strategies.py holds the shares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from einsumcascade.language.ir import Cascade, rank_of
+from einsumcascade.language.parser import parse
+from einsumcascade.schedules.program import Program
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_variables
+
+LENGTHS = (1, 2, 7, 13, 16, 17, 31, 33, 37, 47, 64)
+FEATURES = (1, 3, 8, 16, 17, 20)
+SMALL = (1, 2, 3)
+TILES = (16, 32, 64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A cascade, its extents, the tiles of its kernels and the inputs it is tried on.
+
+    Args:
+        text: the cascade.
+        extents: of every rank of an input.
+        tiles: sizes given to the tiled variables of all kernels, in turn.
+        seed: of the inputs. spread: standard deviation of queries.
+    """
+
+    text: str
+    extents: Mapping[str, int]
+    tiles: tuple[int, ...] = TILES
+    seed: int = 0
+    spread: float = 1.0
+
+    @property
+    def cascade(self) -> Cascade:
+        """The parsed text."""
+        return parsed(self.text)
+
+    def inputs(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The same arrays for the same case: normal numbers, lengths and document numbers where the names say so."""
+        return random_inputs(self.cascade, self.extents, seed=self.seed, spread=self.spread)
+
+    def schedule(self, program: Program) -> Schedule:
+        """A legal schedule of the program with the tiles of this case."""
+        return tile_schedule(program, self.tiles)
+
+
+@lru_cache(maxsize=1024)
+def parsed(text: str) -> Cascade:
+    """Parse once."""
+    return parse(text, name="random.cascade")
+
+
+def random_inputs(cascade: Cascade, extents: Mapping[str, int], *, seed: int = 0,
+                  spread: float = 1.0) -> dict[str, np.ndarray[Any, Any]]:
+    """Normal inputs; `LEN` is a length of the keys, `DM` and `DP` are document numbers, `Q` has a spread of its own."""
+    rng = np.random.default_rng(seed)
+    out = {}
+    for i in cascade.inputs:
+        shape = tuple(extents[rank_of(v)] for v in i.indices)
+        if i.tensor == "LEN":
+            out[i.tensor] = rng.integers(0, extents["M"] + 2, size=shape).astype(np.float64)
+        elif i.tensor in ("DM", "DP"):
+            out[i.tensor] = rng.integers(0, 3, size=shape).astype(np.float64)
+        else:
+            out[i.tensor] = rng.standard_normal(shape) * (spread if i.tensor == "Q" else 1.0)
+    return out
+
+
+def tile_schedule(program: Program, tiles: tuple[int, ...]) -> Schedule:
+    """Hand out tile sizes in turn; small enough that a temporary of three axes stays below 2^20 elements."""
+    kernels, n = {}, 0
+    for k in program.kernels:
+        chosen = {}
+        for v in tiled_variables(program, k.name):
+            chosen[v] = tiles[n % len(tiles)]
+            n += 1
+        kernels[k.name] = KernelSchedule(tiles=chosen)
+    return Schedule(kernels=kernels)
+
+
+# --- the text -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Text:
+    """A cascade under construction."""
+
+    inputs: list[str]
+    constants: list[str]
+    constraints: list[str]
+    body: list[str]
+    outputs: list[str]
+
+    def need(self, declaration: str) -> None:
+        if declaration not in self.inputs:
+            self.inputs.append(declaration)
+
+    def __str__(self) -> str:
+        return "\n".join([
+            "in " + ", ".join(self.inputs),
+            *(f"const {c}" for c in self.constants),
+            *(f"constraint {c}" for c in self.constraints),
+            *self.body,
+            "out " + ", ".join(self.outputs),
+        ]) + "\n"
+
+
+BATCHES = (("", ""), ("b,", "b,"), ("h,", "h,"), ("b,h,", "b,h,"), ("b,h,", "h,"), ("g,r,", "g,"))
+MASKS = (
+    ("m <= p",), ("m <= p",), ("m < p",), ("m <= p", "p - m < w"), ("p - m < w", "m - p < w"),
+    ("m >= p",), ("m // 8 == p // 8",), ("m % 3 == 0",), ("m <= p or m < 4",), ("m <= p + 3",),
+    ("m < LEN",), ("DM[m] == DP[p]",), ("m <= p", "DM[m] == DP[p]"), ("2 * m <= p",), ("m != p",),
+)
+KEY_MASKS = (("m < LEN",), ("m % 3 == 0",), ("m < 5",))
+PAIR_MASKS = (("m >= n",), ("m <= p", "n <= p"), ("n <= m", "m <= p"), ("n < 3",))
+SCORES = ("{x}", "{x}", "{x}", "20 * tanh({x} / 20)", "sigmoid({x})", "relu({x})", "{x} + 0.5", "{x} * {x}")
+BIASED = ("{x} - SLOPE[{h}] * (p - m)", "{x} - 0.25 * abs(p - m)", "{x} + BIAS[p,m]")
+ONE_LOOP = ("softmax", "softmax", "softmax", "immediate", "square", "root", "double", "shifted", "sink", "epsilon",
+            "rms", "mean", "sum", "maxplus", "lse", "ratio", "sharp")
+TWO_LOOPS = ("threshold", "tanh", "hinge", "temperature", "centre")
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> str:
+    """A text of the class."""
+    pick = lambda options: draw(st.sampled_from(options))  # noqa: E731
+    batch, keys_batch = pick(BATCHES)
+    has_p = draw(st.integers(0, 9)) > 0 or not batch
+    pair = has_p and draw(st.integers(0, 9)) == 0
+    q = batch + ("p" if has_p else "")
+    q = q.rstrip(",")
+    over = "m,n" if pair else "m"
+    t = _Text([], [], [], [], [])
+    _scores(t, pick, q, keys_batch, over, has_p)
+    if draw(st.booleans()):
+        masks = PAIR_MASKS if pair else MASKS if has_p else KEY_MASKS
+        for c in pick(masks):
+            t.constraints.append(c)
+            if "LEN" in c:
+                t.need("LEN")
+            if "DM" in c:
+                t.need("DM[m]")
+                t.need("DP[p]")
+            if "w" in c.split():
+                t.constants = [*t.constants, f"w = {pick((1, 5, 20))}"] if not any(
+                    k.startswith("w ") for k in t.constants) else t.constants
+    kind = pick(TWO_LOOPS) if draw(st.integers(0, 4)) == 0 else pick(ONE_LOOP)
+    _weights(t, pick, kind, q, keys_batch, over)
+    _epilogue(t, pick, q)
+    if draw(st.integers(0, 2)) == 0:
+        _second(t, pick, kind, q, keys_batch, over)
+    return str(t)
+
+
+def _scores(t: _Text, pick: Any, q: str, k: str, over: str, has_p: bool) -> None:
+    t.need(f"Q[{q},e]")
+    t.need(f"K[{k}m,e]")
+    scale = pick(("", "scale * "))
+    if scale:
+        t.constants.append("scale = E ** -0.5")
+    if over == "m,n":
+        t.need("K2[n,e]")
+        t.body.append(f"QK[{q},{over}] = {scale}Q[{q},e] * K[{k}m,e] * K2[n,e] :: sum(e)")
+    elif not scale and pick((True, False, False, False, False, False)):
+        t.body.append(f"QK[{q},m] = (Q[{q},e] - K[{k}m,e]) ** 2 :: sum(e)")
+    else:
+        t.body.append(f"QK[{q},m] = {scale}Q[{q},e] * K[{k}m,e] :: sum(e)")
+    shape = pick(BIASED) if has_p and pick((True, False, False, False)) else pick(SCORES)
+    if "SLOPE" in shape and not (q.startswith("h,") or q.startswith("b,h,")):
+        shape = BIASED[1]
+    if "SLOPE" in shape:
+        t.need("SLOPE[h]")
+    if "BIAS" in shape:
+        t.need("BIAS[p,m]")
+    t.body.append(f"S[{q},{over}] = " + shape.format(x=f"QK[{q},{over}]", h="h"))
+
+
+def _weights(t: _Text, pick: Any, kind: str, q: str, k: str, over: str) -> None:
+    """The chained reductions, down to a tensor `O` over the values."""
+    s, d = f"S[{q},{over}]", f"{q},{over}"
+    t.need(f"V[{k}m,f]")
+    v = f"V[{k}m,f]"
+    if over == "m,n":
+        t.need("V2[n,f]")
+        v += " * V2[n,f]"
+    add = t.body.append
+    needs_max = kind not in ("rms", "mean", "sum", "temperature", "centre", "hinge", "maxplus")
+    if needs_max and kind != "sink":
+        add(f"GM[{q}] = {s} :: max({over})")
+    if kind == "sink":
+        t.need("SINK")
+        add(f"TM[{q}] = {s} :: max({over})")
+        add(f"GM[{q}] = max(TM[{q}], SINK)")
+    if needs_max:
+        factor = {"double": "2 * ", "sharp": "beta * "}.get(kind, "")
+        if kind == "sharp":
+            t.constants.append("beta = 0.7")
+        shifted = f"({s} - GM[{q}])" if factor else f"{s} - GM[{q}]"
+        add(f"SN[{d}] = exp({factor}{shifted})")
+        add(f"SD[{q}] = SN[{d}] :: sum({over})")
+    match kind:
+        case "softmax" | "lse" | "double" | "sharp":
+            add(f"NV[{q},f] = SN[{d}] * {v} :: sum({over})")
+            add(f"O[{q},f] = NV[{q},f] / SD[{q}]")
+        case "immediate":
+            add(f"A[{d}] = SN[{d}] / SD[{q}]")
+            add(f"O[{q},f] = A[{d}] * {v} :: sum({over})")
+        case "square":
+            add(f"A[{d}] = (SN[{d}] / SD[{q}]) ** 2")
+            add(f"O[{q},f] = A[{d}] * {v} :: sum({over})")
+        case "root":
+            add(f"S2[{q}] = SN[{d}] * SN[{d}] :: sum({over})")
+            add(f"O[{q},f] = SN[{d}] * {v} / sqrt(S2[{q}]) :: sum({over})")
+        case "shifted":
+            add(f"SE[{q}] = exp(2 * ({s} - GM[{q}])) :: sum({over})")
+            add(f"O[{q},f] = SN[{d}] * {v} / SE[{q}] :: sum({over})")
+        case "sink":
+            add(f"NV[{q},f] = SN[{d}] * {v} :: sum({over})")
+            add(f"O[{q},f] = NV[{q},f] / (SD[{q}] + exp(SINK - GM[{q}]))")
+        case "epsilon":
+            add(f"NV[{q},f] = SN[{d}] * {v} :: sum({over})")
+            add(f"O[{q},f] = NV[{q},f] / (SD[{q}] + 0.5)")
+        case "rms":
+            add(f"MS[{q}] = {s} * {s} :: mean({over})")
+            add(f"O[{q},f] = {s} * {v} / sqrt(MS[{q}] + 0.001) :: sum({over})")
+        case "mean":
+            add(f"MS[{q}] = abs({s}) :: mean({over})")
+            add(f"O[{q},f] = {s} / (1 + MS[{q}]) * {v} :: sum({over})")
+        case "sum":
+            add(f"SS[{q}] = sigmoid({s}) :: sum({over})")
+            add(f"O[{q},f] = sigmoid({s}) * {v} / (1 + SS[{q}]) :: sum({over})")
+        case "maxplus":
+            add(f"GM[{q}] = {s} :: max({over})")
+            add(f"O[{q},f] = {s} - GM[{q}] + {v} :: max({over})")
+        case "ratio":
+            add(f"SQ[{q}] = SN[{d}] * SN[{d}] :: sum({over})")
+            add(f"NV[{q},f] = SN[{d}] * SN[{d}] * {v} :: sum({over})")
+            add(f"O[{q},f] = NV[{q},f] / SQ[{q}] * SD[{q}] / (1 + SD[{q}])")
+        case "threshold":
+            add(f"A[{d}] = relu(SN[{d}] / SD[{q}] - 0.03)")
+            add(f"O[{q},f] = A[{d}] * {v} :: sum({over})")
+        case "tanh":
+            add(f"A[{d}] = tanh(SN[{d}] / SD[{q}])")
+            add(f"O[{q},f] = A[{d}] * {v} :: sum({over})")
+        case "hinge":
+            add(f"C[{q}] = {s} :: mean({over})")
+            add(f"O[{q},f] = relu({s} - C[{q}]) * {v} :: sum({over})")
+        case "temperature":
+            add(f"C[{q}] = {s} * {s} :: mean({over})")
+            add(f"O[{q},f] = sigmoid({s} / sqrt(1 + C[{q}])) * {v} :: sum({over})")
+        case "centre":
+            add(f"C[{q}] = {s} :: mean({over})")
+            add(f"O[{q},f] = tanh({s} - C[{q}]) * {v} :: sum({over})")
+        case _:
+            raise AssertionError(kind)
+
+
+def _epilogue(t: _Text, pick: Any, q: str) -> None:
+    o = f"O[{q},f]"
+    match pick(("none", "none", "none", "gate", "residual", "map")):
+        case "gate":
+            t.need(f"G[{q},f]")
+            t.body.append(f"Y[{q},f] = sigmoid(G[{q},f]) * {o}")
+        case "residual":
+            t.need(f"X[{q},f]")
+            t.body.append(f"Y[{q},f] = X[{q},f] + 0.5 * {o}")
+        case "map":
+            t.body.append(f"Y[{q},f] = tanh({o})")
+        case _:
+            t.outputs.append("O")
+            return
+    t.outputs.append("Y")
+
+
+def _second(t: _Text, pick: Any, kind: str, q: str, k: str, over: str) -> None:
+    s, add = f"S[{q},{over}]", t.body.append
+    has_max, has_sum = any(b.startswith("GM[") for b in t.body), any(b.startswith("SD[") for b in t.body)
+    options = ["moment", "values"]
+    options += ["maximum"] if has_max else []
+    options += ["lse", "lse", "entropy"] if has_sum and kind not in ("double", "sharp", "sink") else []
+    match pick(options):
+        case "moment":
+            add(f"Z[{q}] = {s} * {s} :: mean({over})")
+        case "values":
+            t.need(f"W[{k}m,j]")
+            add(f"Z[{q},j] = sigmoid({s}) * W[{k}m,j] :: sum({over})")
+        case "maximum":
+            add(f"Z[{q}] = GM[{q}]")
+        case "lse":
+            add(f"Z[{q}] = GM[{q}] + log(SD[{q}])")
+        case "entropy":
+            add(f"SX[{q}] = SN[{q},{over}] * {s} :: sum({over})")
+            add(f"Z[{q}] = log(SD[{q}]) + GM[{q}] - SX[{q}] / SD[{q}]")
+    t.outputs.append(pick(("Z", "Z: float32")))
+
+
+# --- cases ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def extents_of(draw: st.DrawFn, cascade: Cascade) -> dict[str, int]:
+    """Extents for the ranks of a cascade's inputs: 1, primes, below and above a tile."""
+    out = {}
+    for v in dict.fromkeys(v for i in cascade.inputs for v in i.indices):
+        pool = FEATURES if v in "efj" else SMALL if v in "bhgrn" else LENGTHS
+        out[rank_of(v)] = draw(st.sampled_from(pool))
+    return out
+
+
+@st.composite
+def cases(draw: st.DrawFn, tiles: tuple[int, ...] = TILES) -> Case:
+    """A cascade with extents, tiles and inputs."""
+    text = draw(texts())
+    return Case(text=text, extents=draw(extents_of(parsed(text))), seed=draw(st.integers(0, 1 << 16)),
+                tiles=tuple(draw(st.lists(st.sampled_from(tiles), min_size=4, max_size=4))),
+                spread=draw(st.sampled_from((1.0, 1.0, 1.0, 4.0))))
+
+
+def sample(count: int, seed: int = 0) -> list[Case]:
+    """A fixed sample: the same for the same seed, without hypothesis' bookkeeping of examples."""
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
+
+    found: list[Case] = []
+
+    @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate], derandomize=False,
+              suppress_health_check=list(HealthCheck))
+    @seeded(seed)
+    @given(cases())
+    def collect(case: Case) -> None:
+        found.append(case)
+
+    collect()
+    return found[:count]
+
+
+def loops_of(cascade: Cascade, extents: Mapping[str, int] | None = None) -> int:
+    """Loops over the keys, one after the other, that the derived form needs."""
+    from einsumcascade.rewrites.derive import simplify
+    from einsumcascade.rewrites.loop_form import loop_form
+
+    simple = simplify(cascade).cascade
+    over = tuple(v for v in ("m", "n") if any(v in e.ranks for e in simple.einsums))
+    return loop_form(simple, over=over, tile=16).loops
+
+
+def close(actual: Any, expected: Any, *, rel: float = 1e-9) -> bool:
+    """Whether float64 results agree relative to the largest finite element; infinities and NaN must be in place."""
+    a, e = np.asarray(actual), np.asarray(expected)
+    if a.shape != e.shape:
+        return False
+    both = np.isfinite(e)
+    if not np.array_equal(both, np.isfinite(a)):
+        return False
+    if not np.array_equal(np.isnan(a), np.isnan(e)) or not np.array_equal(a[np.isinf(e)], e[np.isinf(e)]):
+        return False
+    size = max(1.0, float(np.abs(e[both]).max())) if both.any() else 1.0
+    return bool(np.all(np.abs(a[both] - e[both]) <= rel * size)) and math.isfinite(size)
