@@ -26,10 +26,9 @@ from einsumcascade.language.ir import (
     transform,
     variables,
 )
-from einsumcascade.rewrites.algebra import factors, is_positive, product, terms, total
+from einsumcascade.rewrites.algebra import factors, is_positive
 from einsumcascade.schedules.roles import contraction
 
-LOG2E = math.log2(math.e)
 MINIMUM_DOT = 16
 
 
@@ -234,7 +233,7 @@ class Body:
         space = self._sorted({*axes, *over})
         out.append(Reduce(value=value, reduce=e.reduce or "", expr=expr, axes=space, over=over, note=str(e)))
         sinks = e.reduce == "max" and (self.facts.may_be_neg_inf(expr) or bool(failing))
-        below = frozenset({expr.tensor}) | self.facts[expr.tensor].above if isinstance(expr, Read) else frozenset()
+        below = self.facts.above(expr)
         self.facts.of[value.name] = Facts(may_be_neg_inf=sinks, above=below if e.reduce == "max" else frozenset())
         self._bind(e, value, tag)
         return out
@@ -497,31 +496,8 @@ class Body:
     # --- expressions --------------------------------------------------------------------------------------------
 
     def _finished(self, expr: Expr) -> Expr:
-        """Exponentials to base 2 and guards where they are needed."""
-        return self._quotients(self.facts.guarded(self._base_two(powers(expr))))
-
-    def _base_two(self, expr: Expr) -> Expr:
-        if not isinstance(expr, Apply):
-            return expr
-        args = tuple(self._base_two(a) for a in expr.args)
-        if expr.op != "exp":
-            return Apply(op=expr.op, args=args)
-        parts = terms(args[0])
-        split = [(tuple(f for f in factors(t) if self._is_number(f[0])),
-                  tuple(f for f in factors(t) if not self._is_number(f[0])), n) for t, n in parts]
-        if len(parts) == 2 and split[0][0] == split[1][0] and len({self._axes_of(t) for t, _ in parts}) == 1:
-            # On rows the difference comes first: it is exact where nothing changed.
-            inner = total(tuple((product(rest), n) for _, rest, n in split))
-            return apply("exp2", apply("mul", inner, self._times_log2e(split[0][0])))
-        scaled = tuple((apply("mul", product(rest), self._times_log2e(numbers)) if rest
-                        else self._times_log2e(numbers), n) for numbers, rest, n in split)
-        return apply("exp2", total(scaled))
-
-    def _times_log2e(self, numbers: tuple[tuple[Expr, int], ...]) -> Expr:
-        return apply("mul", product(numbers), Num(value=LOG2E)) if numbers else Num(value=LOG2E)
-
-    def _is_number(self, e: Expr) -> bool:
-        return isinstance(e, Num | Scalar) or (isinstance(e, Apply) and not reads(e) and not variables(e))
+        """Whole powers as products, and guards where they are needed."""
+        return self._quotients(self.facts.guarded(powers(expr)))
 
     def _quotients(self, expr: Expr) -> Expr:
         """`x / y` with y a sum of terms >= 0 that are factors of the terms of x: both are 0 together."""

@@ -24,13 +24,13 @@ class Facts:
         fills: for a condition, the value held wherever it fails.
         may_be_neg_inf: some element, live or culled, may be -inf.
         is_input: loaded from memory: taken as finite where it is a factor.
-        above: names of values that it bounds from above, element by element.
+        above: products (see `_product`) that it bounds from above, element by element.
     """
 
     fills: Mapping[Expr, float] = field(default_factory=dict)
     may_be_neg_inf: bool = True
     is_input: bool = False
-    above: frozenset[str] = frozenset()
+    above: frozenset[tuple[Expr, ...]] = frozenset()
 
 
 class FactTable:
@@ -138,8 +138,8 @@ class FactTable:
                 pass
         if isinstance(high, Apply) and high.op == "max":
             return any(self.bounds(a, low) for a in high.args)
-        if isinstance(high, Read) and isinstance(low, Read):
-            return low.tensor in self[high.tensor].above
+        if isinstance(high, Read) and _product(low) in self[high.tensor].above:
+            return True
         for take, whole in ((factors, "mul"), (terms, "add")):
             h, lo = take(high), take(low)
             common = [x for x in h if x in lo]
@@ -150,13 +150,16 @@ class FactTable:
                     return self.bounds(rest_h[0][0], rest_l[0][0])
         return False
 
-    def above(self, expr: Expr) -> frozenset[str]:
-        """Names of values that an expression bounds from above."""
+    def above(self, expr: Expr) -> frozenset[tuple[Expr, ...]]:
+        """Products that an expression bounds from above."""
         match expr:
             case Read():
-                return self[expr.tensor].above | {expr.tensor}
+                return self[expr.tensor].above | {_product(expr)}
             case Apply(op="max"):
                 return self.above(expr.args[0]) | self.above(expr.args[1])
+            case Apply(op="mul") if isinstance(expr.args[0], Read) and is_positive(expr.args[1], self.cascade):
+                factor = expr.args[1]
+                return frozenset(tuple(sorted((*p, *_product(factor)), key=str)) for p in self.above(expr.args[0]))
             case _:
                 return frozenset()
 
@@ -184,3 +187,11 @@ class FactTable:
             if len(inner) == 1:
                 return apply("mul", *(self._finite_row(a, a) if a is inner[0] else a for a in bound.args))
         return apply("select", apply("eq", text, Num(value=-INF)), Num(value=0.0), text)
+
+
+def _product(expr: Expr) -> tuple[Expr, ...]:
+    """The factors of a product in a fixed order; a quotient is a factor of its own."""
+    parts = factors(expr)
+    if any(n < 0 for _, n in parts):
+        return (expr,)
+    return tuple(sorted((f for f, _ in parts), key=str))

@@ -31,6 +31,7 @@ from einsumcascade.language.ir import (
     variables,
     walk,
 )
+from einsumcascade.rewrites.base_two import to_base_two
 from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.schedules.program import Kernel, Program
 from einsumcascade.schedules.roles import grid_tiles
@@ -57,6 +58,7 @@ def lower(kernel: Kernel, program: Program, schedule: KernelSchedule, binding: B
         form = loop_form(cascade, over=derived, tile=schedule.tiles[derived[-1]])
         cascade = form.cascade
         in_range = {form.points[v]: rank_of(v) for v in derived[:-1]}
+    cascade = to_base_two(cascade)
     return _Placer(kernel, program, cascade, schedule, binding, bool(derived), in_range).run()
 
 

@@ -15,7 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from einsumcascade.codegen.plain_ops import HALF, Value, factors_of, multiply, operation, propagate, reduce_over
+from einsumcascade.codegen.plain_ops import (
+    HALF,
+    Value,
+    conditions_of,
+    factors_of,
+    multiply,
+    operation,
+    propagate,
+    reduce_over,
+    unseen_when_culled,
+    wanted_when_culled,
+)
 from einsumcascade.errors import Diagnostic, InputError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import (
@@ -32,7 +43,6 @@ from einsumcascade.language.ir import (
     reads,
     substitute,
     variables,
-    walk,
 )
 from einsumcascade.language.shapes import index_range, tensor_shapes
 
@@ -141,24 +151,6 @@ class _Machine:
             else:
                 self.einsum(s, now)
 
-    def conditions(self, e: Einsum) -> tuple[Expr, ...]:
-        held = tuple(c for c in self.cascade.constraints if all(v in e.space for v in variables(c)))
-        return held + e.where
-
-    def unseen(self, s: Einsum) -> bool:
-        """Whether no reader looks at the culled points of a tensor: each has the writer's conditions itself."""
-        mine = self.conditions(s)
-        if s.tensor in self.cascade.output_names:
-            return False
-        for other in walk(self.cascade.body):
-            if isinstance(other, Iter):
-                continue
-            held = self.conditions(other) if isinstance(other, Einsum) else ()
-            for r in reads(other.expr, *held):
-                if r.tensor == s.tensor and not (r.indices == s.indices and set(mine) <= set(held)):
-                    return False
-        return True
-
     def einsum(self, s: Einsum | Init, now: Mapping[str, Expr]) -> None:
         expr = substitute(s.expr, now)
         indices = tuple(substitute(i, now) for i in s.indices)
@@ -166,10 +158,14 @@ class _Machine:
         ranks = tuple(v for v in s.ranks if v not in now) if isinstance(s, Einsum) else ()
         conditions: tuple[Expr, ...] = ()
         if isinstance(s, Einsum):
-            conditions = tuple(substitute(c, now) for c in self.conditions(s))
+            conditions = tuple(substitute(c, now) for c in conditions_of(self.cascade, s))
         self.order = free + ranks
-        unseen = isinstance(s, Einsum) and bool(conditions) and self.unseen(s)
-        wanted = self.wanted(s.tensor) if unseen and set(variables(*conditions)) <= set(free) else None
+        unseen = isinstance(s, Einsum) and bool(conditions) and unseen_when_culled(self.cascade, s)
+        wanted = (
+            wanted_when_culled(self.cascade, s.tensor, self.binding)
+            if unseen and set(variables(*conditions)) <= set(free)
+            else None
+        )
         self.filled.pop(s.tensor, None)
         row = s.reduction if isinstance(s, Einsum) and ranks else None
         result: Value | None = None
@@ -202,17 +198,6 @@ class _Machine:
         shape = [self.binding.extent(v) for v in free]
         data = Value(result.data.to(dtype), result.axes).over(free).expand(shape)
         self.store(s.tensor, indices, free, data)
-
-    def wanted(self, tensor: str) -> float | None:
-        """What a reduction would like to find at the culled points of a tensor, None where none reads it."""
-        for e in self.cascade.einsums:
-            if e.reduction is None:
-                continue
-            if isinstance(e.expr, Read) and e.expr.tensor == tensor:
-                return e.reduction.empty
-            if any(isinstance(f, Read) and f.tensor == tensor for f in factors_of(e.expr, self.binding)[0]):
-                return 0.0
-        return None
 
     def fill(self, tensor: str, value: Value, conditions: tuple[Expr, ...], wanted: float) -> Value:
         live = self.all([self.condition(c) for c in conditions])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from einsumcascade.language.extents import Binding
-from einsumcascade.language.ir import Apply, Expr, Num, Scalar, reads, variables
+from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Iter, Num, Read, Scalar, reads, variables, walk
 from einsumcascade.language.ops import Reduction
 
 HALF = (torch.float16, torch.bfloat16)
@@ -156,5 +156,37 @@ def propagate(op: str, args: list[float]) -> float | None:
         case "mul", [x, y] if (y == 0 and not math.isinf(x)) or (y == -math.inf and 0 < x < math.inf):
             return y
         case "exp", [x] if x == -math.inf:
+            return 0.0
+    return None
+
+
+def conditions_of(cascade: Cascade, e: Einsum) -> tuple[Expr, ...]:
+    """All conditions that restrict an Einsum."""
+    return tuple(c for c in cascade.constraints if all(v in e.space for v in variables(c))) + e.where
+
+
+def unseen_when_culled(cascade: Cascade, s: Einsum) -> bool:
+    """Whether no reader looks at the culled points of what `s` writes: each has the conditions of `s` itself."""
+    mine = conditions_of(cascade, s)
+    if s.tensor in cascade.output_names:
+        return False
+    for other in walk(cascade.body):
+        if isinstance(other, Iter):
+            continue
+        held = conditions_of(cascade, other) if isinstance(other, Einsum) else ()
+        for r in reads(other.expr, *held):
+            if r.tensor == s.tensor and not (r.indices == s.indices and set(mine) <= set(held)):
+                return False
+    return True
+
+
+def wanted_when_culled(cascade: Cascade, tensor: str, binding: Binding) -> float | None:
+    """What a reduction would like to find at the culled points of a tensor, None where none reads it."""
+    for e in cascade.einsums:
+        if e.reduction is None:
+            continue
+        if isinstance(e.expr, Read) and e.expr.tensor == tensor:
+            return e.reduction.empty
+        if any(isinstance(f, Read) and f.tensor == tensor for f in factors_of(e.expr, binding)[0]):
             return 0.0
     return None

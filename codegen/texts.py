@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from einsumcascade.codegen.body import LOG2E
 from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.names import safe
 from einsumcascade.language.ir import (
@@ -22,6 +21,7 @@ from einsumcascade.language.ir import (
     scalars,
     variables,
 )
+from einsumcascade.rewrites.base_two import LOG2E
 
 ATOM = 20
 
@@ -72,6 +72,8 @@ class Texts:
         for v, axis in self.kernel.axes.items():
             if axis.role == "loop" and axis.rank == rank:
                 return self.size(v)
+            if axis.role == "whole" and axis.rank == rank:
+                return safe(rank)
         if rank in self.kernel.lengths or rank in self.kernel.fixed:
             return safe(rank)
         definition = next((d for d in self.kernel.cascade.ranks if rank_of(d.name) == rank), None)

@@ -1,0 +1,233 @@
+"""Exponentials to base 2, and running maxima in the unit of their exponents.
+
+    SN[p,m1,m0] = exp(scale * S[p,m1,m0] - scale * R[p,m1+1])
+ -> SN[p,m1,m0] = exp2(S[p,m1,m0] * (scale * log2e) - R[p,m1+1])      R[p,m1+1] = max(R[p,m1], (scale*log2e) * L[p,m1])
+
+A GPU has exp2, not exp; with the factor folded into the score's own scale an exponent costs one fused multiply-add,
+and a maximum kept in that unit is subtracted as it is. Precondition of the change of unit: the state is a maximum that
+starts at -inf, its factor is positive, and every exponent in its loop reads it with the same factor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from einsumcascade.language.ir import (
+    Apply,
+    Cascade,
+    Einsum,
+    Expr,
+    Init,
+    Iter,
+    Num,
+    Read,
+    Scalar,
+    Statement,
+    Var,
+    apply,
+    rank_of,
+    reads,
+    transform,
+    variables,
+)
+from einsumcascade.rewrites.algebra import Factor, factors, is_positive, product, terms, total
+
+LOG2E = math.log2(math.e)
+
+
+def to_base_two(cascade: Cascade) -> Cascade:
+    """Rewrite every exponential to base 2, and keep running maxima in the unit of the exponents that read them.
+
+    Args:
+        cascade: in loop form, or any other.
+
+    Returns: a cascade of equal value up to rounding; the reference runs it.
+    Cost: linear in the Einsums.
+    """
+    cascade = cascade.with_body(_inlined(cascade.body, cascade.output_names))
+    cascade = cascade.with_body(tuple(_statement(s) for s in cascade.body))
+    inits = {s.tensor: s for s in cascade.body if isinstance(s, Init)}
+    for block in [s for s in cascade.body if isinstance(s, Iter)]:
+        for e in block.body:
+            if isinstance(e, Einsum) and e.tensor in inits and inits[e.tensor].expr == Num(value=-math.inf):
+                unit = _unit(e, block, cascade)
+                if unit is not None:
+                    cascade = _in_unit(cascade, block.var, e.tensor, unit)
+    return cascade
+
+
+# --- exponentials ---------------------------------------------------------------------------------------------------
+
+
+def _statement(s: Statement) -> Statement:
+    match s:
+        case Iter():
+            return replace(s, body=tuple(_statement(x) for x in s.body))
+        case _:
+            return replace(s, expr=_expr(s.expr))
+
+
+def _expr(expr: Expr) -> Expr:
+    if not isinstance(expr, Apply):
+        return expr
+    args = tuple(_expr(a) for a in expr.args)
+    if expr.op != "exp":
+        return replace(expr, args=args)
+    scaled = []
+    for term, sign in terms(args[0]):
+        numbers, rest = _split(term)
+        factor = _times_log2e(numbers)
+        scaled.append((apply("mul", product(rest), factor) if rest else factor, sign))
+    return apply("exp2", total(tuple(scaled)))
+
+
+def _split(term: Expr) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
+    """The constant factors of a term, and the others."""
+    parts = factors(term)
+    return tuple(f for f in parts if _is_number(f[0])), tuple(f for f in parts if not _is_number(f[0]))
+
+
+def _times_log2e(numbers: tuple[Factor, ...]) -> Expr:
+    return apply("mul", product(numbers), Num(value=LOG2E)) if numbers else Num(value=LOG2E)
+
+
+def _is_number(e: Expr) -> bool:
+    return not reads(e) and not variables(e)
+
+
+# --- scaled values stand where they are read ------------------------------------------------------------------------
+
+
+def _inlined(body: tuple[Statement, ...], outputs: tuple[str, ...]) -> tuple[Statement, ...]:
+    """Put `c * T[..]` in place of a map that is only that, in the block that writes it."""
+    scaled: dict[str, Einsum] = {}
+    out: list[Statement] = []
+    for s in body:
+        if isinstance(s, Iter):
+            out.append(replace(s, body=_inlined(s.body, outputs)))
+            continue
+        if isinstance(s, Einsum):
+            s = replace(s, expr=_put(s.expr, scaled), where=tuple(_put(c, scaled) for c in s.where))
+            numbers, rest = _split(s.expr)
+            if (s.reduce is None and not s.where and numbers and len(rest) == 1 and rest[0][1] == 1
+                    and isinstance(rest[0][0], Read) and all(isinstance(i, Var) for i in s.indices)
+                    and set(variables(*s.indices)) == set(variables(s.expr)) and s.tensor not in outputs
+                    and any(s.tensor in {r.tensor for r in reads(*_exprs(x))} for x in body)):
+                scaled[s.tensor] = s
+                continue
+        out.append(s)
+    return tuple(out)
+
+
+def _exprs(s: Statement) -> tuple[Expr, ...]:
+    match s:
+        case Einsum():
+            return (s.expr, *s.where)
+        case Init():
+            return (s.expr,)
+        case Iter():
+            return tuple(e for x in s.body for e in _exprs(x))
+
+
+def _put(expr: Expr, scaled: dict[str, Einsum]) -> Expr:
+    def leaf(e: Expr) -> Expr | None:
+        if isinstance(e, Read) and e.tensor in scaled:
+            own = scaled[e.tensor]
+            at = {i.name: x for i, x in zip(own.indices, e.indices, strict=True) if isinstance(i, Var)}
+            return transform(own.expr, lambda y: at.get(y.name) if isinstance(y, Var) else None)
+        return None
+
+    return transform(expr, leaf)
+
+
+# --- the unit of a running maximum ----------------------------------------------------------------------------------
+
+
+def _unit(update: Einsum, block: Iter, cascade: Cascade) -> Expr | None:
+    """The positive factor with which every exponent of the block reads a running maximum, if it is one."""
+    if not (isinstance(update.expr, Apply) and update.expr.op == "max"
+            and all(isinstance(a, Read) for a in update.expr.args)
+            and isinstance(update.expr.args[0], Read) and update.expr.args[0].tensor == update.tensor):
+        return None
+    units: list[Expr] = []
+    for s in block.body:
+        if s is update or not isinstance(s, Einsum):
+            continue
+        everywhere = sum(r.tensor == update.tensor for x in _exprs(s) for r in _all_reads(x))
+        inside = [u for x in _exprs(s) for u in _exponent_units(x, update.tensor)]
+        if everywhere != len(inside):
+            return None
+        units += inside
+    if not units or any(u != units[0] for u in units) or not is_positive(units[0], cascade):
+        return None
+    return units[0]
+
+
+def _all_reads(expr: Expr) -> list[Read]:
+    from einsumcascade.language.ir import subexpressions
+
+    return [e for e in subexpressions(expr) if isinstance(e, Read)]
+
+
+def _exponent_units(expr: Expr, tensor: str) -> list[Expr]:
+    """The factor of each term `factor * T[..]` of each exponent."""
+    from einsumcascade.language.ir import subexpressions
+
+    out = []
+    for e in subexpressions(expr):
+        if isinstance(e, Apply) and e.op == "exp2":
+            for term, _ in terms(e.args[0]):
+                if isinstance(term, Apply) and term.op == "mul" and isinstance(term.args[0], Read) and (
+                        term.args[0].tensor == tensor):
+                    out.append(term.args[1])
+    return out
+
+
+def _in_unit(cascade: Cascade, index: str, tensor: str, unit: Expr) -> Cascade:
+    """Keep `unit * T` under the name of T."""
+    last = Scalar(name=rank_of(index))
+
+    def inside(e: Expr) -> Expr | None:
+        scaled = isinstance(e, Apply) and e.op == "mul" and e.args[1] == unit
+        if scaled and isinstance(e, Apply) and isinstance(e.args[0], Read) and e.args[0].tensor == tensor:
+            return e.args[0]
+        return None
+
+    def after(e: Expr) -> Expr | None:
+        if isinstance(e, Apply) and e.op in ("mul", "div"):
+            parts = factors(e)
+            if any(isinstance(f, Read) and f.tensor == tensor and last in f.indices and n == 1 for f, n in parts):
+                kept = [(transform(f, after) if not (isinstance(f, Read) and f.tensor == tensor) else f, n)
+                        for f, n in parts]
+                for f, n in factors(unit):
+                    if (f, n) in kept:
+                        kept.remove((f, n))
+                    else:
+                        kept.append((f, -n))
+                return product(tuple(kept))
+        if isinstance(e, Read) and e.tensor == tensor and last in e.indices:
+            return product(((e, 1), *((f, -n) for f, n in factors(unit))))
+        return None
+
+    body: list[Statement] = []
+    for s in cascade.body:
+        match s:
+            case Iter() if s.var == index and any(isinstance(x, Einsum) and x.tensor == tensor for x in s.body):
+                inner: list[Statement] = []
+                for x in s.body:
+                    assert isinstance(x, Einsum)
+                    if x.tensor == tensor and isinstance(x.expr, Apply):
+                        old, new = x.expr.args
+                        inner.append(replace(x, expr=apply("max", old, apply("mul", new, unit))))
+                    else:
+                        inner.append(replace(x, expr=transform(x.expr, inside)))
+                body.append(replace(s, body=tuple(inner)))
+            case Einsum():
+                body.append(replace(s, expr=transform(s.expr, after)))
+            case Iter():
+                body.append(replace(s, body=tuple(
+                    replace(x, expr=transform(x.expr, after)) if isinstance(x, Einsum) else x for x in s.body)))
+            case Init():
+                body.append(s)
+    return cascade.with_body(tuple(body))
