@@ -431,7 +431,7 @@ class Body:
                 if [v for v in here if v in self.axes] != [v for v in there if v in self.axes]:
                     raise not_lowered(e, f"reading the computed tile {x} along other variables")
                 return self.env[x.tensor, key]
-        raise AssertionError(f"{x} is read before it is placed")
+        raise not_lowered(e, f"reading {x}, which no loop of this kernel has finished,")
 
     def _written(self, tensor: str) -> Einsum:
         return next(s for s in self.cascade.einsums if s.tensor == tensor)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from einsumcascade.codegen.body import powers as _powers
 from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Segment, Stmt, Store, TileKernel, first, last
-from einsumcascade.codegen.names import safe
+from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.texts import ATOM, Text, Texts
 from einsumcascade.language.ir import (
     Apply,
@@ -122,11 +122,11 @@ class _Printer:
 
     def _constexprs(self) -> dict[str, int]:
         k = self.kernel
-        out = {safe(r): n for r, n in k.fixed.items() if not any(
+        out = {extent_name(r, k.tensors): n for r, n in k.fixed.items() if not any(
             a.rank == r and a.role == "loop" for a in k.axes.values())}
         for v, axis in k.axes.items():
             if axis.role == "whole" and axis.extent is not None:
-                out[safe(axis.rank)] = axis.extent
+                out[extent_name(axis.rank, k.tensors)] = axis.extent
             out[self.texts.size(v)] = axis.size
         return out
 
@@ -135,7 +135,7 @@ class _Printer:
         rows = [", ".join(safe(t) for t in k.tensors)]
         rows += [", ".join(_stride(t, v) for v in axes) for t, axes in k.tensors.items() if axes]
         if k.lengths:
-            rows.append(", ".join(safe(r) for r in k.lengths))
+            rows.append(", ".join(extent_name(r, k.tensors) for r in k.lengths))
         if constexprs:
             rows.append(", ".join(f"{n}: tl.constexpr" for n in constexprs))
         tensors = [f"{t}: ({', '.join(rank_of(v) for v in axes)})" for t, axes in k.tensors.items()]
@@ -406,7 +406,7 @@ class _Printer:
 
     def _segment(self, loop: Loop, g: Segment, loads: Mapping[str, Load]) -> None:
         lo, hi = self.texts.plain(g.lo), self.texts.plain(g.hi)
-        step = f", {self.texts.size(loop.inner)}" if loop.inner is not None else ""
+        step = f", {self.texts.step(loop.inner)}" if loop.inner is not None else ""
         tested = [str(c) for c in g.tested]
         self._line("# tiles where " + (" and ".join(f"{_readable(c, loop)}" for c in tested) + " is tested"
                                        if tested else "every point is live"))
@@ -428,7 +428,7 @@ class _Printer:
             if self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
                 _, _, moves = self._dimensions(s, loop)
                 if moves is not None:
-                    self._line(f"p_{_suffix(s)} += {self.texts.size(loop.inner or '')} * {moves}")
+                    self._line(f"p_{_suffix(s)} += {self.texts.step(loop.inner or '')} * {moves}")
         self.depth -= 1
 
 

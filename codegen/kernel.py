@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.inspect import KernelReport
 from einsumcascade.codegen.launch import Built
-from einsumcascade.codegen.names import safe
+from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.language.ir import rank_of
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import Schedule
@@ -86,8 +86,8 @@ class Kernel:
                     constexprs[name] = 1
                 else:
                     signature[name] = "i32"
-            signature |= {safe(r): "i32" for r in text.lengths}
-            batch = {safe(rank_of(v)) for v in tile.batch}
+            signature |= {extent_name(r, text.tensors): "i32" for r in text.lengths}
+            batch = {extent_name(rank_of(v), text.tensors) for v in tile.batch}
             compiled = compile_kernel(
                 self.source, kernel=text.name, signature=signature, constexprs=constexprs, target=self.target,
                 divisible=[p for p in signature if p not in batch], num_warps=tile.schedule.warps,

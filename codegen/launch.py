@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.emit_triton import KernelText, emit, module
 from einsumcascade.codegen.kernel_ir import TileKernel
-from einsumcascade.codegen.names import safe
+from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.place import lower
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Definition, Num, rank_of
@@ -155,7 +155,7 @@ def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) ->
         for t, n in text.strides:
             scalars[f"stride_{t}_{kernel.tensors[t][n]}"] = tensors[t].stride(n)
         for r in text.lengths:
-            scalars[safe(r)] = binding.extents[r]
+            scalars[extent_name(r, text.tensors)] = binding.extents[r]
         calls.append(Call(kernel=text.name, programs=programs, tensors={safe(t): t for t in text.tensors},
                           scalars=scalars, constexprs=text.constexprs, warps=kernel.schedule.warps,
                           stages=kernel.schedule.stages))

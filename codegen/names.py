@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import builtins
 import keyword
+from collections.abc import Collection
 
 RESERVED = frozenset({"tl", "triton", "libdevice", "pid", *dir(builtins)})
+
+
+def extent_name(rank: str, tensors: Collection[str]) -> str:
+    """The parameter that holds an extent: the rank's name, or `X_extent` where a tensor is called X."""
+    return f"{rank}_extent" if rank in tensors else safe(rank)
 
 
 def safe(name: str) -> str:

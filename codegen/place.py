@@ -50,14 +50,14 @@ def lower(kernel: Kernel, program: Program, schedule: KernelSchedule, binding: B
     Raises: LoweringError: a construct has no lowering yet; the message names it.
     Cost: linear in the Einsums; the corrections' proofs are cached.
     """
-    own = {d.name for d in kernel.cascade.ranks}
-    derived = tuple(v for v in kernel.loops if v not in own)
+    iterated = {s.var for s in kernel.cascade.body if isinstance(s, Iter)}
+    derived = tuple(v for v in kernel.loops if v not in iterated)
     cascade = kernel.cascade
     in_range: dict[Expr, str] = {}
     if derived:
         form = loop_form(cascade, over=derived, tile=schedule.tiles[derived[-1]])
         cascade = form.cascade
-        in_range = {form.points[v]: rank_of(v) for v in derived[:-1]}
+        in_range = {form.points[v]: rank_of(v) for v in derived if v != derived[-1] or not form.inner}
     cascade = to_base_two(cascade)
     return _Placer(kernel, program, cascade, schedule, binding, bool(derived), in_range).run()
 
@@ -94,7 +94,7 @@ class _Placer:
                     statements += self._iterate(s, inits, body, grid)
                 case Init():
                     pass
-        used = self._names(statements)
+        used = self._names([*body.prologue, *statements])
         constants, values = self._constants(used)
         extents = self._extents(used | set(scalars(*(c.expr for c in constants if c.name not in values))), axes, batch)
         return TileKernel(
@@ -137,7 +137,9 @@ class _Placer:
             n = self.binding.extents[rank_of(v)]
             out[v] = Axis(var=v, rank=rank_of(v), size=padded(n), extent=n, role="whole")
         unknown = [v for v in space if v not in out and v not in iterated and v not in self.kernel.residents]
-        assert not unknown, f"variables without a role: {unknown}"
+        if unknown:
+            writer = next(e for e in self.cascade.einsums if unknown[0] in e.space)
+            raise not_lowered(writer, f"a rank that is neither looped nor whole ('{unknown[0]}')")
         return out
 
     def _tensors(self) -> dict[str, tuple[str, ...]]:

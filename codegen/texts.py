@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from einsumcascade.codegen.kernel_ir import TileKernel
-from einsumcascade.codegen.names import safe
+from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.language.ir import (
     Apply,
     Expr,
@@ -61,7 +61,12 @@ class Texts:
             return "BLOCK_" + rank_of(var).rstrip("_")[:-1]
         if axis.role == "grid" or axis.is_padded:
             return f"BLOCK_{axis.rank}"
-        return safe(axis.rank)
+        return self._extent_name(axis.rank)
+
+    def step(self, var: str) -> str:
+        """What a loop over tiles of an axis advances by: the elements that count, not their padding."""
+        axis = self.kernel.axes[var]
+        return self._extent_name(axis.rank) if axis.is_padded else self.size(var)
 
     def shape(self, axes: tuple[str, ...]) -> str:
         """The shape of a value: `[BLOCK_P, E]`."""
@@ -73,12 +78,15 @@ class Texts:
             if axis.role == "loop" and axis.rank == rank:
                 return self.size(v)
             if axis.role == "whole" and axis.rank == rank:
-                return safe(rank)
+                return self._extent_name(rank)
         if rank in self.kernel.lengths or rank in self.kernel.fixed:
-            return safe(rank)
+            return self._extent_name(rank)
         definition = next((d for d in self.kernel.cascade.ranks if rank_of(d.name) == rank), None)
         assert definition is not None, rank
         return f"({self.plain(definition.expr)})"
+
+    def _extent_name(self, rank: str) -> str:
+        return extent_name(rank, self.kernel.tensors)
 
     # --- expressions --------------------------------------------------------------------------------------------
 

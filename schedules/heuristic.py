@@ -40,8 +40,10 @@ def _kernel(program: Program, k: Kernel, extents: Mapping[str, int], dtype_bytes
         sizes = {v: (128 if v in grid else 64) for v in tiled}
         if len(grid) > 1:
             sizes = {v: (128 if v == grid[0] else 64) for v in tiled}
+    if k.loops and k.loops[-1] in sizes and _carries_three(program, k):
+        sizes[k.loops[-1]] = 1
     if widest > 128:
-        sizes = {v: max(16, n // 2) for v, n in sizes.items()}
+        sizes = {v: max(16, n // 2) if n > 1 else 1 for v, n in sizes.items()}
     warps = 8 if widest > 128 and dtype_bytes < 4 else 4
     cube = _cube(program, k, extents, sizes)
     while cube > ELEMENTS_A_THREAD * target.warp_size * warps:
@@ -62,6 +64,14 @@ def _kernel(program: Program, k: Kernel, extents: Mapping[str, int], dtype_bytes
 
 def _padded(extent: int) -> int:
     return max(16, 1 << (max(extent, 1) - 1).bit_length())
+
+
+def _carries_three(program: Program, k: Kernel) -> bool:
+    """Whether a computed tile would have the looped axis and two more: then it is walked one by one."""
+    axes = {*grid_tiles(k), *k.loops[-1:], *program.bounded}
+    outputs = set(k.cascade.output_names)
+    return any(k.loops[-1] in e.free and len(axes & set(e.free)) > 2 and e.tensor not in outputs
+               for e in k.cascade.einsums)
 
 
 def _cube(program: Program, k: Kernel, extents: Mapping[str, int], sizes: Mapping[str, int]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from einsumcascade.errors import Diagnostic, ScheduleError, nearest
+from einsumcascade.language.ir import Iter
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.roles import grid_tiles
 
@@ -91,7 +92,7 @@ def _bad(headline: str, hint: str = "") -> ScheduleError:
 def tiled_variables(program: Program, name: str) -> tuple[str, ...]:
     """The variables of a kernel that have a tile: grid tiles, then the innermost loop (none for a user's own)."""
     k = next(k for k in program.kernels if k.name == name)
-    own = {d.name for d in k.cascade.ranks}
+    own = {s.var for s in k.cascade.body if isinstance(s, Iter)}
     loop = tuple(v for v in k.loops[-1:] if v not in own)
     return grid_tiles(k) + loop
 

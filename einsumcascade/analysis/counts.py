@@ -71,7 +71,7 @@ class Count:
             raise InputError(
                 diagnostics=(
                     Diagnostic(
-                        code="extent-missing",
+                        code="missing-extent",
                         headline=headline,
                         rule="a count has a value where every extent in it has one",
                         hint=f"give {missing[0]} a number",

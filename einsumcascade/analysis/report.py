@@ -222,7 +222,7 @@ def analyse(cascade: Cascade | str, *, extents: Mapping[str, int] | None = None)
             raise InputError(
                 diagnostics=(
                     Diagnostic(
-                        code="bad-extent",
+                        code="extent-value",
                         headline=f"the extent of {rank} is {n!r}",
                         rule="an extent is a whole number, 0 or more",
                     ),

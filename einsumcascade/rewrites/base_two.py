@@ -99,14 +99,17 @@ def _is_number(e: Expr) -> bool:
 # --- scaled values stand where they are read ------------------------------------------------------------------------
 
 
-def _inlined(body: tuple[Statement, ...], outputs: tuple[str, ...]) -> tuple[Statement, ...]:
-    """Put `c * T[..]` in place of a map that is only that, in the block that writes it."""
-    scaled: dict[str, Einsum] = {}
+def _inlined(body: tuple[Statement, ...], outputs: tuple[str, ...],
+             around: dict[str, Einsum] | None = None) -> tuple[Statement, ...]:
+    """Put `c * T[..]` in place of a map that is only that."""
+    scaled: dict[str, Einsum] = dict(around or {})
     out: list[Statement] = []
     for s in body:
         if isinstance(s, Iter):
-            out.append(replace(s, body=_inlined(s.body, outputs)))
+            out.append(replace(s, body=_inlined(s.body, outputs, scaled)))
             continue
+        if isinstance(s, Init):
+            s = replace(s, expr=_put(s.expr, scaled))
         if isinstance(s, Einsum):
             s = replace(s, expr=_put(s.expr, scaled), where=tuple(_put(c, scaled) for c in s.where))
             numbers, rest = _split(s.expr)

@@ -61,7 +61,7 @@ class LoopForm:
 
     Args:
         cascade: the result.
-        index: the iterative variable, and `inner`: the variable of the tile.
+        index: the iterative variable, and `inner`: the variable of the tile, empty for tiles of 1.
         points: for each variable walked, its value over index and inner; always within its extent but for the tail.
         loops: number of iterations over the rank, one after the other.
         steps: what was proven, and what was not and why.
@@ -122,7 +122,7 @@ class _LoopForm:
         self.taken = names_taken(self.cascade)
         self.defs = producers(self.cascade)
         streams = self.over[-1]
-        self.inner = self._variable(streams + "0")
+        self.inner = self._variable(streams + "0") if self.tile > 1 else ""
         self.index = self._variable(streams + "1" if len(self.over) == 1 else "step")
         for s in self.cascade.body:
             if isinstance(s, Einsum):
@@ -162,24 +162,43 @@ class _LoopForm:
                 extent = Scalar(name=rank_of(v))
                 out[v] = rest if n == len(self.over) - 2 else apply("mod", rest, extent)
                 rest = apply("floordiv", rest, extent)
+        if not self.inner:
+            return {**out, last: tiles}
         inner = Scalar(name=rank_of(self.inner))
         out[last] = apply("add", apply("mul", tiles, inner), Var(name=self.inner))
         return out
 
     def _tiles(self) -> Expr:
-        extent, inner = Scalar(name=rank_of(self.over[-1])), Scalar(name=rank_of(self.inner))
+        extent = Scalar(name=rank_of(self.over[-1]))
+        if not self.inner:
+            return extent
+        inner = Scalar(name=rank_of(self.inner))
         return apply("floordiv", apply("sub", apply("add", extent, inner), Num(value=1)), inner)
 
     def _ranks(self) -> tuple[Definition, ...]:
         count = self._tiles()
         for v in self.over[:-1]:
             count = apply("mul", Scalar(name=rank_of(v)), count)
-        return (Definition(name=self.inner, expr=Num(value=self.tile)), Definition(name=self.index, expr=count))
+        index = Definition(name=self.index, expr=count)
+        return (Definition(name=self.inner, expr=Num(value=self.tile)), index) if self.inner else (index,)
 
     def _constraints(self) -> tuple[Expr, ...]:
         point = self._point()
-        tail = apply("lt", point[self.over[-1]], Scalar(name=rank_of(self.over[-1])))
-        return (tail, *(substitute(c, point) for c in self.cascade.constraints))
+        last = self.over[-1]
+        tail = (apply("lt", point[last], Scalar(name=rank_of(last))),) if self.inner else ()
+        return (*tail, *(substitute(c, point) for c in self.cascade.constraints if not self._is_outer(c)))
+
+    def _is_outer(self, condition: Expr) -> bool:
+        """Whether a constraint would, at an index, cull a state's own update: it becomes a condition of reductions."""
+        if not set(variables(condition)) & set(self.over):
+            return False
+        left = set(variables(substitute(condition, self._point()))) - {self.index}
+        return any(left <= set(s.einsum.free) for s in self.states.values())
+
+    def _conditions(self, s: Einsum) -> tuple[Expr, ...]:
+        """The conditions that a reduction must carry itself inside a loop."""
+        outer = (c for c in self.cascade.constraints if self._is_outer(c) and set(variables(c)) <= set(s.space))
+        return (*outer, *s.where) if s.reduce is not None else s.where
 
     # --- which loop ---------------------------------------------------------------------------------------------
 
@@ -324,11 +343,11 @@ class _LoopForm:
             inits.append(Init(tensor=self._running(s.tensor), indices=(*s.indices, Num(value=0)),
                               expr=_number(s.reduction.empty)))
             expr = self._inside(s.expr, loop, body, placed, anchored)
-            where = tuple(self._inside(c, loop, body, placed, anchored) for c in s.where)
+            where = tuple(self._inside(c, loop, body, placed, anchored) for c in self._conditions(s))
             local = fresh("L" + s.tensor, self.taken)
-            ranks = tuple(r for r in s.ranks if r not in self.over) + (self.inner,)
+            ranks = tuple(r for r in s.ranks if r not in self.over) + ((self.inner,) if self.inner else ())
             body.append(Einsum(tensor=local, indices=(*s.indices, Var(name=self.index)), expr=expr, where=where,
-                               reduce=s.reduce, ranks=ranks))
+                               reduce=s.reduce if ranks else None, ranks=ranks))
             old, new = self._generation(target, "old"), self._generation(target, "new")
             part = Read(tensor=local, indices=(*s.indices, Var(name=self.index)))
             moved = self._moved(old, state, how, body, anchored)
@@ -424,11 +443,11 @@ class _LoopForm:
                 continue
             at.append(substitute(i, self._point()) if carries(i, self.over[-1]) else i)
         tiled: tuple[Expr, ...] = (Var(name=self.index), Var(name=self.inner))
-        if self.over[-1] not in d.free:
+        if self.over[-1] not in d.free or not self.inner:
             tiled = tiled[:1]
         if read.tensor not in placed:
             expr = self._inside(d.expr, loop, body, placed, anchored)
-            where = tuple(self._inside(c, loop, body, placed, anchored) for c in d.where)
+            where = tuple(self._inside(c, loop, body, placed, anchored) for c in self._conditions(d))
             key = (read.tensor, loop)
             first = not any(k[0] == read.tensor and k[1] >= 0 for k in self.memo)
             name = self.memo[key] = read.tensor if first else fresh(read.tensor, self.taken)
