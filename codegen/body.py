@@ -180,7 +180,7 @@ class Body:
             conditions = [self._values(c, e, out, free_of) for c in dict.fromkeys(conditions)
                           if c not in free_of and not self._left_to_readers(c, e)]
             out += self._reduction(e, expr, axes, over, tuple(conditions), tag, later)
-        if e.tensor in self.outputs and self.index is None:
+        if e.tensor in self.outputs and tag == "cur":
             out.append(self._store(e, axes, tuple(tested), out, free_of))
         return out
 
@@ -450,7 +450,7 @@ class Body:
             if i == Var(name=d):
                 if d in self.axes and (self.axes[d].role == "grid" or self.axes[d].is_padded):
                     mask.append(bound)
-            elif bound in self.cascade.constraints:
+            elif bound in self.cascade.constraints and _is_natural(i):
                 if bound not in free_of:
                     mask.append(bound)
             elif not (isinstance(i, Num) and i.value == 0) and self.in_range.get(i) != rank_of(d):
@@ -539,6 +539,21 @@ class Body:
         if live:
             expr = apply("select", _all(tuple(live)), expr, Num(value=0.0))
         return Store(tensor=e.tensor, indices=e.indices, expr=expr, axes=axes, mask=tuple(mask), note=str(e))
+
+
+def _is_natural(index: Expr) -> bool:
+    """Whether an index is a sum of products of coordinates and whole numbers, so never negative."""
+    match index:
+        case Var():
+            return True
+        case Scalar():
+            return index.is_extent
+        case Num():
+            return index.value >= 0
+        case Apply(op="add" | "mul" | "floordiv" | "mod"):
+            return all(map(_is_natural, index.args))
+        case _:
+            return False
 
 
 def powers(expr: Expr) -> Expr:

@@ -66,6 +66,7 @@ def mend(memory: Callable[[], Memory]) -> None:
       products, sums, comparisons. Here they are computed in float32 and rounded.
     * A cast from float32 to bfloat16 truncates. Here it rounds to nearest, ties to even.
     * A loop bound that depends on the program fails in Triton 3.6 with NumPy 2.4, and so does a bfloat16 constant.
+    * A truth value of a single number is taken for a float where it meets a block of truth values.
     * Functions of libdevice are not there. Those that kernels use are computed by NumPy here.
     * The language is patched anew, and slowly, at every call of every function. Here it is patched once, and what else
       takes long is left out.
@@ -93,6 +94,11 @@ def mend(memory: Callable[[], Memory]) -> None:
     language = interpreter.interpreter_builder
     language.options = replace(language.options, sanitize_overflow=False)
     tl.tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    def create_splat(self: Any, ret_ty: Any, arg: Any) -> Any:
+        return handle_of(np.full(ret_ty.shape, arg.data.flat[0], dtype=arg.data.dtype), arg.dtype.scalar)
+
+    builder.create_splat = create_splat
 
     def widen(data: Any) -> Any:
         return (data.astype(np.uint32) << 16).view(np.float32)
@@ -189,6 +195,10 @@ def mend(memory: Callable[[], Memory]) -> None:
         @wraps(original)
         def replacement(self: Any, *args: Any, **kwargs: Any) -> Any:
             pointers = next(a for a in args if isinstance(a, handle_of) and a.data.dtype == np.uint64)
+            if mask_at >= 0 and args[mask_at].data.dtype != np.bool_:
+                # A condition on a loop's index alone is a Python bool here, and joins a mask as an integer.
+                truth = handle_of(args[mask_at].data.astype(np.bool_), tl.int1)
+                args = (*args[:mask_at], truth, *args[mask_at + 1 :])
             mask = args[mask_at].data if mask_at >= 0 else np.ones(pointers.data.shape, bool)
             bytes_each = max(8, pointers.get_element_ty().primitive_bitwidth) // 8
             memory().check(

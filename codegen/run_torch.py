@@ -264,8 +264,9 @@ class _Run:
         names = tuple(i.name for i in s.indices if isinstance(i, Var))
         value = self._of(s.expr)
         data = torch.as_tensor(value.data, device=self.device)
-        place = tuple(slice(*self.spans[v]) for v in names)
-        out[place] = self._aligned(Tile(data, value.axes), names).to(out.dtype)
+        place = tuple(self.index[v] if v in self.index else slice(*self.spans[v]) for v in names)
+        kept = tuple(v for v in names if v not in self.index)
+        out[place] = self._aligned(Tile(data, value.axes), kept).to(out.dtype)
 
     # --- expressions --------------------------------------------------------------------------------------------
 

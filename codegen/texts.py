@@ -205,8 +205,10 @@ class Texts:
         if not t.axes or t.axes == axes:
             return t
         if tuple(v for v in axes if v in t.axes) != t.axes:
-            assert len(t.axes) == 2, (t, axes)
-            t = Text(f"tl.trans({t.text})", ATOM, t.axes[::-1])
+            here = tuple(v for v in axes if v in t.axes)
+            turn = "tl.trans({})" if len(here) == 2 else (
+                f"tl.permute({{}}, ({', '.join(str(t.axes.index(v)) for v in here)}))")
+            t = Text(turn.format(t.text), ATOM, here)
             if t.axes == axes:
                 return t
         index = ", ".join(":" if v in t.axes else "None" for v in axes)
@@ -224,7 +226,7 @@ def _rounded_up(expr: Apply) -> tuple[Expr, Expr] | None:
 
 
 def _is_integer(expr: Expr) -> bool:
-    """Whether an expression is over coordinates and whole numbers only, where no value is infinite."""
+    """Whether an expression is over coordinates, whole numbers and constants only, where no value is infinite."""
     match expr:
         case Apply(op="div"):
             return False
@@ -235,6 +237,6 @@ def _is_integer(expr: Expr) -> bool:
         case Var():
             return True
         case Scalar():
-            return expr.is_extent
+            return True
         case Read():
             return False

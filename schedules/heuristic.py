@@ -12,6 +12,8 @@ from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_var
 
 # Elements of a 3-D temporary that a thread can hold in registers without spilling.
 ELEMENTS_A_THREAD = 128
+# Of a program of 128 rows: with half as many, scores and accumulators of 128 columns spill in the hot loop.
+THREADS = 256
 
 
 def default_schedule(program: Program, *, extents: Mapping[str, int], dtype_bytes: int, target: GpuTarget) -> Schedule:
@@ -44,7 +46,7 @@ def _kernel(program: Program, k: Kernel, extents: Mapping[str, int], dtype_bytes
         sizes[k.loops[-1]] = 1
     if widest > 128:
         sizes = {v: max(16, n // 2) if n > 1 else 1 for v, n in sizes.items()}
-    warps = 8 if widest > 128 and dtype_bytes < 4 else 4
+    warps = 4 if dtype_bytes >= 4 else THREADS // target.warp_size
     cube = _cube(program, k, extents, sizes)
     while cube > ELEMENTS_A_THREAD * target.warp_size * warps:
         largest = max(sizes.values(), default=1)
@@ -55,7 +57,8 @@ def _kernel(program: Program, k: Kernel, extents: Mapping[str, int], dtype_bytes
             continue
         sizes = {v: (n // 2 if n == largest else n) for v, n in sizes.items()}
         cube = _cube(program, k, extents, sizes)
-    stages = 3 if dtype_bytes < 4 else 2
+    # With a third stage of pointer loads ptxas awaits each asynchronous product before it issues the next.
+    stages = 2 if dtype_bytes >= 4 or target.has_asynchronous_dot else 3
     streamed = widest * 2 * dtype_bytes * max((n for v, n in sizes.items() if v not in grid), default=0)
     while stages > 1 and stages * streamed > target.shared_memory_bytes // 2:
         stages -= 1

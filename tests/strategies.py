@@ -302,8 +302,10 @@ def _second(t: _Text, pick: Any, kind: str, q: str, k: str, over: str) -> None:
         case "lse":
             add(f"Z[{q}] = GM[{q}] + log(SD[{q}])")
         case "entropy":
-            add(f"SX[{q}] = SN[{q},{over}] * {s} :: sum({over})")
-            add(f"Z[{q}] = log(SD[{q}]) + GM[{q}] - SX[{q}] / SD[{q}]")
+            # Against the maximum: log(SD) + GM - sum(SN * S) / SD cancels exactly over a single key, where the plain
+            # formula rounds twice alike and so has no error at all.
+            add(f"SX[{q}] = SN[{q},{over}] * ({s} - GM[{q}]) :: sum({over})")
+            add(f"Z[{q}] = log(SD[{q}]) - SX[{q}] / SD[{q}]")
     t.outputs.append(pick(("Z", "Z: float32")))
 
 
