@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -13,8 +15,10 @@ from einsumcascade.codegen.emit_triton import KernelText, emit, module
 from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.place import lower
+from einsumcascade.errors import Diagnostic, LoweringError
+from einsumcascade.errors import EinsumCascadeWarning
 from einsumcascade.language.extents import Binding, bind
-from einsumcascade.language.ir import Cascade, Definition, Num, rank_of
+from einsumcascade.language.ir import Cascade, Definition, Num, Read, rank_of, reads, subexpressions
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Program, bounded_variables, partition
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 # A length in the text of a kernel: longer than any rank that a tile holds whole.
 LENGTH = 1 << 20
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+# Those that kernels take; float64 is for tensors on a CPU.
+KERNEL_DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +42,7 @@ class Built:
         cascade: as written, constants put in.
         program, schedule, kernels, texts: the stages, kernel by kernel.
         source: one importable text.
-        dtype: of the inputs, by name.
+        dtype: of the inputs, by name. extents, target, precision: as asked for.
         digest: of the source and the schedule.
     """
 
@@ -47,6 +53,9 @@ class Built:
     texts: tuple[KernelText, ...]
     source: str
     dtype: str
+    extents: Mapping[str, int]
+    target: GpuTarget
+    precision: str
     digest: str
 
 
@@ -75,6 +84,27 @@ def with_constants(cascade: Cascade, constants: Mapping[str, float]) -> Cascade:
     return replace(cascade, constants=tuple(
         Definition(name=c.name, expr=Num(value=constants[c.name]), span=c.span) if c.name in constants else c
         for c in cascade.constants))
+
+
+def with_extents(cascade: Cascade, extents: Mapping[str, int]) -> Cascade:
+    """Put extents in place of the definitions of the ranks that they name."""
+    return replace(cascade, ranks=tuple(
+        Definition(name=d.name, expr=Num(value=extents[rank_of(d.name)]), span=d.span) if rank_of(d.name) in extents
+        else d for d in cascade.ranks))
+
+
+def value_dtype(inputs: Iterable[torch.Tensor]) -> torch.dtype:
+    """The dtype of a computation: that of the first input that holds real numbers."""
+    return next(t.dtype for t in inputs if t.is_floating_point())
+
+
+def selectors(cascade: Cascade) -> frozenset[str]:
+    """Inputs that stand only in index expressions and conditions, so may hold whole numbers."""
+    values: set[str] = set()
+    for e in cascade.einsums:
+        inner = {r.tensor for x in subexpressions(e.expr) if isinstance(x, Read) for r in reads(*x.indices)}
+        values |= {r.tensor for r in reads(e.expr)} - inner
+    return frozenset(i.tensor for i in cascade.inputs) - values
 
 
 def text_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:
@@ -106,7 +136,8 @@ def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: G
 
     Args:
         cascade: checked; constants already put in.
-        extents: by rank name; feature ranks that are missing count 64. Lengths do not enter the text.
+        extents: by rank name; feature ranks that are missing count 64. Lengths do not enter the text; the extent of a
+            rank that the text defines replaces its definition.
         dtype: of the inputs. target: what the default schedule is for.
         schedule: a schedule to use instead; it must name every kernel.
         tile_limit: largest tile of the default schedule, for runs that are interpreted.
@@ -115,6 +146,11 @@ def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: G
     Raises: ScheduleError: the schedule does not fit. LoweringError: a construct has no lowering yet.
     Cost: 0.1 to 2 s, mostly proofs; cached.
     """
+    if not cascade.inputs:
+        raise LoweringError(diagnostics=(Diagnostic(
+            code="not-lowered-yet", headline=f"{cascade.name} has no inputs: such a cascade has no lowering yet",
+            rule="reference, analysis and derivation work all the same"),))
+    cascade = with_extents(cascade, extents)
     binding = text_binding(cascade, extents)
     program = program_of(cascade, extents)
     if schedule is None:
@@ -128,7 +164,7 @@ def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: G
     source = module(texts, title=f"{cascade.name}: generated from the cascade below.", cascade=str(cascade))
     digest = hashlib.sha256((source + schedule.to_json()).encode()).hexdigest()[:16]
     return Built(cascade=cascade, program=program, schedule=schedule, kernels=kernels, texts=texts, source=source,
-                 dtype=dtype, digest=digest)
+                 dtype=dtype, extents=dict(extents), target=target, precision=precision, digest=digest)
 
 
 def program_of(cascade: Cascade, extents: Mapping[str, int]) -> Program:
@@ -167,7 +203,7 @@ def allocate(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding,
     """Inputs beside fresh buffers and outputs, uninitialised, or NaN where `poison`."""
     import torch
 
-    first = next(iter(inputs.values()))
+    device, default = next(iter(inputs.values())).device, value_dtype(inputs.values())
     out = dict(inputs)
     dtypes = {o.tensor: o.dtype for o in built.cascade.outputs}
     for kernel in built.kernels:
@@ -176,10 +212,34 @@ def allocate(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding,
             name = dtypes.get(t, "float32")
             if t in built.program.buffers and t not in dtypes:
                 name = "float32"
-            dtype = first.dtype if name is None else getattr(torch, name)
-            new = torch.empty(shape, dtype=dtype, device=first.device)
+            dtype = default if name is None else getattr(torch, name)
+            new = torch.empty(shape, dtype=dtype, device=device)
             out[t] = new.fill_(float("nan")) if poison else new
     return out
+
+
+def fitting(built: Built, tensors: Mapping[str, torch.Tensor]) -> Built:
+    """The kernels themselves, or those with pointers where a tensor's layout is not one that descriptors take.
+
+    A descriptor wants its last axis contiguous, its other strides and its address multiples of 16 bytes.
+    """
+    for text, kernel in zip(built.texts, built.kernels, strict=True):
+        for name in text.descriptors:
+            t = tensors[name]
+            aligned = t.data_ptr() % 16 == 0 and all(n * t.element_size() % 16 == 0 for n in t.stride()[:-1])
+            if t.stride(-1) == 1 and aligned:
+                continue
+            warnings.warn(f"[descriptor-layout] {kernel.name} loads {name} by pointers: strides {tuple(t.stride())} of "
+                          f"{t.element_size()}-byte elements are not multiples of 16 bytes with a contiguous last axis",
+                          EinsumCascadeWarning, stacklevel=4)
+            return _with_pointers(built)
+    return built
+
+
+def _with_pointers(built: Built) -> Built:
+    schedule = Schedule(kernels={n: replace(k, descriptors=False) for n, k in built.schedule.kernels.items()})
+    return build(built.cascade, extents=built.extents, dtype=built.dtype, target=built.target, schedule=schedule,
+                 precision=built.precision)
 
 
 def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding) -> dict[str, torch.Tensor]:
@@ -193,17 +253,22 @@ def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Bindin
     from einsumcascade.codegen.build import load_module
 
     tensors = allocate(built, inputs, binding)
+    built = fitting(built, tensors)
     text = load_module(built.source)
-    needs_memory = any(t.descriptors for t in built.texts)
-    for call in plan(built, tensors, binding):
-        if call.programs == 0:
-            continue
-        if needs_memory:
-            triton.set_allocator(lambda size, alignment, stream: torch.empty(
-                size, dtype=torch.int8, device=next(iter(inputs.values())).device))
-        arguments = {p: tensors[t] for p, t in call.tensors.items()}
-        getattr(text, call.kernel)[(call.programs,)](**arguments, **call.arguments, num_warps=call.warps,
-                                                      num_stages=call.stages)
+    device = next(iter(inputs.values())).device
+
+    def launch() -> None:
+        if any(t.descriptors for t in built.texts):
+            # Descriptors made on the device live in memory that the host provides; set for these launches alone.
+            triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
+        for call in plan(built, tensors, binding):
+            if call.programs:
+                arguments = {p: tensors[t] for p, t in call.tensors.items()}
+                getattr(text, call.kernel)[(call.programs,)](
+                    **arguments, **call.arguments, num_warps=call.warps, num_stages=call.stages)
+
+    with torch.cuda.device(device):
+        contextvars.copy_context().run(launch)
     return {o: tensors[o] for o in built.cascade.output_names}
 
 
@@ -213,6 +278,7 @@ def run_interpreted(built: Built, inputs: Mapping[str, torch.Tensor], binding: B
     from einsumcascade.codegen.interpreter import Launch, TensorRef, run_interpreted
 
     tensors = allocate(built, inputs, binding, poison=True)
+    built = fitting(built, tensors)
     launches = [Launch(kernel=c.kernel, grid=(c.programs,), num_warps=c.warps, num_stages=c.stages,
                        arguments={**{p: TensorRef(t) for p, t in c.tensors.items()}, **c.arguments})
                 for c in plan(built, tensors, binding) if c.programs]

@@ -117,6 +117,10 @@ class TargetError(DiagnosedError):
     """A target is unknown or cannot be compiled for here."""
 
 
+class EinsumCascadeWarning(UserWarning):
+    """Something was done in another way than asked, at no change of the result; the message starts with its id."""
+
+
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return `did you mean 'X'?` for the name of `known` nearest to `name`, else the list of them."""
     from difflib import get_close_matches

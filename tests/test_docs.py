@@ -1,19 +1,35 @@
-"""The documents: their Python runs, their cascades parse or fail as they say, their links lead somewhere."""
+"""The documents: Python and commands run and print what is shown, cascades parse or fail as said, links lead somewhere.
+
+The Python blocks of a document are one program, in order; the lines of its `sh` blocks that begin with `einsumcascade`
+run between them. A `text output` block shows what the block before it prints; `...` stands for anything.
+"""
 
 from __future__ import annotations
 
+import doctest
+import io
+import os
 import re
+import shlex
+import subprocess
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from einsumcascade.cli import app
 from einsumcascade.errors import CascadeError
 from einsumcascade.language.parser import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*DOCS, ROOT / "README.md"]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 _FAILS = "cascade fails: "
+_OUTPUT = "text output"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +41,10 @@ class Block:
     text: str
 
 
-def blocks() -> list[Block]:
-    """List the fenced blocks of all documents."""
+def blocks(*paths: Path) -> list[Block]:
+    """List the fenced blocks of some pages, of all if none is named."""
     found = []
-    for path in DOCS:
+    for path in paths or PAGES:
         text = path.read_text(encoding="utf-8")
         for match in re.finditer(r"^```([^\n`]*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
             line = text.count("\n", 0, match.start()) + 1
@@ -46,9 +62,48 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("block", some(prefix="python"))
-def test_a_python_block_runs(block: Block) -> None:
-    exec(compile(block.text, block.place, "exec"), {"__name__": "__main__"})
+def run_commands(text: str) -> str | None:
+    """Run the lines that begin with `einsumcascade` and return what they print; None if there is no such line."""
+    commands = [line for line in text.splitlines() if line.startswith("einsumcascade ")]
+    printed = ""
+    for command in commands:
+        result = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
+        assert result.exit_code == 0, f"{command}\n{result.output}"
+        printed += result.stdout
+    return printed if commands else None
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_what_a_page_shows_runs_and_prints_what_it_says(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    printed: str | None = None
+    for block in blocks(path):
+        if block.info == "python":
+            with redirect_stdout(io.StringIO()) as stream:
+                exec(compile(block.text, block.place, "exec"), names)
+            printed = stream.getvalue()
+        elif block.info == "sh":
+            printed = run_commands(block.text)
+        elif block.info == _OUTPUT:
+            assert printed is not None, f"{block.place}: nothing before it prints"
+            same = doctest.OutputChecker().check_output(block.text, printed, doctest.ELLIPSIS)
+            assert same, f"{block.place} shows\n{block.text}\nbut this is printed:\n{printed}"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_an_example_runs_from_a_bare_checkout(path: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, path],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("block", [b for b in blocks() if b.info == "cascade"], ids=lambda b: b.place)
@@ -66,17 +121,17 @@ def test_a_wrong_cascade_fails_with_the_one_code_it_names(block: Block) -> None:
 
 def test_every_block_is_of_a_known_kind() -> None:
     kinds = {b.info if not b.info.startswith(_FAILS) else "cascade" for b in blocks()}
-    assert kinds <= {"python", "cascade", "text", "sh"}
+    assert kinds <= {"python", "cascade", "text", _OUTPUT, "sh"}
 
 
-@pytest.mark.parametrize("path", [*DOCS, ROOT / "README.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_every_link_within_the_repository_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]*)(?:#[^)\s]*)?\)", path.read_text(encoding="utf-8")):
         if target and "://" not in target:
             assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_every_anchor_leads_to_a_heading(path: Path) -> None:
     for target, wanted in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text(encoding="utf-8")):
         aim = path.parent / target if target else path

@@ -51,7 +51,7 @@ from einsumcascade.rewrites.algebra import (
     names_taken,
     producers,
 )
-from einsumcascade.rewrites.running_state import PRIME, Correction, Rejection, correction
+from einsumcascade.rewrites.running_state import PRIME, Correction, Rejection, correction, leaves
 from einsumcascade.rewrites.step import Step
 
 
@@ -258,7 +258,8 @@ class _LoopForm:
                 return Rejection(reason=f"{a.tensor} is not a map of running states")
         positive = tuple(a for a in anchors if is_positive(a, self.cascade))
         assert s.reduce is not None
-        return correction(summand, anchors, reduce=s.reduce, positive=positive)
+        fixed = frozenset(e for e in leaves(summand) if not set(variables(e)) & set(self.over))
+        return correction(summand, anchors, reduce=s.reduce, positive=positive, fixed=fixed)
 
     def _anchor_expr(self, read: Read, loop: int, when: str) -> Expr | None:
         """A reference over the states of a loop, at the generation before ("old") or after ("new") the tile."""

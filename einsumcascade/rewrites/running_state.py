@@ -47,7 +47,7 @@ PRIME = "__next"
 
 
 def correction(summand: Expr, references: Iterable[Read], *, reduce: str,
-               positive: tuple[Read, ...] = ()) -> Correction | Rejection:
+               positive: tuple[Read, ...] = (), fixed: frozenset[Expr] = frozenset()) -> Correction | Rejection:
     """Find C for a summand and prove it, or say why there is none.
 
     Args:
@@ -55,6 +55,7 @@ def correction(summand: Expr, references: Iterable[Read], *, reduce: str,
         references: the reads of d; their next values appear in C as reads of `NAME__next`.
         reduce: name of the reduction.
         positive: references known to be > 0.
+        fixed: other leaves that do not vary along the rank; constants and extents never do.
 
     Returns: the correction with its proof, or a rejection with its reason.
     Cost: SymPy, some 10-100 ms; cached by the arguments.
@@ -62,17 +63,20 @@ def correction(summand: Expr, references: Iterable[Read], *, reduce: str,
     used = tuple(r for r in references if r in reads(summand))
     if not used:
         return Correction(form="none")
-    return _correction(summand, used, reduce, positive)
+    return _correction(summand, used, reduce, positive, fixed)
 
 
 @lru_cache(maxsize=512)
 def _correction(summand: Expr, used: tuple[Read, ...], reduce: str,
-                positive: tuple[Read, ...]) -> Correction | Rejection:
+                positive: tuple[Read, ...], fixed: frozenset[Expr]) -> Correction | Rejection:
     import sympy as sp
 
     symbols: dict[Expr, Any] = {}
+    opaque: list[Apply] = []
 
     def symbol(e: Expr) -> Any:
+        if isinstance(e, Apply) and any(r in used for r in reads(e)):
+            opaque.append(e)
         if e not in symbols:
             name = str(e) if not isinstance(e, Read) else e.tensor
             taken = {str(s) for s in symbols.values()}
@@ -84,10 +88,14 @@ def _correction(summand: Expr, used: tuple[Read, ...], reduce: str,
         return symbols[e]
 
     f = to_sympy(summand, symbol)
+    if opaque:
+        return Rejection(reason=f"{opaque[0]} depends on {', '.join(dict.fromkeys(r.tensor for r in used))} through "
+                                f"'{opaque[0].op}', which algebra cannot see into")
     old = [symbols[r] for r in used if r in symbols]
     new = [sp.Symbol(f"{s}'", real=True, positive=s.is_positive) for s in old]
     moved = f.subs(dict(zip(old, new, strict=True)), simultaneous=True)
-    streamed = set(f.free_symbols) - set(old)
+    still = {s for e, s in symbols.items() if isinstance(e, Scalar) or e in fixed}
+    streamed = set(f.free_symbols) - set(old) - still
     back: dict[Any, Expr] = {s: e for e, s in symbols.items()}
     back |= {n: Read(tensor=r.tensor + PRIME, indices=r.indices)
              for r, n in zip((r for r in used if r in symbols), new, strict=True)}
