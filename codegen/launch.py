@@ -265,7 +265,8 @@ def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Bindin
             if call.programs:
                 arguments = {p: tensors[t] for p, t in call.tensors.items()}
                 getattr(text, call.kernel)[(call.programs,)](
-                    **arguments, **call.arguments, num_warps=call.warps, num_stages=call.stages)
+                    **arguments, **call.arguments, num_warps=call.warps, num_stages=call.stages,
+                    enable_fp_fusion=True)
 
     with torch.cuda.device(device):
         contextvars.copy_context().run(launch)

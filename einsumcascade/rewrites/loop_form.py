@@ -256,9 +256,9 @@ class _LoopForm:
         for a in anchors:
             if self._anchor_expr(a, need - 1, "old") is None:
                 return Rejection(reason=f"{a.tensor} is not a map of running states")
-        positive = tuple(a for a in anchors if is_positive(a, self.cascade))
-        assert s.reduce is not None
         fixed = frozenset(e for e in leaves(summand) if not set(variables(e)) & set(self.over))
+        positive = tuple(e for e in leaves(summand) if e in fixed and is_positive(e, self.cascade))
+        assert s.reduce is not None
         return correction(summand, anchors, reduce=s.reduce, positive=positive, fixed=fixed)
 
     def _anchor_expr(self, read: Read, loop: int, when: str) -> Expr | None:
@@ -377,7 +377,10 @@ class _LoopForm:
         if how.form == "shift":
             return apply("add", old, c)
         scaled = apply("mul", c, old)
-        if how.is_exponential:
+        # A minimum starts at +inf, where such an exponential would be infinite.
+        started = [r for a in state.anchors if (start := self._anchor_expr(a, loop, "old")) for r in reads(start)]
+        low = {self._running(t) for t, other in self.states.items() if other.einsum.reduce != "min"}
+        if how.is_exponential and all(r.tensor in low or r.tensor not in self.memo.values() for r in started):
             return scaled
         assert state.einsum.reduction is not None
         empty = _number(state.einsum.reduction.empty)

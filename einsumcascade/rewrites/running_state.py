@@ -25,7 +25,7 @@ class Correction:
         form: "none" (no dependence), "scale" (s' = C s) or "shift" (s' = s + C, under max and min).
         c: C over the reads of d (old) and their twins (new), None for form "none".
         kind: "algebraic" where the residual is zero as an identity, else "numerical".
-        is_exponential: C is one exponential of a difference, so it is 0 where the old reference is -inf.
+        is_exponential: C is one exponential that grows with the old reference, so it is 0 where that is -inf.
         proof: lines to check by hand.
     """
 
@@ -54,7 +54,7 @@ def correction(summand: Expr, references: Iterable[Read], *, reduce: str,
         summand: F, over leaves (reads) that vary along the rank, and the references.
         references: the reads of d; their next values appear in C as reads of `NAME__next`.
         reduce: name of the reduction.
-        positive: references known to be > 0.
+        positive: references, and leaves of `fixed`, known to be > 0.
         fixed: other leaves that do not vary along the rank; constants and extents never do.
 
     Returns: the correction with its proof, or a rejection with its reason.
@@ -189,7 +189,14 @@ def _proven(form: str, c: Any, f: Any, moved: Any, old: list[Any], new: list[Any
         f"residual        F(x, d') - ({equal}) {how}",
         f"laws            C(d, d) = {unit};  C(d', d'') {sign} C(d, d') = C(d, d'')",
     )
-    return Correction(form=form, c=expr, kind=kind, proof=proof, is_exponential=isinstance(c, sp.exp))
+    return Correction(form=form, c=expr, kind=kind, proof=proof, is_exponential=_sinks(c, old))
+
+
+def _sinks(c: Any, old: list[Any]) -> bool:
+    """Whether C is one exponential that grows with every old reference."""
+    import sympy as sp
+
+    return isinstance(c, sp.exp) and all(sp.diff(c.args[0], s).is_positive for s in old)
 
 
 def _difference_form(expr: Expr) -> Expr:
