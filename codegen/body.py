@@ -157,7 +157,7 @@ class Body:
 
     # --- one Einsum ---------------------------------------------------------------------------------------------
 
-    def place(self, e: Einsum, *, tested: tuple[Expr, ...], masked: bool, later: tuple[Einsum, ...] = (),
+    def place(self, e: Einsum, *, tested: tuple[Expr, ...], later: tuple[Einsum, ...] = (),
               free_of: frozenset[Expr] = frozenset()) -> list[Stmt]:
         """Place an Einsum.
 

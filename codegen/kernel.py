@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.inspect import KernelReport
-from einsumcascade.codegen.launch import Built
+from einsumcascade.codegen.launch import Built, selectors
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.language.ir import rank_of
 from einsumcascade.schedules.program import Program
@@ -63,7 +63,8 @@ class Kernel:
     def inspect(self) -> Inspection:
         """Compile every kernel for the target and report registers, spills, shared memory and hot loops.
 
-        The common case is compiled: contiguous tensors, aligned to 16 bytes, lengths that are multiples of 16.
+        The common case is compiled: contiguous tensors, aligned to 16 bytes, lengths that are
+        multiples of 16; tensors that only index or compare hold int32.
 
         Raises: LoweringError, TargetError: the compiler refuses the text, or a block needs more than the target has.
         Cost: seconds a kernel. No GPU is needed.
@@ -74,12 +75,13 @@ class Kernel:
         reports = {}
         outputs = {o.tensor: o.dtype for o in self.built.cascade.outputs}
         inputs = {i.tensor for i in self.built.cascade.inputs}
+        index_only = selectors(self.built.cascade)
         for tile, text in zip(self.built.kernels, self.built.texts, strict=True):
             signature: dict[str, str] = {}
             constexprs: dict[str, object] = dict(text.constexprs)
             for t in text.tensors:
                 own = outputs.get(t, "float32") or self.built.dtype
-                signature[safe(t)] = TYPES[self.built.dtype if t in inputs else own]
+                signature[safe(t)] = "*i32" if t in index_only else TYPES[self.built.dtype if t in inputs else own]
             for t, n in text.strides:
                 name = f"stride_{t}_{tile.tensors[t][n]}"
                 if n == len(tile.tensors[t]) - 1:

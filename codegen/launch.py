@@ -130,6 +130,14 @@ def cascade_has(cascade: Cascade, v: str) -> bool:
     return any(v in i.indices for i in cascade.inputs)
 
 
+def require_inputs(cascade: Cascade) -> None:
+    """Refuse a cascade without inputs: the tensors of a call decide its device and its dtype."""
+    if not cascade.inputs:
+        raise LoweringError(diagnostics=(Diagnostic(
+            code="not-lowered-yet", headline=f"{cascade.name} has no inputs: such a cascade has no lowering yet",
+            rule="reference, analysis and derivation work all the same"),))
+
+
 def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: GpuTarget,
           schedule: Schedule | None = None, precision: str = "ieee", tile_limit: int | None = None) -> Built:
     """Build the kernels of a cascade.
@@ -146,10 +154,7 @@ def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: G
     Raises: ScheduleError: the schedule does not fit. LoweringError: a construct has no lowering yet.
     Cost: 0.1 to 2 s, mostly proofs; cached.
     """
-    if not cascade.inputs:
-        raise LoweringError(diagnostics=(Diagnostic(
-            code="not-lowered-yet", headline=f"{cascade.name} has no inputs: such a cascade has no lowering yet",
-            rule="reference, analysis and derivation work all the same"),))
+    require_inputs(cascade)
     cascade = with_extents(cascade, extents)
     binding = text_binding(cascade, extents)
     program = program_of(cascade, extents)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
-from einsumcascade.analysis.targets import GpuTarget, gpu_target
+from einsumcascade.analysis.targets import TARGETS, GpuTarget, gpu_target
 from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.launch import (
-    DTYPE_BYTES,
+    KERNEL_DTYPES,
     Built,
     build,
     feature_ranks,
     program_of,
+    require_inputs,
     run_on_gpu,
+    selectors,
+    value_dtype,
     with_constants,
 )
 from einsumcascade.errors import Diagnostic, InputError, ScheduleError, nearest
 from einsumcascade.language.extents import bind
-from einsumcascade.language.ir import Cascade, Read, rank_of, reads, subexpressions
+from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.derive import Derivation, derive
 from einsumcascade.schedules.schedule import PRECISIONS, Schedule
 
@@ -43,7 +48,7 @@ def compile(cascade: Cascade | str, *, schedule: Schedule | None = None, precisi
         constants: values in place of those the text declares.
 
     Returns: a callable; kernels are built at the first call of each dtype and feature extents.
-    Raises: CascadeError, InputError, ScheduleError.
+    Raises: CascadeError, InputError, ScheduleError; LoweringError: the cascade has no inputs.
 
     >>> op = compile("softmax_attention")
     >>> q = torch.ones(1, 1, 3, 8)
@@ -61,6 +66,7 @@ def compile(cascade: Cascade | str, *, schedule: Schedule | None = None, precisi
     given = dict(constants or {})
     if given:
         bind(cascade, constants=given, extents={rank_of(v): 1 for i in cascade.inputs for v in i.indices})
+    require_inputs(cascade)
     return Op(cascade=with_constants(cascade, given), fixed_schedule=schedule, precision=precision)
 
 
@@ -78,7 +84,7 @@ class Op:
     fixed_schedule: Schedule | None = None
     precision: str | None = None
     _built: dict[object, Built] = field(default_factory=dict, repr=False)
-    _last: Built | None = field(default=None, repr=False)
+    _last: Callable[[], Built] | None = field(default=None, repr=False)
     _derivation: Derivation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +113,10 @@ class Op:
 
     @property
     def source(self) -> str:
-        """The kernel text of the last call, else of the defaults: feature ranks of 64, bfloat16."""
+        """The kernel text of the last call, else of the defaults: feature ranks of 64, bfloat16.
+
+        After a call on CPU tensors: the text for the same extents and dtype on the GPU present, or cuda:90.
+        """
         return self._shown().source
 
     @property
@@ -127,16 +136,20 @@ class Op:
 
         Raises: InputError, ScheduleError, TargetError, LoweringError.
         """
-        where = gpu_target(target) if target is not None else _present()
-        if dtype not in DTYPE_BYTES:
+        where = gpu_target(target) if target is not None else present_target()
+        if dtype not in KERNEL_DTYPES:
             raise _wrong("wrong-dtype", f"kernels take no inputs of '{dtype}'",
-                         rule="inputs are " + ", ".join(DTYPE_BYTES), hint=nearest(dtype, tuple(DTYPE_BYTES)))
+                         rule="inputs are " + ", ".join(KERNEL_DTYPES), hint=nearest(dtype, KERNEL_DTYPES))
         built = build(self.cascade, extents=dict(extents or {}), dtype=dtype, target=where,
                       schedule=schedule or self.fixed_schedule, precision=self._precision())
         return Kernel(built=built, target=where)
 
     def _shown(self) -> Built:
-        return self._last if self._last is not None else self.kernel().built
+        return self._last() if self._last is not None else self.kernel().built
+
+    def _text_for(self, extents: Mapping[str, int], dtype: str) -> Built:
+        """The text that a GPU would run for a call on a CPU; float64 has none, so its extents alone count."""
+        return self.kernel(extents=extents, dtype=dtype if dtype in KERNEL_DTYPES else DEFAULT_DTYPE).built
 
     def _precision(self) -> str:
         if self.precision is not None:
@@ -178,28 +191,30 @@ class Op:
         binding = bind(self.cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()})
         device = ordered[0].device
         features = {r: binding.extents[r] for r in feature_ranks(self.cascade)}
-        key = (device.type, device.index, ordered[0].dtype, self._precision(), tuple(features.items()))
+        dtype = str(value_dtype(ordered)).removeprefix("torch.")
+        key = (device.type, device.index, dtype, self._precision(), tuple(features.items()))
         built = self._built.get(key)
         if built is None:
-            built = self._built[key] = self._build(device, ordered[0].dtype, features)
-        self._last = built if device.type == "cuda" else self._last
+            built = self._built[key] = self._build(device, dtype, features)
         if device.type == "cuda":
+            self._last = lambda: built
             outputs = run_on_gpu(built, inputs, binding)
         else:
+            self._last = partial(self._text_for, features, dtype)
             from einsumcascade.codegen.run_torch import run_on_cpu
 
             outputs = run_on_cpu(built, inputs, binding)
-        return tuple(outputs[o] for o in self.cascade.output_names)
+        # An output that is an input is a tensor of its own all the same.
+        return tuple(outputs[o].clone() if o in inputs else outputs[o] for o in self.cascade.output_names)
 
-    def _build(self, device: torch.device, dtype: torch.dtype, features: Mapping[str, int]) -> Built:
-        name = str(dtype).removeprefix("torch.")
+    def _build(self, device: torch.device, dtype: str, features: Mapping[str, int]) -> Built:
         if device.type == "cuda":
-            return build(self.cascade, extents=features, dtype=name, target=_target_of(device),
+            return build(self.cascade, extents=features, dtype=dtype, target=_target_of(device),
                          schedule=self.fixed_schedule, precision=self._precision())
         from einsumcascade.codegen.run_torch import cpu_schedule
 
         program = program_of(self.cascade, features)
-        return build(self.cascade, extents=features, dtype=name, target=gpu_target(DEFAULT_TARGET),
+        return build(self.cascade, extents=features, dtype=dtype, target=gpu_target(DEFAULT_TARGET),
                      schedule=cpu_schedule(program, features))
 
     def _check(self, inputs: Mapping[str, torch.Tensor]) -> None:
@@ -208,35 +223,30 @@ class Op:
             if not isinstance(t, torch.Tensor):
                 raise _wrong("wrong-type", f"{name} is a {type(t).__name__}, not a torch.Tensor",
                              rule="an op takes tensors")
+        index_only = selectors(self.cascade)
         first_name, first = next(iter(inputs.items()))
-        floats = {getattr(torch, n) for n in DTYPE_BYTES}
-        selectors = _selectors(self.cascade)
+        if first.device.type not in ("cpu", "cuda"):
+            raise _wrong("wrong-device", f"{first_name} is on {first.device}", rule="tensors are on a GPU or a CPU")
         for name, t in inputs.items():
             if t.device != first.device:
                 raise _wrong("wrong-device", f"{name} is on {t.device}, but {first_name} on {first.device}",
                              rule="all inputs are on one device", hint=f"{name}.to({str(first.device)!r})")
-            if name in selectors and not t.is_floating_point():
-                continue
-            if t.dtype not in floats or (t.dtype == torch.float64 and t.device.type != "cpu"):
+        values = {n: t for n, t in inputs.items() if n not in index_only or t.is_floating_point()}
+        known = {getattr(torch, n) for n in KERNEL_DTYPES} | ({torch.float64} if first.device.type == "cpu" else set())
+        for name, t in values.items():
+            if t.dtype not in known:
                 raise _wrong("wrong-dtype", f"{name} is {t.dtype}",
                              rule="inputs are float16, bfloat16 or float32; float64 on a CPU only; a tensor that only "
                                   "indexes or compares may hold whole numbers")
-            if t.dtype != first.dtype and not (t.dtype == torch.float32 and t.dim() < 2):
-                raise _wrong("wrong-dtype", f"{name} is {t.dtype}, but {first_name} is {first.dtype}",
+        if not values:
+            raise _wrong("input-dtype", "no input holds floating-point numbers",
+                         rule="outputs have the dtype of the first input that does")
+        main_name, main = next(iter(values.items()))
+        for name, t in values.items():
+            if t.dtype != main.dtype and not (t.dtype == torch.float32 and t.dim() < 2):
+                raise _wrong("wrong-dtype", f"{name} is {t.dtype}, but {main_name} is {main.dtype}",
                              rule="inputs share the dtype of the first; one of fewer than two axes may be float32",
-                             hint=f"{name}.to({first.dtype})")
-        if first.device.type not in ("cpu", "cuda"):
-            raise _wrong("wrong-device", f"{first_name} is on {first.device}", rule="tensors are on a GPU or a CPU")
-
-
-def _selectors(cascade: Cascade) -> set[str]:
-    """Inputs that stand only in index expressions and conditions."""
-    everywhere = {i.tensor for i in cascade.inputs}
-    values: set[str] = set()
-    for e in cascade.einsums:
-        inner = {r.tensor for x in subexpressions(e.expr) if isinstance(x, Read) for r in reads(*x.indices)}
-        values |= {r.tensor for r in reads(e.expr)} - inner
-    return everywhere - values
+                             hint=f"{name}.to({main.dtype})")
 
 
 def _wrong(code: str, headline: str, *, rule: str = "", hint: str = "") -> InputError:
@@ -245,33 +255,36 @@ def _wrong(code: str, headline: str, *, rule: str = "", hint: str = "") -> Input
 
 def _target_of(device: torch.device) -> GpuTarget:
     """The target of a GPU that is there: its own, or the newest of its kind that is not newer."""
-    from einsumcascade.analysis.targets import TARGETS
-
     if torch.version.hip is not None:
         return gpu_target("hip:gfx942")
     major, minor = torch.cuda.get_device_capability(device)
-    known = [t for t in (TARGETS.values() if isinstance(TARGETS, Mapping) else TARGETS)
-             if t.backend == "cuda" and int(t.arch) <= major * 10 + minor]
-    return max(known, key=lambda t: int(t.arch)) if known else gpu_target("cuda:80")
+    known = [t for t in TARGETS if t.backend == "cuda" and int(t.arch) <= major * 10 + minor]
+    return max(known, key=lambda t: int(t.arch), default=gpu_target("cuda:80"))
 
 
-def _present() -> GpuTarget:
-    if torch.cuda.is_available():
-        return _target_of(torch.device("cuda"))
-    return gpu_target(DEFAULT_TARGET)
+def present_target() -> GpuTarget:
+    """The target of the GPU that is there, else cuda:90."""
+    return _target_of(torch.device("cuda")) if torch.cuda.is_available() else gpu_target(DEFAULT_TARGET)
 
 
 # --- torch.library ----------------------------------------------------------------------------------------------
 
 _OPS: dict[str, Callable[..., Any]] = {}
+_REGISTERING = threading.Lock()
 
 
 def _registered(cascade: Cascade, precision: str | None, schedule: Schedule | None) -> Callable[..., Any]:
-    """The library op of a cascade, named by the digest of its text and choices; made at the first use in a trace."""
+    """The library op of a cascade, named by the digest of its text and choices; registered once, whole or not at all."""
     text = f"{cascade}\n{precision}\n{schedule.to_json() if schedule else ''}"
     name = f"{_clean(cascade.name)}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    if name in _OPS:
+    with _REGISTERING:
+        # A definition that failed half-way is replaced by the next, so only a whole one may be remembered.
+        if name not in _OPS:
+            _OPS[name] = _register(name, cascade, precision, schedule)
         return _OPS[name]
+
+
+def _register(name: str, cascade: Cascade, precision: str | None, schedule: Schedule | None) -> Callable[..., Any]:
     count = len(cascade.outputs)
     arguments = ", ".join(f"Tensor t{n}" for n in range(len(cascade.inputs)))
     result = "Tensor" if count == 1 else "(" + ", ".join(["Tensor"] * count) + ")"
@@ -284,13 +297,13 @@ def _registered(cascade: Cascade, precision: str | None, schedule: Schedule | No
 
     def fake(*tensors: torch.Tensor) -> Any:
         shapes = _output_shapes(cascade, tensors)
-        outputs = tuple(tensors[0].new_empty(s, dtype=getattr(torch, o.dtype) if o.dtype else tensors[0].dtype)
+        main = value_dtype(tensors)
+        outputs = tuple(tensors[0].new_empty(s, dtype=getattr(torch, o.dtype) if o.dtype else main)
                         for s, o in zip(shapes, cascade.outputs, strict=True))
         return outputs[0] if count == 1 else outputs
 
     op = torch.library.custom_op(f"{NAMESPACE}::{name}", real, mutates_args=(), schema=f"({arguments}) -> {result}")
     op.register_fake(fake)
-    _OPS[name] = op
     return op
 
 
@@ -306,6 +319,8 @@ def _eager(cascade: Cascade, precision: str | None, schedule: Schedule | None) -
 
 def _output_shapes(cascade: Cascade, tensors: tuple[torch.Tensor, ...]) -> list[list[Any]]:
     """Shapes of the outputs over the shapes of the inputs, which may be symbolic."""
+    if any(len(i.indices) != t.dim() for i, t in zip(cascade.inputs, tensors, strict=True)):
+        bind(cascade, shapes={i.tensor: tuple(t.shape) for i, t in zip(cascade.inputs, tensors, strict=True)})
     extents: dict[str, Any] = {}
     for i, t in zip(cascade.inputs, tensors, strict=True):
         for v, n in zip(i.indices, t.shape, strict=True):

@@ -59,7 +59,11 @@ def _kernel(program: Program, k: Kernel, extents: Mapping[str, int], dtype_bytes
         cube = _cube(program, k, extents, sizes)
     # With a third stage of pointer loads ptxas awaits each asynchronous product before it issues the next.
     stages = 2 if dtype_bytes >= 4 or target.has_asynchronous_dot else 3
-    streamed = widest * 2 * dtype_bytes * max((n for v, n in sizes.items() if v not in grid), default=0)
+    # A user's own loop streams tiles of a rank that the text defines.
+    own = {d.name for d in k.cascade.ranks}
+    steps = [n for v, n in sizes.items() if v not in grid]
+    steps += [_padded(extents.get(rank_of(v), 64)) for v in program.bounded if v in own and k.loops]
+    streamed = widest * 2 * dtype_bytes * max(steps, default=0)
     while stages > 1 and stages * streamed > target.shared_memory_bytes // 2:
         stages -= 1
     return KernelSchedule(tiles=sizes, warps=warps, stages=stages)
@@ -79,7 +83,7 @@ def _carries_three(program: Program, k: Kernel) -> bool:
 
 def _cube(program: Program, k: Kernel, extents: Mapping[str, int], sizes: Mapping[str, int]) -> int:
     """Elements of the largest temporary of three axes that a reduction of this kernel needs."""
-    axes = (*grid_tiles(k), *k.loops[-1:], *program.bounded)
+    axes = (*sizes, *program.bounded)
     worst = 0
     for e in k.cascade.einsums:
         space = [v for v in e.space if v in axes]

@@ -89,8 +89,10 @@ def test_what_a_page_shows_runs_and_prints_what_it_says(
             printed = run_commands(block.text)
         elif block.info == _OUTPUT:
             assert printed is not None, f"{block.place}: nothing before it prints"
-            same = doctest.OutputChecker().check_output(block.text, printed, doctest.ELLIPSIS)
-            assert same, f"{block.place} shows\n{block.text}\nbut this is printed:\n{printed}"
+            flags = doctest.ELLIPSIS | doctest.DONT_ACCEPT_BLANKLINE
+            same = doctest.OutputChecker().check_output(block.text, f"{printed.rstrip()}\n", flags)
+            if not same:
+                pytest.fail(f"{block.place} shows\n{block.text}\nbut this is printed:\n{printed}", pytrace=False)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)

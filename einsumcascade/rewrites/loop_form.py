@@ -347,6 +347,11 @@ class _LoopForm:
             where = tuple(self._inside(c, loop, body, placed, anchored) for c in self._conditions(s))
             local = fresh("L" + s.tensor, self.taken)
             ranks = tuple(r for r in s.ranks if r not in self.over) + ((self.inner,) if self.inner else ())
+            if not ranks:
+                # A tile of one point is not reduced: a culled point is the identity by name.
+                for c in reversed(where):
+                    expr = apply("select", c, expr, _number(s.reduction.empty))
+                where = ()
             body.append(Einsum(tensor=local, indices=(*s.indices, Var(name=self.index)), expr=expr, where=where,
                                reduce=s.reduce if ranks else None, ranks=ranks))
             old, new = self._generation(target, "old"), self._generation(target, "new")

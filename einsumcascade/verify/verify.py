@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from einsumcascade.analysis.targets import gpu_target
-from einsumcascade.codegen.launch import build, run_interpreted, run_on_gpu, with_constants
+from einsumcascade.codegen.launch import (
+    build,
+    feature_ranks,
+    run_interpreted,
+    run_on_gpu,
+    with_constants,
+    with_extents,
+)
+from einsumcascade.codegen.op import present_target
 from einsumcascade.codegen.plain import run_plain
 from einsumcascade.errors import Diagnostic, InputError, nearest
 from einsumcascade.language.extents import Binding, bind
@@ -100,7 +107,7 @@ def verify(cascade: Cascade | str, *, extents: Mapping[str, int] | None = None, 
         from einsumcascade.gallery import load
 
         cascade = load(cascade)
-    cascade = with_constants(cascade, dict(constants or {}))
+    cascade = with_extents(with_constants(cascade, dict(constants or {})), extents or {})
     for d in dtypes:
         if d not in DTYPES:
             raise InputError(diagnostics=(Diagnostic(code="wrong-dtype", headline=f"there is no dtype '{d}' to verify",
@@ -119,8 +126,6 @@ def verify(cascade: Cascade | str, *, extents: Mapping[str, int] | None = None, 
 
 def filled_extents(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, int]:
     """Extents for a trial run: those given, and a default for each other rank of the inputs."""
-    from einsumcascade.codegen.launch import feature_ranks
-
     reduced = {v for e in cascade.einsums for v in e.ranks}
     valued = {v for c in cascade.constraints for x in subexpressions(c) if hasattr(x, "name") for v in [x.name]}
     out = dict(extents)
@@ -176,7 +181,8 @@ def _value_reads(expr: Any) -> list[Read]:
 def _rows(cascade: Cascade, binding: Binding, dtype: str, *, seed: int, schedule: Schedule | None,
           gpu: bool) -> list[Row]:
     inputs = random_inputs(cascade, binding, dtype, seed=seed)
-    built = build(cascade, extents=binding.extents, dtype=dtype, target=gpu_target("cuda:90"), schedule=schedule)
+    features = {r: binding.extents[r] for r in feature_ranks(cascade)}
+    built = build(cascade, extents=features, dtype=dtype, target=present_target(), schedule=schedule)
     if gpu:
         on_gpu = {n: t.cuda() for n, t in inputs.items()}
         actual = {n: t.cpu() for n, t in run_on_gpu(built, on_gpu, binding).items()}

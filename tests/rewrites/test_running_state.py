@@ -51,7 +51,7 @@ ACCEPTED = {
     "root": ("X[p,m] * V[m] / sqrt(Z[p])", False),
     "both": ("exp(X[p,m] - D[p]) / Z[p]", False),
     "softcap": ("exp(20 * tanh(X[p,m] / 20) - D[p])", True),
-    "scaled": ("exp(c * X[p,m] - c * D[p])", True),
+    "scaled": ("exp(c * X[p,m] - c * D[p])", False),
 }
 
 
@@ -85,6 +85,32 @@ def test_exponentials_are_joined_so_that_none_overflows() -> None:
     found = of("exp(X[p,m] - D[p]) * V[m]")
     assert isinstance(found, Correction) and found.c is not None
     assert value(found.c, {"D": 5000.0, "D__next": 5001.0}) == pytest.approx(math.exp(-1.0))
+
+
+def test_the_factor_of_an_exponent_must_be_positive_for_an_empty_state_to_need_no_care() -> None:
+    for text, positive in (("exp(X[p,m] - D[p])", True), ("exp(D[p] - X[p,m])", False), ("exp(c * D[p] + V[m])", False)):
+        found = of(text)
+        assert isinstance(found, Correction) and found.is_exponential is positive
+
+
+@pytest.mark.parametrize("text", [
+    "lrelu(X[p,m] - D[p])", "elu(X[p,m] - D[p]) * V[m]", "exp(X[p,m] - D[p]) * select(X[p,m] < D[p], 1, 2)",
+    "exp(X[p,m]) * select(D[p] > 0, V[m], 0)",
+])
+def test_a_reference_inside_an_operator_that_algebra_cannot_open_is_rejected(text: str) -> None:
+    found = of(text)
+    assert isinstance(found, Rejection)
+    assert "algebra cannot see into" in found.reason
+
+
+def test_what_is_fixed_along_the_rank_is_part_of_the_correction() -> None:
+    row = Read(tensor="V", indices=(Var(name="m"),))
+    text = "exp(V[m] * (X[p,m] - D[p]))"
+    assert isinstance(of(text), Rejection)
+    found = correction(summand(text), (D, Z), reduce="sum", fixed=frozenset({row}))
+    assert isinstance(found, Correction) and not found.is_exponential
+    found = correction(summand(text), (D, Z), reduce="sum", fixed=frozenset({row}), positive=(row,))
+    assert isinstance(found, Correction) and found.is_exponential
 
 
 def test_a_summand_without_references_needs_no_correction() -> None:
