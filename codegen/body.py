@@ -1,24 +1,21 @@
-"""Place single Einsums: loads, masks, maps, reductions and products of tiles."""
+"""Place single Einsums: masks, maps, reductions and products of tiles."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from einsumcascade.codegen.facts import FactTable, Facts
-from einsumcascade.codegen.kernel_ir import Axis, Dot, Load, Loop, Map, Reduce, Stmt, Store, Value
-from einsumcascade.errors import Diagnostic, LoweringError
+from einsumcascade.codegen.kernel_ir import Dot, Map, Reduce, Stmt, Store, Value
+from einsumcascade.codegen.values import Values, not_lowered
 from einsumcascade.language.ir import (
     Apply,
-    Cascade,
     Einsum,
     Expr,
     Init,
     Num,
     Read,
     Scalar,
-    Statement,
     Var,
     apply,
     rank_of,
@@ -32,39 +29,6 @@ from einsumcascade.schedules.roles import contraction
 MINIMUM_DOT = 16
 
 
-def not_lowered(s: Statement, what: str) -> LoweringError:
-    """The error for a construct that no lowering covers."""
-    return LoweringError(diagnostics=(Diagnostic(
-        code="not-lowered-yet", headline=f"{what} has no lowering yet", span=s.span,
-        rule="reference, analysis and derivation work all the same", hint=str(s).splitlines()[0]),))
-
-
-def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:
-    """Every expression of some statements, loops included."""
-    for s in body:
-        match s:
-            case Load():
-                yield from s.indices
-                yield from s.mask
-            case Map():
-                yield s.expr
-            case Reduce():
-                yield s.expr
-            case Dot():
-                if s.accumulate is not None:
-                    yield s.accumulate
-            case Store():
-                yield s.expr
-                yield from s.indices
-                yield from s.mask
-            case Loop():
-                yield Scalar(name=s.rank)
-                for g in s.segments:
-                    yield g.lo
-                    yield g.hi
-                    yield from expressions(g.body)
-
-
 @dataclass(slots=True)
 class Snapshot:
     """What a segment may change and the next one must not see."""
@@ -74,31 +38,13 @@ class Snapshot:
     facts: FactTable
 
 
-@dataclass(slots=True)
-class Body:
+@dataclass
+class Body(Values):
     """The state of a kernel while its Einsums are placed one by one."""
 
-    cascade: Cascade
-    axes: Mapping[str, Axis]
-    tensors: Mapping[str, tuple[str, ...]]
-    outputs: tuple[str, ...]
-    in_range: Mapping[Expr, str] = field(default_factory=dict)
-    env: dict[tuple[str, str], Expr] = field(default_factory=dict)
-    loads: dict[object, Value] = field(default_factory=dict)
-    prologue: list[Stmt] = field(default_factory=list)
-    index: str | None = None
-    states: frozenset[str] = frozenset()
-    values: dict[str, tuple[str, ...]] = field(default_factory=dict)  # axes of every value by name
-    pending: dict[str, tuple[Dot, Expr]] = field(default_factory=dict)
-    renamed: dict[str, str] = field(default_factory=dict)
-    summands: dict[str, tuple[Expr, str]] = field(default_factory=dict)
-    hoisted: dict[object, Value] = field(default_factory=dict)  # loads before every loop
-    names: dict[tuple[str, tuple[Expr, ...]], str] = field(default_factory=dict)
-    seen: dict[Expr, None] = field(default_factory=dict)
-    facts: FactTable = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.facts = FactTable(self.cascade)
+    pending: dict[str, tuple[Dot, Expr]] = field(default_factory=dict)  # products held back for an accumulation
+    renamed: dict[str, str] = field(default_factory=dict)  # states whose new generation has a name of its own
+    summands: dict[str, tuple[Expr, str]] = field(default_factory=dict)  # operand and reduction of each reduction
 
     # --- loops --------------------------------------------------------------------------------------------------
 
@@ -128,7 +74,15 @@ class Body:
 
     def _may_sink(self, tensor: str) -> bool:
         """Whether an update could make a state -inf that did not start there: anything but a sum of finite terms."""
-        return not any(e.tensor == "L" + tensor[1:] and e.reduce == "sum" for e in self.cascade.einsums)
+        local = self._local(tensor)
+        return local is None or local.reduce != "sum"
+
+    def _local(self, state: str) -> Einsum | None:
+        """The Einsum that gives a state what a tile adds: L of `R[i+1] = moved + L[i]`."""
+        for e in self.cascade.einsums:
+            if e.tensor == state and isinstance(e.expr, Apply) and isinstance(e.expr.args[-1], Read):
+                return next((x for x in self.cascade.einsums if x.tensor == e.expr.args[-1].tensor), None)
+        return None
 
     def restore(self, s: Snapshot) -> None:
         """Forget what a segment computed."""
@@ -328,9 +282,6 @@ class Body:
                 out.append(self.pending.pop(r.tensor)[0])
         return out
 
-    def _is_input(self, expr: Expr) -> bool:
-        return isinstance(expr, Read) and self.facts[expr.tensor].is_input
-
     # --- names and values ---------------------------------------------------------------------------------------
 
     def _tag(self, e: Einsum) -> str:
@@ -356,142 +307,10 @@ class Body:
         self.values[name] = axes
         return Value(name=name, axes=axes)
 
-    def _value(self, tensor: str, axes: tuple[str, ...]) -> Value:
-        return self._named(f"b_{tensor}", axes)
-
-    def _named(self, name: str, axes: tuple[str, ...]) -> Value:
-        self.values[name] = axes
-        return Value(name=name, axes=axes)
-
     def _bind(self, e: Einsum, value: Value, tag: str) -> None:
         self.env[e.tensor, tag] = Read(tensor=value.name)
         if tag == "new" and e.tensor in self.states and value.name == self._state_name(e.tensor):
             self.env[e.tensor, "old"] = Read(tensor=value.name)
-
-    def _conditions(self, *more: Expr) -> tuple[Expr, ...]:
-        """Every condition whose fill is worth knowing."""
-        known = tuple(self.cascade.constraints) + tuple(self._inside(v) for v in self.axes if self.axes[v].is_padded)
-        self.seen = dict.fromkeys((*self.seen, *known, *more))
-        return tuple(self.seen)
-
-    def _inside(self, v: str) -> Expr:
-        return apply("lt", Var(name=v), Scalar(name=rank_of(v)))
-
-    def _sorted(self, names: object) -> tuple[str, ...]:
-        wanted = set(names)  # type: ignore[call-overload]
-        return tuple(v for v in self.axes if v in wanted)
-
-    def _vars(self, *exprs: Expr) -> tuple[str, ...]:
-        """Axes that expressions over values and coordinates have."""
-        found: set[str] = set()
-        for e in exprs:
-            found |= {v for v in variables(e) if v in self.axes}
-            for r in reads(e):
-                found |= set(self.values.get(r.tensor, ()))
-        return self._sorted(found)
-
-    def _axes_of(self, expr: Expr) -> tuple[str, ...]:
-        return self._vars(expr)
-
-    def _values(self, expr: Expr, e: Einsum | Init, out: list[Stmt], free_of: object,
-                conditions: list[Expr] | None = None) -> Expr:
-        """Replace reads of tensors by reads of values, loading inputs where they are first needed."""
-        assert isinstance(free_of, frozenset | tuple)
-
-        def leaf(x: Expr) -> Expr | None:
-            if not isinstance(x, Read):
-                return None
-            if x.tensor in self.values and not x.indices and x.tensor.startswith(("b_", "first_", "last_")):
-                return x
-            if self.cascade.input(x.tensor) is not None:
-                return self._load(x, e, out, frozenset(free_of), conditions)
-            return self._computed(x, e)
-
-        return transform(expr, leaf)
-
-    def _computed(self, x: Read, e: Einsum | Init) -> Expr:
-        tag = "cur"
-        own: list[Expr] = []
-        for i in x.indices:
-            if self.index is not None and isinstance(i, Apply) and i.op == "add" and i.args[0] == Var(name=self.index):
-                tag = "new"
-            elif self.index is not None and i == Var(name=self.index):
-                tag = "old" if x.tensor in self.states else "cur"
-            elif isinstance(i, Scalar) and (x.tensor, "last") in self.env:
-                tag = "last"
-            else:
-                own.append(i)
-        if not all(isinstance(i, Var) for i in own):
-            raise not_lowered(e, f"reading the computed tile {x}")
-        for key in (tag, "cur", "last"):
-            if (x.tensor, key) in self.env:
-                made = self._written(x.tensor)
-                here = [i.name for i in own if isinstance(i, Var) and i.name != self.index]
-                there = [v for v in made.free if v != self.index]
-                if [v for v in here if v in self.axes] != [v for v in there if v in self.axes]:
-                    raise not_lowered(e, f"reading the computed tile {x} along other variables")
-                return self.env[x.tensor, key]
-        raise not_lowered(e, f"reading {x}, which no loop of this kernel has finished,")
-
-    def _written(self, tensor: str) -> Einsum:
-        return next(s for s in self.cascade.einsums if s.tensor == tensor)
-
-    def _load(self, x: Read, e: Einsum | Init, out: list[Stmt], free_of: frozenset[Expr],
-              conditions: list[Expr] | None) -> Expr:
-        declared = self.tensors[x.tensor]
-        mask: list[Expr] = []
-        indices = []
-        for i, d in zip(x.indices, declared, strict=True):
-            i = self._values(i, e, out, free_of)
-            indices.append(i)
-            bound = apply("lt", i, Scalar(name=rank_of(d)))
-            axes = self._vars(i)
-            mask += [c for v in axes if self.axes[v].is_padded and (c := self._inside(v)) != bound]
-            if i == Var(name=d):
-                if d in self.axes and (self.axes[d].role == "grid" or self.axes[d].is_padded):
-                    mask.append(bound)
-            elif bound in self.cascade.constraints and _is_natural(i):
-                if bound not in free_of:
-                    mask.append(bound)
-            elif not (isinstance(i, Num) and i.value == 0) and self.in_range.get(i) != rank_of(d):
-                checks = (apply("ge", i, Num(value=0)), bound)
-                mask += checks
-                if conditions is not None:
-                    conditions += [c for c in checks if c not in conditions]
-        mask = list(dict.fromkeys(mask))
-        key = (x.tensor, tuple(indices), tuple(mask))
-        known = self.hoisted.get(key) or self.loads.get(key)
-        if known is None:
-            known = self._new_load(x.tensor, tuple(indices), tuple(mask), out)
-            moving = self.index is not None and self.index in variables(*indices, *mask)
-            computed = any(not self.facts[r.tensor].is_input for r in reads(*indices))
-            if moving or computed:
-                self.loads[key] = known
-            else:
-                self.prologue.append(out.pop())
-                self.hoisted[key] = known
-        self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
-        return Read(tensor=known.name)
-
-    def _new_load(self, tensor: str, indices: tuple[Expr, ...], mask: tuple[Expr, ...], out: list[Stmt]) -> Value:
-        """A load under a name that the same elements always have, whatever their mask."""
-        name = self.names.get((tensor, indices))
-        if name is None:
-            name, n = f"b_{tensor}", 2
-            while name in self.values:
-                name, n = f"b_{tensor}{n}", n + 1
-            self.names[tensor, indices] = name
-        value = self._named(name, self._load_axes(indices))
-        out.append(Load(value=value, tensor=tensor, indices=indices, mask=mask))
-        return value
-
-    def _load_axes(self, indices: tuple[Expr, ...]) -> tuple[str, ...]:
-        """Axes in memory order, where each index has at most one; else in the order of computed tiles."""
-        each = [self._vars(i) for i in indices]
-        flat = [v for vs in each for v in vs]
-        if all(len(vs) <= 1 for vs in each) and len(set(flat)) == len(flat):
-            return tuple(flat)
-        return self._sorted(flat)
 
     # --- expressions --------------------------------------------------------------------------------------------
 
@@ -518,9 +337,10 @@ class Body:
 
     def _summand(self, read: Expr) -> Expr | None:
         """The mapped expression whose sum a final state is."""
-        if not isinstance(read, Read) or not read.tensor.startswith("b_R"):
+        if not isinstance(read, Read):
             return None
-        found = self.summands.get("L" + read.tensor[3:])
+        local = self._local(read.tensor.removeprefix("b_"))
+        found = self.summands.get(local.tensor) if local is not None else None
         return found[0] if found is not None and found[1] == "sum" else None
 
     def _from_exp(self, f: Expr) -> bool:
@@ -539,21 +359,6 @@ class Body:
         if live:
             expr = apply("select", _all(tuple(live)), expr, Num(value=0.0))
         return Store(tensor=e.tensor, indices=e.indices, expr=expr, axes=axes, mask=tuple(mask), note=str(e))
-
-
-def _is_natural(index: Expr) -> bool:
-    """Whether an index is a sum of products of coordinates and whole numbers, so never negative."""
-    match index:
-        case Var():
-            return True
-        case Scalar():
-            return index.is_extent
-        case Num():
-            return index.value >= 0
-        case Apply(op="add" | "mul" | "floordiv" | "mod"):
-            return all(map(_is_natural, index.args))
-        case _:
-            return False
 
 
 def powers(expr: Expr) -> Expr:

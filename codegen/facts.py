@@ -176,9 +176,25 @@ class FactTable:
             if self.bounds(b, a):
                 return apply("ieee_sub", args[0], self._finite_row(b, args[1]))
         if expr.op == "div":
-            if is_positive(expr.args[1], self.cascade) or isinstance(expr.args[1], Num | Scalar):
+            if self._away_from_zero(expr.args[1]):
                 return apply("ieee_div", *args)
         return new
+
+    def _away_from_zero(self, expr: Expr) -> bool:
+        """Whether a value is above some positive constant: an exponential is not, since it underflows."""
+        match expr:
+            case Num():
+                return expr.value != 0
+            case Scalar():
+                return is_positive(expr, self.cascade)
+            case Apply(op="add"):
+                a, b = expr.args
+                return any(self._away_from_zero(x) and is_positive(x, self.cascade)
+                           and is_positive(y, self.cascade, strict=False) for x, y in ((a, b), (b, a)))
+            case Apply(op="sqrt" | "mul" | "neg" | "abs"):
+                return all(self._away_from_zero(a) for a in expr.args)
+            case _:
+                return False
 
     def _finite_row(self, bound: Expr, text: Expr) -> Expr:
         """`select(b == -inf, 0, b)`: put on the one read inside a scaled bound, so that the scale stays outside."""

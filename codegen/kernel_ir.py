@@ -6,11 +6,11 @@ value of the kernel, a `Var` is the coordinate of an axis or a scalar index, a `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from einsumcascade.language.ir import Cascade, Definition, Expr
+from einsumcascade.language.ir import Cascade, Definition, Expr, Scalar
 from einsumcascade.schedules.schedule import KernelSchedule
 
 
@@ -169,6 +169,32 @@ class TileKernel:
     outputs: tuple[str, ...]
     buffers: tuple[str, ...] = field(default=())
     firsts: tuple[str, ...] = field(default=())
+
+
+def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:
+    """Every expression of some statements, loops included."""
+    for s in body:
+        match s:
+            case Load():
+                yield from s.indices
+                yield from s.mask
+            case Map():
+                yield s.expr
+            case Reduce():
+                yield s.expr
+            case Dot():
+                if s.accumulate is not None:
+                    yield s.accumulate
+            case Store():
+                yield s.expr
+                yield from s.indices
+                yield from s.mask
+            case Loop():
+                yield Scalar(name=s.rank)
+                for g in s.segments:
+                    yield g.lo
+                    yield g.hi
+                    yield from expressions(g.body)
 
 
 def first(var: str) -> str:

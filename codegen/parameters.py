@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from einsumcascade.codegen.body import expressions
-from einsumcascade.codegen.kernel_ir import Axis, Stmt
+from einsumcascade.codegen.kernel_ir import Axis, Stmt, expressions
 from einsumcascade.language.extents import Binding
 from einsumcascade.language.ir import Cascade, Definition, Read, Scalar, rank_of, scalars, subexpressions
 

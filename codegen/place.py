@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from einsumcascade.codegen.body import Body, not_lowered
+from einsumcascade.codegen.body import Body
 from einsumcascade.codegen.kernel_ir import Axis, Loop, Segment, Stmt, TileKernel, first, last
 from einsumcascade.codegen.parameters import constants_used, extents_used, names_used
 from einsumcascade.codegen.segments import runs_of, walk_of
+from einsumcascade.codegen.values import not_lowered
 from einsumcascade.language.extents import Binding
 from einsumcascade.language.ir import (
     Cascade,

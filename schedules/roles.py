@@ -78,10 +78,10 @@ def grid_tiles(kernel: Kernel) -> tuple[str, ...]:
                     shared.add(v)
     chosen: list[str] = []
     for e in kernel.cascade.einsums:
-        operands = [tuple(variables(*r.indices)) for r in dict.fromkeys(reads(e.expr)) if r.indices]
-        if not e.ranks or len(operands) < 2:
+        ordered = [variables(*r.indices) for r in dict.fromkeys(reads(e.expr)) if r.indices]
+        if not e.ranks or len(ordered) < 2:
             continue
-        for o in operands:
+        for o in ordered:
             mine = [v for v in o if v in free and v not in shared]
             if mine and not set(mine) & set(chosen):
                 chosen.append(mine[-1])

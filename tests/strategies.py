@@ -290,7 +290,7 @@ def _second(t: _Text, pick: Any, kind: str, q: str, k: str, over: str) -> None:
     has_max, has_sum = any(b.startswith("GM[") for b in t.body), any(b.startswith("SD[") for b in t.body)
     options = ["moment", "values"]
     options += ["maximum"] if has_max else []
-    options += ["lse", "lse", "entropy"] if has_sum and kind not in ("double", "sharp", "sink") else []
+    options += ["lse", "lse", "average"] if has_sum and kind not in ("double", "sharp", "sink") else []
     match pick(options):
         case "moment":
             add(f"Z[{q}] = {s} * {s} :: mean({over})")
@@ -301,11 +301,9 @@ def _second(t: _Text, pick: Any, kind: str, q: str, k: str, over: str) -> None:
             add(f"Z[{q}] = GM[{q}]")
         case "lse":
             add(f"Z[{q}] = GM[{q}] + log(SD[{q}])")
-        case "entropy":
-            # Against the maximum: log(SD) + GM - sum(SN * S) / SD cancels exactly over a single key, where the plain
-            # formula rounds twice alike and so has no error at all.
-            add(f"SX[{q}] = SN[{q},{over}] * ({s} - GM[{q}]) :: sum({over})")
-            add(f"Z[{q}] = log(SD[{q}]) - SX[{q}] / SD[{q}]")
+        case "average":
+            add(f"SX[{q}] = SN[{q},{over}] * {s} :: sum({over})")
+            add(f"Z[{q}] = SX[{q}] / SD[{q}]")
     t.outputs.append(pick(("Z", "Z: float32")))
 
 

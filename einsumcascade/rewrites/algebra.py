@@ -190,7 +190,6 @@ def is_positive(expr: Expr, cascade: Cascade, *, strict: bool = True) -> bool:
             case Apply():
                 low = e.row.low
                 return e.row.positive or (low is not None and (low > 0 or (low == 0 and not strict)))
-        return False
 
     return go(expr, strict, 0)
 

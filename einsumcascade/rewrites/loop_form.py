@@ -374,7 +374,7 @@ class _LoopForm:
                 base = Read(tensor=e.tensor.removesuffix(PRIME), indices=e.indices)
                 return self._anchor(base, loop, body, anchored)
             if any(e == a for a in state.anchors):
-                return self._anchor_expr(e, loop, "old")
+                return self._old_anchor(e, loop, body)
             return None
 
         c = transform(how.c, leaf)
@@ -399,6 +399,19 @@ class _LoopForm:
             free = tuple(Var(name=v) for v in variables(c) if v != self.index)
             self.corrections[key] = Read(tensor=name, indices=(*free, Var(name=self.index)))
             body.append(Einsum(tensor=name, indices=(*free, Var(name=self.index)), expr=c))
+        return self.corrections[key]
+
+    def _old_anchor(self, read: Read, loop: int, body: list[Statement]) -> Expr:
+        """The reference before this tile; a sum is a value of its own, so that C is exactly 1 where nothing changed."""
+        expr = self._anchor_expr(read, loop, "old")
+        assert expr is not None
+        if not (isinstance(expr, Apply) and expr.op in ("add", "sub")):
+            return expr
+        key = (expr, loop)
+        if key not in self.corrections:
+            at = (*(Var(name=v) for v in variables(*read.indices)), Var(name=self.index))
+            self.corrections[key] = Read(tensor=fresh("P" + read.tensor, self.taken), indices=at)
+            body.append(Einsum(tensor=self.corrections[key].tensor, indices=at, expr=expr))
         return self.corrections[key]
 
     def _anchor(self, read: Read, loop: int, body: list[Statement], anchored: dict[Read, Read]) -> Expr:

@@ -47,7 +47,7 @@ PRIME = "__next"
 
 
 def correction(summand: Expr, references: Iterable[Read], *, reduce: str,
-               positive: tuple[Read, ...] = (), fixed: frozenset[Expr] = frozenset()) -> Correction | Rejection:
+               positive: tuple[Expr, ...] = (), fixed: frozenset[Expr] = frozenset()) -> Correction | Rejection:
     """Find C for a summand and prove it, or say why there is none.
 
     Args:
@@ -68,7 +68,7 @@ def correction(summand: Expr, references: Iterable[Read], *, reduce: str,
 
 @lru_cache(maxsize=512)
 def _correction(summand: Expr, used: tuple[Read, ...], reduce: str,
-                positive: tuple[Read, ...], fixed: frozenset[Expr]) -> Correction | Rejection:
+                positive: tuple[Expr, ...], fixed: frozenset[Expr]) -> Correction | Rejection:
     import sympy as sp
 
     symbols: dict[Expr, Any] = {}

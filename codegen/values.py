@@ -1,0 +1,208 @@
+"""The values of a kernel: what a read of the cascade becomes, and the loads that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from einsumcascade.codegen.facts import FactTable, Facts
+from einsumcascade.codegen.kernel_ir import Axis, Load, Stmt, Value
+from einsumcascade.errors import Diagnostic, LoweringError
+from einsumcascade.language.ir import (
+    Apply,
+    Cascade,
+    Einsum,
+    Expr,
+    Init,
+    Num,
+    Read,
+    Scalar,
+    Statement,
+    Var,
+    apply,
+    rank_of,
+    reads,
+    transform,
+    variables,
+)
+
+
+def not_lowered(s: Statement, what: str) -> LoweringError:
+    """The error for a construct that no lowering covers."""
+    return LoweringError(diagnostics=(Diagnostic(
+        code="not-lowered-yet", headline=f"{what} has no lowering yet", span=s.span,
+        rule="reference, analysis and derivation work all the same", hint=str(s).splitlines()[0]),))
+
+
+@dataclass
+class Values:
+    """Values by name, with their axes and what is known of them, while a kernel is placed."""
+
+    cascade: Cascade
+    axes: Mapping[str, Axis]
+    tensors: Mapping[str, tuple[str, ...]]
+    outputs: tuple[str, ...]
+    in_range: Mapping[Expr, str] = field(default_factory=dict)  # index expressions that are always within a rank
+    env: dict[tuple[str, str], Expr] = field(default_factory=dict)  # value of a tensor's generation
+    loads: dict[object, Value] = field(default_factory=dict)
+    hoisted: dict[object, Value] = field(default_factory=dict)  # loads before every loop
+    prologue: list[Stmt] = field(default_factory=list)
+    values: dict[str, tuple[str, ...]] = field(default_factory=dict)  # axes of every value by name
+    names: dict[tuple[str, tuple[Expr, ...]], str] = field(default_factory=dict)
+    seen: dict[Expr, None] = field(default_factory=dict)
+    index: str | None = None
+    states: frozenset[str] = frozenset()
+    facts: FactTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.facts = FactTable(self.cascade)
+
+    def _is_input(self, expr: Expr) -> bool:
+        return isinstance(expr, Read) and self.facts[expr.tensor].is_input
+
+    def _value(self, tensor: str, axes: tuple[str, ...]) -> Value:
+        return self._named(f"b_{tensor}", axes)
+
+    def _named(self, name: str, axes: tuple[str, ...]) -> Value:
+        self.values[name] = axes
+        return Value(name=name, axes=axes)
+
+    def _conditions(self, *more: Expr) -> tuple[Expr, ...]:
+        """Every condition whose fill is worth knowing."""
+        known = tuple(self.cascade.constraints) + tuple(self._inside(v) for v in self.axes if self.axes[v].is_padded)
+        self.seen = dict.fromkeys((*self.seen, *known, *more))
+        return tuple(self.seen)
+
+    def _inside(self, v: str) -> Expr:
+        return apply("lt", Var(name=v), Scalar(name=rank_of(v)))
+
+    def _sorted(self, names: Iterable[str]) -> tuple[str, ...]:
+        wanted = set(names)
+        return tuple(v for v in self.axes if v in wanted)
+
+    def _vars(self, *exprs: Expr) -> tuple[str, ...]:
+        """Axes that expressions over values and coordinates have."""
+        found: set[str] = set()
+        for e in exprs:
+            found |= {v for v in variables(e) if v in self.axes}
+            for r in reads(e):
+                found |= set(self.values.get(r.tensor, ()))
+        return self._sorted(found)
+
+    def _axes_of(self, expr: Expr) -> tuple[str, ...]:
+        return self._vars(expr)
+
+    def _values(self, expr: Expr, e: Einsum | Init, out: list[Stmt], free_of: object,
+                conditions: list[Expr] | None = None) -> Expr:
+        """Replace reads of tensors by reads of values, loading inputs where they are first needed."""
+        assert isinstance(free_of, frozenset | tuple)
+
+        def leaf(x: Expr) -> Expr | None:
+            if not isinstance(x, Read):
+                return None
+            if x.tensor in self.values and not x.indices and x.tensor.startswith(("b_", "first_", "last_")):
+                return x
+            if self.cascade.input(x.tensor) is not None:
+                return self._load(x, e, out, frozenset(free_of), conditions)
+            return self._computed(x, e)
+
+        return transform(expr, leaf)
+
+    def _computed(self, x: Read, e: Einsum | Init) -> Expr:
+        tag = "cur"
+        own: list[Expr] = []
+        for i in x.indices:
+            if self.index is not None and isinstance(i, Apply) and i.op == "add" and i.args[0] == Var(name=self.index):
+                tag = "new"
+            elif self.index is not None and i == Var(name=self.index):
+                tag = "old" if x.tensor in self.states else "cur"
+            elif isinstance(i, Scalar) and (x.tensor, "last") in self.env:
+                tag = "last"
+            else:
+                own.append(i)
+        if not all(isinstance(i, Var) for i in own):
+            raise not_lowered(e, f"reading the computed tile {x}")
+        for key in (tag, "cur", "last"):
+            if (x.tensor, key) in self.env:
+                made = self._written(x.tensor)
+                here = [i.name for i in own if isinstance(i, Var) and i.name != self.index]
+                there = [v for v in made.free if v != self.index]
+                if [v for v in here if v in self.axes] != [v for v in there if v in self.axes]:
+                    raise not_lowered(e, f"reading the computed tile {x} along other variables")
+                return self.env[x.tensor, key]
+        raise not_lowered(e, f"reading {x}, which no loop of this kernel has finished,")
+
+    def _written(self, tensor: str) -> Einsum:
+        return next(s for s in self.cascade.einsums if s.tensor == tensor)
+
+    def _load(self, x: Read, e: Einsum | Init, out: list[Stmt], free_of: frozenset[Expr],
+              conditions: list[Expr] | None) -> Expr:
+        declared = self.tensors[x.tensor]
+        mask: list[Expr] = []
+        indices = []
+        for i, d in zip(x.indices, declared, strict=True):
+            i = self._values(i, e, out, free_of)
+            indices.append(i)
+            bound = apply("lt", i, Scalar(name=rank_of(d)))
+            axes = self._vars(i)
+            mask += [c for v in axes if self.axes[v].is_padded and (c := self._inside(v)) != bound]
+            if i == Var(name=d):
+                if d in self.axes and (self.axes[d].role == "grid" or self.axes[d].is_padded):
+                    mask.append(bound)
+            elif bound in self.cascade.constraints and _is_natural(i):
+                if bound not in free_of:
+                    mask.append(bound)
+            elif not (isinstance(i, Num) and i.value == 0) and self.in_range.get(i) != rank_of(d):
+                checks = (apply("ge", i, Num(value=0)), bound)
+                mask += checks
+                if conditions is not None:
+                    conditions += [c for c in checks if c not in conditions]
+        mask = list(dict.fromkeys(mask))
+        key = (x.tensor, tuple(indices), tuple(mask))
+        known = self.hoisted.get(key) or self.loads.get(key)
+        if known is None:
+            known = self._new_load(x.tensor, tuple(indices), tuple(mask), out)
+            moving = self.index is not None and self.index in variables(*indices, *mask)
+            computed = any(not self.facts[r.tensor].is_input for r in reads(*indices))
+            if moving or computed:
+                self.loads[key] = known
+            else:
+                self.prologue.append(out.pop())
+                self.hoisted[key] = known
+        self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
+        return Read(tensor=known.name)
+
+    def _new_load(self, tensor: str, indices: tuple[Expr, ...], mask: tuple[Expr, ...], out: list[Stmt]) -> Value:
+        """A load under a name that the same elements always have, whatever their mask."""
+        name = self.names.get((tensor, indices))
+        if name is None:
+            name, n = f"b_{tensor}", 2
+            while name in self.values:
+                name, n = f"b_{tensor}{n}", n + 1
+            self.names[tensor, indices] = name
+        value = self._named(name, self._load_axes(indices))
+        out.append(Load(value=value, tensor=tensor, indices=indices, mask=mask))
+        return value
+
+    def _load_axes(self, indices: tuple[Expr, ...]) -> tuple[str, ...]:
+        """Axes in memory order, where each index has at most one; else in the order of computed tiles."""
+        each = [self._vars(i) for i in indices]
+        flat = [v for vs in each for v in vs]
+        if all(len(vs) <= 1 for vs in each) and len(set(flat)) == len(flat):
+            return tuple(flat)
+        return self._sorted(flat)
+
+
+def _is_natural(index: Expr) -> bool:
+    """Whether an index is a sum of products of coordinates and whole numbers, so never negative."""
+    match index:
+        case Var():
+            return True
+        case Scalar():
+            return index.is_extent
+        case Num():
+            return index.value >= 0
+        case Apply(op="add" | "mul" | "floordiv" | "mod"):
+            return all(map(_is_natural, index.args))
+        case _:
+            return False
