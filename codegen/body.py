@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from einsumcascade.codegen.facts import FactTable, Facts
+from einsumcascade.codegen.facts import Facts, FactTable
 from einsumcascade.codegen.kernel_ir import Dot, Map, Reduce, Stmt, Store, Value
 from einsumcascade.codegen.values import Values, not_lowered
 from einsumcascade.language.ir import (
@@ -152,8 +152,8 @@ class Body(Values):
             if isinstance(last, Read) and last.tensor in self.pending:
                 return self._accumulate(e, expr.args[0], last.tensor, later)
         out = self._flush(expr)
-        if tag == "cur" and (_is_scaled(expr) and e.tensor not in self.outputs
-                             or isinstance(expr, Read) and not self._is_input(expr)):
+        stands_for_itself = isinstance(expr, Read) and not self._is_input(expr)
+        if tag == "cur" and (stands_for_itself or (_is_scaled(expr) and e.tensor not in self.outputs)):
             self.env[e.tensor, "cur"] = expr
             return out
         expr = self._finished(expr)
@@ -208,8 +208,12 @@ class Body(Values):
         """The two operands of a sum over one axis, seen through the values' axes."""
         if len(over) != 1 or e.reduce != "sum" or self.axes[over[0]].size < MINIMUM_DOT:
             return None
-        shown = transform(expr, lambda x: Read(tensor=x.tensor, indices=tuple(Var(name=v) for v in self.values[x.tensor]))
-                          if isinstance(x, Read) and not x.indices and x.tensor in self.values else None)
+        def show(x: Expr) -> Expr | None:
+            if isinstance(x, Read) and not x.indices and x.tensor in self.values:
+                return Read(tensor=x.tensor, indices=tuple(Var(name=v) for v in self.values[x.tensor]))
+            return None
+
+        shown = transform(expr, show)
         c = contraction(Einsum(tensor=e.tensor, indices=e.indices, expr=shown, reduce="sum", ranks=over),
                         tuple(self.axes), tuple(self.axes))
         if c is None:
@@ -328,7 +332,7 @@ class Body(Values):
             above = next((s for f, n in factors(args[0]) if n > 0 and isinstance(f, Read)
                           and (s := self._summand(f)) is not None), None)
             if below is not None and above is not None:
-                small = {f for f in factors(below)}
+                small = set(factors(below))
                 if small <= set(factors(above)) and all(is_positive(f, self.cascade, strict=False) or
                                                         self._from_exp(f) for f, _ in small):
                     y = apply("select", apply("eq", args[1], Num(value=0.0)), Num(value=1.0), args[1])
@@ -394,6 +398,5 @@ def _number(value: float) -> Num:
 def _is_scaled(expr: Expr) -> bool:
     """One value times constants."""
     parts = factors(expr)
-    return sum(isinstance(f, Read) for f, _ in parts) == 1 and all(
-        isinstance(f, Read) or (isinstance(f, Scalar | Num)) for f, _ in parts) and len(parts) > 1 and all(
-        n > 0 for f, n in parts if isinstance(f, Read))
+    values = [n for f, n in parts if isinstance(f, Read)]
+    return values == [1] and len(parts) > 1 and all(isinstance(f, Read | Scalar | Num) for f, _ in parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from einsumcascade.codegen.kernel_ir import first, last
-from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply, reads, variables
+from einsumcascade.language.ir import Apply, Expr, Num, Read, Var, apply, reads, scalars, variables
 from einsumcascade.rewrites.algebra import factors, product, terms
 
 
@@ -45,13 +45,13 @@ def linear(expr: Expr) -> dict[Expr, int] | None:
 
 
 def interval(condition: Expr, *, position: dict[Expr, int], tiled: tuple[str, ...],
-             integers: frozenset[str]) -> Interval | None:
+             batch: tuple[str, ...], integers: frozenset[str]) -> Interval | None:
     """Solve a constraint for the looped coordinate.
 
     Args:
         condition: a comparison.
         position: the linear form of the looped coordinate (`m1 * M0 + m0`).
-        tiled: grid variables that have a first and a last coordinate.
+        tiled: grid variables that have a first and a last coordinate. batch: those with one value a program.
         integers: constants known to be whole numbers; extents are.
     """
     if not isinstance(condition, Apply) or condition.op not in ("lt", "le", "gt", "ge", "eq"):
@@ -71,9 +71,7 @@ def interval(condition: Expr, *, position: dict[Expr, int], tiled: tuple[str, ..
     for k in rest:
         if isinstance(k, Var) and k.name in tiled:
             moving.append(k.name)
-        elif any(v in {x for p in position for x in variables(p)} | set(tiled) for v in variables(k)) or reads(k):
-            return None
-        elif any(s not in integers for s in _constants(k)):
+        elif reads(k) or not set(variables(k)) <= set(batch) or not set(_constants(k)) <= integers:
             return None
     if len(moving) > 1:
         return None
@@ -91,8 +89,6 @@ def interval(condition: Expr, *, position: dict[Expr, int], tiled: tuple[str, ..
 
 
 def _constants(expr: Expr) -> list[str]:
-    from einsumcascade.language.ir import scalars
-
     return [s for s in scalars(expr) if not s[0].isupper()]
 
 
@@ -152,5 +148,3 @@ def ceil_to(expr: Expr, step: int, symbol: Expr) -> Expr:
     up = apply("ieee_sub", apply("add", expr, symbol), Num(value=1))
     return apply("mul", apply("floordiv", up, symbol), symbol)
 
-
-__all__ = ["Interval", "Scalar", "ceil_to", "floor_to", "interval", "linear", "meet"]

@@ -175,9 +175,8 @@ class FactTable:
                 return apply("ieee_sub", *args)
             if self.bounds(b, a):
                 return apply("ieee_sub", args[0], self._finite_row(b, args[1]))
-        if expr.op == "div":
-            if self._away_from_zero(expr.args[1]):
-                return apply("ieee_div", *args)
+        if expr.op == "div" and self._away_from_zero(expr.args[1]):
+            return apply("ieee_div", *args)
         return new
 
     def _away_from_zero(self, expr: Expr) -> bool:

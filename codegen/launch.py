@@ -15,8 +15,7 @@ from einsumcascade.codegen.emit_triton import KernelText, emit, module
 from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.place import lower
-from einsumcascade.errors import Diagnostic, LoweringError
-from einsumcascade.errors import EinsumCascadeWarning
+from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Definition, Num, Read, rank_of, reads, subexpressions
 from einsumcascade.rewrites.derive import simplify

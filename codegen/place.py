@@ -78,7 +78,7 @@ class _Placer:
         grid = grid_tiles(self.kernel)
         axes = self._axes(grid)
         batch = tuple(v for v in self.kernel.residents if v not in grid)
-        body = Body(cascade=self.cascade, axes=axes, tensors=self._tensors(), outputs=self.cascade.output_names,
+        body = Body(cascade=self.cascade, axes=axes, tensors=self._tensors(), outputs=self.cascade.output_names, batch=batch,
                     in_range=self.in_range)
         statements: list[Stmt] = []
         pending = list(self.cascade.body)
@@ -167,7 +167,7 @@ class _Placer:
         looped = [e for e in inner_einsums if set(variables(*moves_by.position)) & set(e.ranks)]
         every = tuple(dict.fromkeys(c for e in looped for c in self._always(e)))
         common = [c for c in every if all(c in self._always(e) for e in looped)]
-        names, runs = runs_of(moves_by, common, self.cascade, grid=grid, skips=self.derived)
+        names, runs = runs_of(moves_by, common, self.cascade, grid=grid, batch=body.batch, skips=self.derived)
         before += names
         outside = body.snapshot()
         built = []

@@ -74,13 +74,13 @@ def walk_of(block: Iter, einsums: list[Einsum], axes: Mapping[str, Axis], constr
 
 
 def runs_of(walk: Walk, common: list[Expr], cascade: Cascade, *, grid: tuple[str, ...],
-            skips: bool) -> tuple[list[Map], list[Run]]:
+            batch: tuple[str, ...], skips: bool) -> tuple[list[Map], list[Run]]:
     """Split a loop into runs by the constraints that all its reductions share.
 
     Args:
         walk: how the loop moves.
         common: constraints of every reduction over it.
-        grid: tiled variables, whose first and last coordinates bounds may use.
+        grid: tiled variables, whose first and last coordinates bounds may use. batch: variables of one value.
         skips: tiles without a live point may be left out; a user's own recurrence may move on them.
 
     Returns: named bounds, and the runs in order; together they cover every live point once.
@@ -91,7 +91,9 @@ def runs_of(walk: Walk, common: list[Expr], cascade: Cascade, *, grid: tuple[str
                          if isinstance(c.expr, Num) and float(c.expr.value).is_integer())
     solved: dict[Expr, Interval] = {}
     for c in common:
-        found = interval(c, position=dict(walk.position), tiled=grid, integers=integers) if c != walk.tail else None
+        if c == walk.tail:
+            continue
+        found = interval(c, position=dict(walk.position), tiled=grid, batch=batch, integers=integers)
         if found is not None:
             solved[c] = found
     names: list[Map] = []

@@ -151,7 +151,7 @@ class Texts:
             left, right = (self._bracketed(self.expand(p, axes), 11) for p in parts)
             return Text(template.format(left, right), 6, axes)
         expanded = [self.expand(p, axes) for p in parts]
-        repeated = any(template.count("{%d}" % n) > 1 for n in range(len(parts)))
+        repeated = any(template.count(f"{{{n}}}") > 1 for n in range(len(parts)))
         calls = template.startswith(("tl.", "libdevice.")) and template.count("(") == 1 and not repeated
         texts = [e.text if calls else self._bracketed(self._once(e) if repeated else e, 13) for e in expanded]
         text = template.format(*texts)
@@ -181,9 +181,8 @@ class Texts:
         names = "_".join(scalars(expr))
         name = f"{names}_log2e" if expr == apply("mul", expr.args[0], Num(value=LOG2E)) and len(body) == 1 else (
             f"{names}_c")
-        taken = {k: v for k, v in self.scalars.items()}
         candidate, n = name, 2
-        while taken.get(candidate, text) != text or candidate in self._constant_names():
+        while self.scalars.get(candidate, text) != text or candidate in self._constant_names():
             candidate, n = f"{name}{n}", n + 1
         self.scalars[candidate] = text
         return Text(safe(candidate), ATOM, ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from einsumcascade.codegen.facts import FactTable, Facts
+from einsumcascade.codegen.facts import Facts, FactTable
 from einsumcascade.codegen.kernel_ir import Axis, Load, Stmt, Value
 from einsumcascade.errors import Diagnostic, LoweringError
 from einsumcascade.language.ir import (
@@ -42,6 +42,7 @@ class Values:
     axes: Mapping[str, Axis]
     tensors: Mapping[str, tuple[str, ...]]
     outputs: tuple[str, ...]
+    batch: tuple[str, ...] = ()
     in_range: Mapping[Expr, str] = field(default_factory=dict)  # index expressions that are always within a rank
     env: dict[tuple[str, str], Expr] = field(default_factory=dict)  # value of a tensor's generation
     loads: dict[object, Value] = field(default_factory=dict)

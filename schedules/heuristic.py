@@ -37,7 +37,7 @@ def _kernel(program: Program, k: Kernel, extents: Mapping[str, int], dtype_bytes
     widest = max((_padded(extents.get(rank_of(v), 64)) for v in program.bounded
                   if any(v in e.space for e in k.cascade.einsums)), default=1)
     if dtype_bytes >= 4:
-        sizes = dict.fromkeys(tiled, 32)
+        sizes = dict.fromkeys(tiled, 32 if widest <= 64 else 16)
     else:
         sizes = {v: (128 if v in grid else 64) for v in tiled}
         if len(grid) > 1:
@@ -46,7 +46,7 @@ def _kernel(program: Program, k: Kernel, extents: Mapping[str, int], dtype_bytes
         sizes[k.loops[-1]] = 1
     if widest > 128:
         sizes = {v: max(16, n // 2) if n > 1 else 1 for v, n in sizes.items()}
-    warps = 4 if dtype_bytes >= 4 else THREADS // target.warp_size
+    warps = 4 if dtype_bytes >= 4 and widest <= 64 else THREADS // target.warp_size
     cube = _cube(program, k, extents, sizes)
     while cube > ELEMENTS_A_THREAD * target.warp_size * warps:
         largest = max(sizes.values(), default=1)

@@ -285,8 +285,8 @@ class _Partition:
         space = {v for s in walk(body) if isinstance(s, Einsum) for v in s.space}
         constraints = tuple(c for c in self.cascade.constraints if set(variables(c)) <= space)
         dtypes = {o.tensor: o.dtype for o in self.cascade.outputs}
-        outputs = tuple(Output(tensor=t, dtype=dtypes[t] if t in dtypes else "float32") for t in out)
-        order = [v for v in dict.fromkeys(v for s in walk(body) if isinstance(s, Einsum) for v in s.space)]
+        outputs = tuple(Output(tensor=t, dtype=dtypes.get(t, "float32")) for t in out)
+        order = list(dict.fromkeys(v for s in walk(body) if isinstance(s, Einsum) for v in s.space))
         return Kernel(
             name=name, residents=g.residents, loops=tuple(v for v in order if v in g.loops) or g.loops,
             cascade=replace(self.cascade, inputs=inputs, body=body, constraints=constraints, outputs=outputs,
