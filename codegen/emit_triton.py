@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from einsumcascade.codegen.body import powers as _powers
+from einsumcascade.codegen.body import powers
 from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Segment, Stmt, Store, TileKernel, first, last
+from einsumcascade.codegen.memory import INDENT, Memory, position_of, position_product, start_name, stride_name
 from einsumcascade.codegen.names import extent_name, safe
-from einsumcascade.codegen.texts import ATOM, Text, Texts
-from einsumcascade.language.ir import (
-    Apply,
-    Expr,
-    Num,
-    Read,
-    Scalar,
-    Var,
-    apply,
-    rank_of,
-    reads,
-    subexpressions,
-    variable_of,
-    variables,
-)
+from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, apply, rank_of, variable_of
 from einsumcascade.language.ops import REDUCTIONS
 
-INDENT = "    "
 HEADER = '''"""{title}
 
 {cascade}
@@ -86,19 +73,12 @@ def module(kernels: tuple[KernelText, ...], *, title: str, cascade: str) -> str:
     return HEADER.format(title=title, cascade=indented) + imports + helper + body
 
 
-@dataclass(slots=True)
-class _Printer:
-    kernel: TileKernel
-    precision: str
-    lines: list[str] = field(default_factory=list)
-    depth: int = 1
-    described: dict[str, bool] = field(default_factory=dict)
-    noted: set[str] = field(default_factory=set)
-    used: set[str] = field(default_factory=set)
+@dataclass
+class _Printer(Memory):
+    """Statements as lines."""
 
     def run(self) -> KernelText:
         k = self.kernel
-        self.texts = Texts(k)
         for s in _all_statements(k.body):
             if isinstance(s, Load):
                 self.texts.loads.add(s.value.name)
@@ -116,8 +96,6 @@ class _Printer:
             strides=tuple((t, n) for t, axes in k.tensors.items() for n in range(len(axes))),
             constexprs=constexprs, descriptors=tuple(t for t, yes in self.described.items() if yes))
 
-    texts: Texts = field(init=False)
-
     # --- the frame ----------------------------------------------------------------------------------------------
 
     def _constexprs(self) -> dict[str, int]:
@@ -133,7 +111,7 @@ class _Printer:
     def _signature(self, constexprs: Mapping[str, int]) -> list[str]:
         k = self.kernel
         rows = [", ".join(safe(t) for t in k.tensors)]
-        rows += [", ".join(_stride(t, v) for v in axes) for t, axes in k.tensors.items() if axes]
+        rows += [", ".join(stride_name(t, v) for v in axes) for t, axes in k.tensors.items() if axes]
         if k.lengths:
             rows.append(", ".join(extent_name(r, k.tensors) for r in k.lengths))
         if constexprs:
@@ -149,7 +127,7 @@ class _Printer:
                 self._line(f"{safe(c.name)} = {k.values[c.name]!r}", comment=str(c.expr) if not isinstance(
                     c.expr, Num) else "")
             else:
-                self._line(f"{safe(c.name)} = {self.texts.plain(_powers(_real(c.expr)))}", comment=str(c.expr))
+                self._line(f"{safe(c.name)} = {self.texts.plain(powers(_real(c.expr)))}", comment=str(c.expr))
         for name, text in self.texts.scalars.items():
             self._line(f"{safe(name)} = {text}")
         self._grid(body)
@@ -187,9 +165,6 @@ class _Printer:
                 self._line(f"{first(v)} = i_{v} * {size}")
                 self._line(f"{last(v)} = tl.minimum({first(v)} + {size}, {self.texts.extent(rank_of(v))}) - 1")
 
-    def _line(self, text: str, *, comment: str = "") -> None:
-        self.lines.append(INDENT * self.depth + text + (f"  # {comment}" if comment else ""))
-
     # --- statements ---------------------------------------------------------------------------------------------
 
     def _statement(self, s: Stmt) -> None:
@@ -207,15 +182,6 @@ class _Printer:
                 self._store(s)
             case Loop():
                 self._loop(s)
-
-    def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
-        for n, t in enumerate(self.texts.temporaries):
-            self._line(f"tmp_{n} = {t}")
-        self.texts.temporaries.clear()
-        if note and note not in self.noted:
-            self.noted.add(note)
-            self._line(f"# {note}")
-        self._line(f"{value} = {text}", comment=self.texts.shape(axes) if axes else "")
 
     def _map(self, s: Map) -> None:
         t = self.texts.of(s.expr)
@@ -248,11 +214,6 @@ class _Printer:
             axes = tuple(a for a in axes if a != v)
         self._assign(safe(s.value.name), self._grown(text, axes, s.value.axes), s.value.axes, s.note)
 
-    def _grown(self, text: str, axes: tuple[str, ...], wanted: tuple[str, ...]) -> str:
-        if axes == wanted:
-            return text
-        return f"tl.broadcast_to({self.texts.expand(Text(text, ATOM, axes), wanted).text}, {self.texts.shape(wanted)})"
-
     def _dot(self, s: Dot) -> None:
         i, j = s.value.axes
         left, right = self._operand(s, s.left.name, (i, s.over)), self._operand(s, s.right.name, (s.over, j))
@@ -284,111 +245,6 @@ class _Printer:
     def _inputs(self) -> set[str]:
         return {t for t in self.kernel.tensors if t not in self.kernel.buffers and t not in self.kernel.outputs}
 
-    # --- memory -------------------------------------------------------------------------------------------------
-
-    def _dimensions(self, s: Load | Store, loop: Loop | None) -> tuple[list[str], list[tuple[Text, str]], str | None]:
-        """Scalar offsets, tile offsets and the stride by which the pointer moves each step, if it does."""
-        base: list[str] = []
-        tile: list[tuple[Text, str]] = []
-        moves: str | None = None
-        for i, d in zip(s.indices, self.kernel.tensors[s.tensor], strict=True):
-            stride = _stride(s.tensor, d)
-            if loop is not None and loop.inner is not None and i == _position(loop):
-                moves = stride
-                tile.append((Text(f"r_{loop.inner}", ATOM, (loop.inner,)), stride))
-                continue
-            t = self.texts.of(i, raw=True)
-            if t.axes:
-                tile.append((t, stride))
-            elif not (isinstance(i, Num) and i.value == 0):
-                text = t.text if t.precedence >= 13 else f"({t.text})"
-                if isinstance(i, Var) and i.name not in self.kernel.batch:
-                    base.append(f"tl.cast({t.text}, tl.int64) * {stride}")
-                    continue
-                if not (isinstance(i, Var) and i.name in self.kernel.batch):
-                    text = f"{text}.to(tl.int64)" if not isinstance(i, Num) else text
-                base.append(f"{text} * {stride}")
-        return base, tile, moves
-
-    def _is_fixed(self, s: Load, loop: Loop) -> bool:
-        """Whether the address is a pointer that moves by one stride a step, tile by tile."""
-        return all(i == _position(loop) if loop.inner is not None and loop.index in variables(i)
-                   else loop.index not in variables(i) and not reads(i) for i in s.indices)
-
-    def _address(self, s: Load | Store, loop: Loop | None) -> None:
-        base, tile, _ = self._dimensions(s, loop)
-        name = _suffix(s)
-        axes = s.value.axes if isinstance(s, Load) else s.axes
-        if isinstance(s, Load) and self._by_descriptor(s, loop):
-            self._describe(s, base, loop)
-            return
-        start = ""
-        if loop is not None and loop.segments[0].lo != Num(value=0) and loop.inner is not None:
-            _, _, moves = self._dimensions(s, loop)
-            if moves is not None:
-                start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
-        self._line(f"p_{name} = {' + '.join([safe(s.tensor), *base])}{start}")
-        if tile:
-            parts = [self.texts.expand(Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM,
-                                            t.axes), axes).text + f" * {stride}" for t, stride in tile]
-            self._line(f"o_{name} = {' + '.join(parts)}")
-
-    def _load(self, s: Load, loop: Loop | None) -> None:
-        name = _suffix(s)
-        if self._by_descriptor(s, loop):
-            at = ", ".join(self._corner(i, loop) for i, v in zip(s.indices, self.kernel.tensors[s.tensor], strict=True)
-                           if self._spans(i, loop))
-            self._assign(safe(s.value.name), f"d_{name}.load([{at}])", s.value.axes, "")
-            return
-        tiled = bool(s.value.axes)
-        text = f"p_{name} + o_{name}" if tiled else f"p_{name}"
-        if s.mask:
-            mask = self.texts.inside(_all(s.mask), s.value.axes)
-            text += f", mask={mask}, other=0.0"
-        self._assign(safe(s.value.name), f"tl.load({text})", s.value.axes, "")
-
-    def _store(self, s: Store) -> None:
-        self._address(s, None)
-        if s.note and s.note not in self.noted:
-            self._line(f"# {s.note}")
-        name = _suffix(s)
-        text = self._grown(self.texts.inside(s.expr, tuple(v for v in s.axes if v in self.texts.of(s.expr).axes)),
-                           tuple(v for v in s.axes if v in self.texts.of(s.expr).axes), s.axes)
-        text = f"({text})" if " " in text and not text.startswith("tl.") else text
-        where = f"p_{name} + o_{name}" if s.axes else f"p_{name}"
-        mask = f", mask={self.texts.inside(_all(s.mask), s.axes)}" if s.mask else ""
-        self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
-
-    # --- descriptors --------------------------------------------------------------------------------------------
-
-    def _spans(self, i: Expr, loop: Loop | None) -> bool:
-        return bool(self.texts.of(i, raw=True).axes) or (loop is not None and i == _position(loop))
-
-    def _by_descriptor(self, s: Load, loop: Loop | None) -> bool:
-        """Whether a load is a box of its tensor: two plain axes, the last axis of the tensor among them."""
-        if not self.kernel.schedule.descriptors or len(s.value.axes) != 2:
-            return False
-        spans = [self._spans(i, loop) for i in s.indices]
-        plain = all(isinstance(i, Var) or (loop is not None and i == _position(loop)) for i in s.indices)
-        yes = spans[-1] and sum(spans) == 2 and plain and not reads(*s.indices)
-        self.described[s.tensor] = self.described.get(s.tensor, False) or yes
-        return yes
-
-    def _corner(self, i: Expr, loop: Loop | None) -> str:
-        if loop is not None and i == _position(loop):
-            return _start(loop)
-        assert isinstance(i, Var)
-        return f"i_{i.name} * {self.texts.size(i.name)}" if self.kernel.axes[i.name].role == "grid" else "0"
-
-    def _describe(self, s: Load, base: list[str], loop: Loop | None) -> None:
-        name = _suffix(s)
-        axes = [(i, d) for i, d in zip(s.indices, self.kernel.tensors[s.tensor], strict=True) if self._spans(i, loop)]
-        shape = ", ".join(self.texts.extent(rank_of(d)) for _, d in axes)
-        strides = f"{_stride(s.tensor, axes[0][1])}, 1"
-        block = ", ".join(self.texts.size(v) for v in s.value.axes)
-        self._line(f"d_{name} = tl.make_tensor_descriptor({' + '.join([safe(s.tensor), *base])}, "
-                   f"shape=[{shape}], strides=[{strides}], block_shape=[{block}])")
-
     # --- loops --------------------------------------------------------------------------------------------------
 
     def _loop(self, loop: Loop) -> None:
@@ -398,8 +254,8 @@ class _Printer:
                 if isinstance(s, Load):
                     loads.setdefault(s.value.name, s)
         if loop.inner is not None:
-            self.texts.positions = {_position(loop): f"o_{variable_of(loop.rank)}",
-                                    apply("mul", *_position_product(loop)): _start(loop)}
+            self.texts.positions = {position_of(loop): f"o_{variable_of(loop.rank)}",
+                                    apply("mul", *position_product(loop)): start_name(loop)}
         for s in loads.values():
             if self._is_fixed(s, loop):
                 self._address(s, loop)
@@ -413,7 +269,7 @@ class _Printer:
         tested = [str(c) for c in g.tested]
         self._line("# tiles where " + (" and ".join(f"{_readable(c, loop)}" for c in tested) + " is tested"
                                        if tested else "every point is live"))
-        self._line(f"for {_start(loop)} in tl.range({lo}, {hi}{step}):")
+        self._line(f"for {start_name(loop)} in tl.range({lo}, {hi}{step}):")
         self.depth += 1
         mark = len(self.lines)
         for s in g.body:
@@ -426,18 +282,16 @@ class _Printer:
         if loop.inner is not None:
             name = f"o_{variable_of(loop.rank)}"
             if any(_mentions(line, name) for line in self.lines[mark:]):
-                self.lines.insert(mark, INDENT * self.depth + f"{name} = {_start(loop)} + r_{loop.inner}")
+                self.lines.insert(mark, INDENT * self.depth + f"{name} = {start_name(loop)} + r_{loop.inner}")
         for s in loads.values():
             if self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
                 _, _, moves = self._dimensions(s, loop)
                 if moves is not None:
-                    self._line(f"p_{_suffix(s)} += {self.texts.step(loop.inner or '')} * {moves}")
+                    self._line(f"p_{suffix_of(s)} += {self.texts.step(loop.inner or '')} * {moves}")
         self.depth -= 1
 
 
 def _mentions(line: str, name: str) -> bool:
-    import re
-
     return re.search(rf"^[^#\n]*\b{name}\b", line, re.MULTILINE) is not None
 
 
@@ -445,39 +299,8 @@ def _readable(condition: str, loop: Loop) -> str:
     if loop.inner is None:
         return condition
     v = variable_of(loop.rank)
-    position = str(_position(loop))
+    position = str(position_of(loop))
     return condition.replace(f"({position})", v).replace(position, v)
-
-
-def _start(loop: Loop) -> str:
-    return f"start_{variable_of(loop.rank)}" if loop.inner is not None else f"i_{loop.index}"
-
-
-def _position_product(loop: Loop) -> tuple[Expr, Expr]:
-    assert loop.inner is not None
-    return Var(name=loop.index), Scalar(name=rank_of(loop.inner))
-
-
-def _position(loop: Loop) -> Expr:
-    """The looped coordinate as loop form writes it."""
-    if loop.inner is None:
-        return Var(name=loop.index)
-    return apply("add", apply("mul", *_position_product(loop)), Var(name=loop.inner))
-
-
-def _stride(tensor: str, variable: str) -> str:
-    return f"stride_{tensor}_{variable}"
-
-
-def _suffix(s: Load | Store) -> str:
-    return s.value.name.removeprefix("b_") if isinstance(s, Load) else s.tensor
-
-
-def _all(conditions: tuple[Expr, ...]) -> Expr:
-    out = conditions[0]
-    for c in conditions[1:]:
-        out = apply("and", out, c)
-    return out
 
 
 def _real(expr: Expr) -> Expr:
@@ -496,6 +319,3 @@ def _all_statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
         if isinstance(s, Loop):
             for g in s.segments:
                 yield from _all_statements(g.body)
-
-
-__all__ = ["KernelText", "emit", "module", "subexpressions"]

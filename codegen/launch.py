@@ -213,9 +213,7 @@ def allocate(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding,
     for kernel in built.kernels:
         for t in kernel.outputs:
             shape = [binding.extents[rank_of(v)] for v in kernel.tensors[t]]
-            name = dtypes.get(t, "float32")
-            if t in built.program.buffers and t not in dtypes:
-                name = "float32"
+            name = dtypes.get(t, "float64" if default == torch.float64 else "float32")
             dtype = default if name is None else getattr(torch, name)
             new = torch.empty(shape, dtype=dtype, device=device)
             out[t] = new.fill_(float("nan")) if poison else new

@@ -1,0 +1,177 @@
+"""Addresses, loads and stores of a kernel as Triton text: pointers that move tile by tile, or tensor descriptors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from einsumcascade.codegen.kernel_ir import Load, Loop, Store, TileKernel
+from einsumcascade.codegen.names import safe
+from einsumcascade.codegen.texts import ATOM, Text, Texts
+from einsumcascade.language.ir import Expr, Num, Scalar, Var, apply, rank_of, reads, variable_of, variables
+
+INDENT = "    "
+
+
+@dataclass
+class Memory:
+    """Lines of a kernel's text as they grow, and how its tensors are read and written."""
+
+    kernel: TileKernel
+    precision: str
+    lines: list[str] = field(default_factory=list)
+    depth: int = 1
+    described: dict[str, bool] = field(default_factory=dict)  # tensors whose loads are all by descriptors
+    noted: set[str] = field(default_factory=set)  # Einsums already named in a comment
+    texts: Texts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = Texts(self.kernel)
+
+    def _line(self, text: str, *, comment: str = "") -> None:
+        self.lines.append(INDENT * self.depth + text + (f"  # {comment}" if comment else ""))
+
+    def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
+        for n, t in enumerate(self.texts.temporaries):
+            self._line(f"tmp_{n} = {t}")
+        self.texts.temporaries.clear()
+        if note and note not in self.noted:
+            self.noted.add(note)
+            self._line(f"# {note}")
+        self._line(f"{value} = {text}", comment=self.texts.shape(axes) if axes else "")
+
+    def _grown(self, text: str, axes: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+        if axes == wanted:
+            return text
+        return f"tl.broadcast_to({self.texts.expand(Text(text, ATOM, axes), wanted).text}, {self.texts.shape(wanted)})"
+
+    def _dimensions(self, s: Load | Store, loop: Loop | None) -> tuple[list[str], list[tuple[Text, str]], str | None]:
+        """Scalar offsets, tile offsets and the stride by which the pointer moves each step, if it does."""
+        base: list[str] = []
+        tile: list[tuple[Text, str]] = []
+        moves: str | None = None
+        for i, d in zip(s.indices, self.kernel.tensors[s.tensor], strict=True):
+            stride = stride_name(s.tensor, d)
+            if loop is not None and loop.inner is not None and i == position_of(loop):
+                moves = stride
+                tile.append((Text(f"r_{loop.inner}", ATOM, (loop.inner,)), stride))
+                continue
+            t = self.texts.of(i, raw=True)
+            if t.axes:
+                tile.append((t, stride))
+            elif not (isinstance(i, Num) and i.value == 0):
+                text = t.text if t.precedence >= 13 else f"({t.text})"
+                if isinstance(i, Var) and i.name not in self.kernel.batch:
+                    base.append(f"tl.cast({t.text}, tl.int64) * {stride}")
+                    continue
+                if not (isinstance(i, Var) and i.name in self.kernel.batch):
+                    text = f"{text}.to(tl.int64)" if not isinstance(i, Num) else text
+                base.append(f"{text} * {stride}")
+        return base, tile, moves
+
+    def _is_fixed(self, s: Load, loop: Loop) -> bool:
+        """Whether the address is a pointer that moves by one stride a step, tile by tile."""
+        return all(i == position_of(loop) if loop.inner is not None and loop.index in variables(i)
+                   else loop.index not in variables(i) and not reads(i) for i in s.indices)
+
+    def _address(self, s: Load | Store, loop: Loop | None) -> None:
+        base, tile, _ = self._dimensions(s, loop)
+        name = suffix_of(s)
+        axes = s.value.axes if isinstance(s, Load) else s.axes
+        if isinstance(s, Load) and self._by_descriptor(s, loop):
+            self._describe(s, base, loop)
+            return
+        start = ""
+        if loop is not None and loop.segments[0].lo != Num(value=0) and loop.inner is not None:
+            _, _, moves = self._dimensions(s, loop)
+            if moves is not None:
+                start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
+        self._line(f"p_{name} = {' + '.join([safe(s.tensor), *base])}{start}")
+        if tile:
+            parts = [self.texts.expand(Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM,
+                                            t.axes), axes).text + f" * {stride}" for t, stride in tile]
+            self._line(f"o_{name} = {' + '.join(parts)}")
+
+    def _load(self, s: Load, loop: Loop | None) -> None:
+        name = suffix_of(s)
+        if self._by_descriptor(s, loop):
+            at = ", ".join(self._corner(i, loop) for i, v in zip(s.indices, self.kernel.tensors[s.tensor], strict=True)
+                           if self._spans(i, loop))
+            self._assign(safe(s.value.name), f"d_{name}.load([{at}])", s.value.axes, "")
+            return
+        tiled = bool(s.value.axes)
+        text = f"p_{name} + o_{name}" if tiled else f"p_{name}"
+        if s.mask:
+            mask = self.texts.inside(conjunction(s.mask), s.value.axes)
+            text += f", mask={mask}, other=0.0"
+        self._assign(safe(s.value.name), f"tl.load({text})", s.value.axes, "")
+
+    def _store(self, s: Store) -> None:
+        self._address(s, None)
+        if s.note and s.note not in self.noted:
+            self._line(f"# {s.note}")
+        name = suffix_of(s)
+        text = self._grown(self.texts.inside(s.expr, tuple(v for v in s.axes if v in self.texts.of(s.expr).axes)),
+                           tuple(v for v in s.axes if v in self.texts.of(s.expr).axes), s.axes)
+        text = f"({text})" if " " in text and not text.startswith("tl.") else text
+        where = f"p_{name} + o_{name}" if s.axes else f"p_{name}"
+        mask = f", mask={self.texts.inside(conjunction(s.mask), s.axes)}" if s.mask else ""
+        self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
+
+    def _spans(self, i: Expr, loop: Loop | None) -> bool:
+        return bool(self.texts.of(i, raw=True).axes) or (loop is not None and i == position_of(loop))
+
+    def _by_descriptor(self, s: Load, loop: Loop | None) -> bool:
+        """Whether a load is a box of its tensor: two plain axes, the last axis of the tensor among them."""
+        if not self.kernel.schedule.descriptors or len(s.value.axes) != 2:
+            return False
+        spans = [self._spans(i, loop) for i in s.indices]
+        plain = all(isinstance(i, Var) or (loop is not None and i == position_of(loop)) for i in s.indices)
+        yes = spans[-1] and sum(spans) == 2 and plain and not reads(*s.indices)
+        self.described[s.tensor] = self.described.get(s.tensor, False) or yes
+        return yes
+
+    def _corner(self, i: Expr, loop: Loop | None) -> str:
+        if loop is not None and i == position_of(loop):
+            return start_name(loop)
+        assert isinstance(i, Var)
+        return f"i_{i.name} * {self.texts.size(i.name)}" if self.kernel.axes[i.name].role == "grid" else "0"
+
+    def _describe(self, s: Load, base: list[str], loop: Loop | None) -> None:
+        name = suffix_of(s)
+        axes = [(i, d) for i, d in zip(s.indices, self.kernel.tensors[s.tensor], strict=True) if self._spans(i, loop)]
+        shape = ", ".join(self.texts.extent(rank_of(d)) for _, d in axes)
+        strides = f"{stride_name(s.tensor, axes[0][1])}, 1"
+        block = ", ".join(self.texts.size(v) for v in s.value.axes)
+        self._line(f"d_{name} = tl.make_tensor_descriptor({' + '.join([safe(s.tensor), *base])}, "
+                   f"shape=[{shape}], strides=[{strides}], block_shape=[{block}])")
+
+
+def start_name(loop: Loop) -> str:
+    return f"start_{variable_of(loop.rank)}" if loop.inner is not None else f"i_{loop.index}"
+
+
+def position_product(loop: Loop) -> tuple[Expr, Expr]:
+    assert loop.inner is not None
+    return Var(name=loop.index), Scalar(name=rank_of(loop.inner))
+
+
+def position_of(loop: Loop) -> Expr:
+    """The looped coordinate as loop form writes it."""
+    if loop.inner is None:
+        return Var(name=loop.index)
+    return apply("add", apply("mul", *position_product(loop)), Var(name=loop.inner))
+
+
+def stride_name(tensor: str, variable: str) -> str:
+    return f"stride_{tensor}_{variable}"
+
+
+def suffix_of(s: Load | Store) -> str:
+    return s.value.name.removeprefix("b_") if isinstance(s, Load) else s.tensor
+
+
+def conjunction(conditions: tuple[Expr, ...]) -> Expr:
+    out = conditions[0]
+    for c in conditions[1:]:
+        out = apply("and", out, c)
+    return out
