@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from einsumcascade.codegen.body import powers
 from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Segment, Stmt, Store, TileKernel, first, last
-from einsumcascade.codegen.memory import INDENT, Memory, position_of, position_product, start_name, stride_name
+from einsumcascade.codegen.memory import INDENT, Memory, position_of, position_product, start_name, stride_name, suffix_of
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, apply, rank_of, variable_of
 from einsumcascade.language.ops import REDUCTIONS

@@ -78,8 +78,8 @@ class _Placer:
         grid = grid_tiles(self.kernel)
         axes = self._axes(grid)
         batch = tuple(v for v in self.kernel.residents if v not in grid)
-        body = Body(cascade=self.cascade, axes=axes, tensors=self._tensors(), outputs=self.cascade.output_names, batch=batch,
-                    in_range=self.in_range)
+        body = Body(cascade=self.cascade, axes=axes, tensors=self._tensors(), outputs=self.cascade.output_names,
+                    batch=batch, in_range=self.in_range)
         statements: list[Stmt] = []
         pending = list(self.cascade.body)
         inits = {s.tensor: s for s in pending if isinstance(s, Init)}
