@@ -124,7 +124,7 @@ class _Printer(Memory):
         k = self.kernel
         for c in k.constants:
             if c.name in k.values:
-                self._line(f"{safe(c.name)} = {k.values[c.name]!r}", comment=str(c.expr) if not isinstance(
+                self._line(f"{safe(c.name)} = {self.texts.plain(Num(value=k.values[c.name]))}", comment=str(c.expr) if not isinstance(
                     c.expr, Num) else "")
             else:
                 self._line(f"{safe(c.name)} = {self.texts.plain(powers(_real(c.expr)))}", comment=str(c.expr))

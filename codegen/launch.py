@@ -20,7 +20,7 @@ from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Definition, Num, Read, rank_of, reads, subexpressions
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.heuristic import default_schedule
-from einsumcascade.schedules.program import Program, bounded_variables, partition
+from einsumcascade.schedules.program import Program, bounded_variables, identifier, partition
 from einsumcascade.schedules.schedule import Schedule, check_schedule
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: G
     check_schedule(program, schedule)
     kernels = tuple(lower(k, program, schedule.kernels[k.name], binding) for k in program.kernels)
     texts = tuple(emit(k, precision=precision) for k in kernels)
-    source = module(texts, title=f"{cascade.name}: generated from the cascade below.", cascade=str(cascade))
+    source = module(texts, title=f"{identifier(cascade.name)}: generated from the cascade below.", cascade=str(cascade))
     digest = hashlib.sha256((source + schedule.to_json()).encode()).hexdigest()[:16]
     return Built(cascade=cascade, program=program, schedule=schedule, kernels=kernels, texts=texts, source=source,
                  dtype=dtype, extents=dict(extents), target=target, precision=precision, digest=digest)
@@ -178,7 +178,10 @@ def program_of(cascade: Cascade, extents: Mapping[str, int]) -> Program:
 
 @lru_cache(maxsize=256)
 def _program(cascade: Cascade, extents: tuple[tuple[str, int], ...]) -> Program:
-    simple = simplify(cascade).cascade
+    # An output that is an input needs no kernel.
+    given = {i.tensor for i in cascade.inputs}
+    written = tuple(o for o in cascade.outputs if o.tensor not in given)
+    simple = simplify(replace(cascade, outputs=written)).cascade
     return partition(simple, bounded=bounded_variables(simple, dict(extents)))
 
 

@@ -205,7 +205,9 @@ class Op:
 
             outputs = run_on_cpu(built, inputs, binding)
         # An output that is an input is a tensor of its own all the same.
-        return tuple(outputs[o].clone() if o in inputs else outputs[o] for o in self.cascade.output_names)
+        return tuple(outputs[o.tensor].to(getattr(torch, o.dtype or dtype), copy=True,
+                                          memory_format=torch.contiguous_format)
+                     if o.tensor in inputs else outputs[o.tensor] for o in self.cascade.outputs)
 
     def _build(self, device: torch.device, dtype: str, features: Mapping[str, int]) -> Built:
         if device.type == "cuda":

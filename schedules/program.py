@@ -161,7 +161,7 @@ class _Partition:
                     assert isinstance(e, Einsum)
                     buffers[t] = e.free
             suffix = f"_{n}" if len(groups) > 1 else ""
-            kernels.append(self._kernel(f"{_identifier(self.cascade.name)}{suffix}", g, out, names))
+            kernels.append(self._kernel(f"{identifier(self.cascade.name)}{suffix}", g, out, names))
         return Program(cascade=self.cascade, kernels=tuple(kernels), buffers=buffers, bounded=bounded)
 
     def _unbounded(self, vs: tuple[str, ...]) -> tuple[str, ...]:
@@ -307,7 +307,8 @@ def _reads_of(statements: tuple[Statement, ...]) -> tuple[Read, ...]:
     return tuple(dict.fromkeys(out))
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+    """A name as a Python identifier: what a file is called never becomes code."""
     clean = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)
     return clean if clean[:1].isalpha() else "k_" + clean
 

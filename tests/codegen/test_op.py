@@ -31,7 +31,7 @@ SMALL = {"B": 2, "P": 21, "M": 34, "E": 16, "F": 8}
 # A row statistic of one kernel is what the other subtracts.
 TWO_KERNELS = parse(
     "in X[p,m], V[m,f]\nC[m] = X[p,m] :: sum(p)\nS[p,m] = exp(X[p,m] - C[m])\nY[p,f] = S[p,m] * V[m,f] :: sum(m)\nout Y",
-    name="column_sums",
+    name="column_sums.cascade",
 )
 
 
@@ -284,7 +284,7 @@ def test_a_program_is_exported_with_a_dynamic_length(name: str) -> None:
 
 
 def test_first_calls_at_once_register_one_op() -> None:
-    cascade = parse("in X[p,m]\nS[p] = X[p,m] :: max(m)\nout S", name="at_once")
+    cascade = parse("in X[p,m]\nATONCE[p] = X[p,m] :: max(m)\nout ATONCE")
     x = torch.randn(5, 7)
     with ThreadPoolExecutor(8) as pool:
         ops = list(pool.map(lambda _: ec.compile(cascade), range(32)))
@@ -294,7 +294,7 @@ def test_first_calls_at_once_register_one_op() -> None:
 
 
 def test_a_registration_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    cascade = parse("in X[p,m]\nS[p] = X[p,m] :: max(m)\nout S", name="fails_once")
+    cascade = parse("in X[p,m]\nFAILS[p] = X[p,m] :: max(m)\nout FAILS")
     before = dict(op_module._OPS)
 
     def fail(self: object, fake: object) -> None:
