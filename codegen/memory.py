@@ -59,12 +59,9 @@ class Memory:
             if t.axes:
                 tile.append((t, stride))
             elif not (isinstance(i, Num) and i.value == 0):
-                text = t.text if t.precedence >= 13 else f"({t.text})"
-                if isinstance(i, Var) and i.name not in self.kernel.batch:
-                    base.append(f"tl.cast({t.text}, tl.int64) * {stride}")
-                    continue
-                if not (isinstance(i, Var) and i.name in self.kernel.batch):
-                    text = f"{text}.to(tl.int64)" if not isinstance(i, Num) else text
+                text = t.text
+                if not (isinstance(i, Num) or (isinstance(i, Var) and i.name in self.kernel.batch)):
+                    text = f"tl.cast({text}, tl.int64)"
                 base.append(f"{text} * {stride}")
         return base, tile, moves
 

@@ -7,7 +7,7 @@ is cloned into the kernels that need it, stopping at inputs and at the anchors o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from einsumcascade.errors import Diagnostic, LoweringError
@@ -20,9 +20,11 @@ from einsumcascade.language.ir import (
     Output,
     Read,
     Statement,
+    Var,
     rank_of,
     reads,
     scalars,
+    subexpressions,
     variables,
     walk,
 )
@@ -76,13 +78,15 @@ def bounded_variables(cascade: Cascade, extents: Mapping[str, int], *, limit: in
 
     A feature rank is the innermost axis of every input of two or more axes that has it, as `e` and `f` are in
     Q[b,h,p,e], K[b,h,m,e], V[b,h,m,f]: memory is contiguous along it, so a tile holds all of it. A rank that is
-    innermost in one input and not in another (k of A[i,k] B[k,j]) is a length. A feature rank longer than `limit`
-    is a length too.
+    innermost in one input and not in another (k of A[i,k] B[k,j]) is a length; so is one whose variable is compared or
+    counts as a number (m <= p), and a feature rank longer than `limit`.
     """
     out = []
+    compared = set(_numbers(cascade))
     matrices = [i for i in cascade.inputs if len(i.indices) > 1]
     for v in dict.fromkeys(v for i in matrices for v in i.indices):
-        if all(i.indices[-1] == v for i in matrices if v in i.indices) and extents.get(rank_of(v), 0) <= limit:
+        innermost = all(i.indices[-1] == v for i in matrices if v in i.indices)
+        if innermost and v not in compared and extents.get(rank_of(v), 0) <= limit:
             out.append(v)
     fixed = {rank_of(v) for v in out} | {c.name for c in cascade.constants}
     for d in cascade.ranks:
@@ -90,6 +94,16 @@ def bounded_variables(cascade: Cascade, extents: Mapping[str, int], *, limit: in
             out.append(d.name)
             fixed.add(rank_of(d.name))
     return tuple(out)
+
+
+def _numbers(cascade: Cascade) -> Iterator[str]:
+    """Rank variables that a constraint compares or an expression takes as a number, not as an index."""
+    yield from variables(*cascade.constraints)
+    for e in cascade.einsums:
+        yield from variables(*e.where)
+        indices = {id(x) for r in subexpressions(e.expr) if isinstance(r, Read) for i in r.indices
+                   for x in subexpressions(i)}
+        yield from (x.name for x in subexpressions(e.expr) if isinstance(x, Var) and id(x) not in indices)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Iter, Num, Read, Statement, Var, variables
+from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Iter, Num, Read, Scalar, Statement, Var, rank_of, reads, variables
 from einsumcascade.language.ops import OPS
 from einsumcascade.rewrites.algebra import (
     drop_dead,
@@ -40,7 +40,17 @@ def expand_means(cascade: Cascade) -> Rewritten:
             return (replace(s, body=tuple(n for b in s.body for n in one(b))),)
         if not isinstance(s, Einsum) or s.reduce != "mean":
             return (s,)
-        top, count = fresh(s.tensor + "S", taken), fresh(s.tensor + "C", taken)
+        top = fresh(s.tensor + "S", taken)
+        if _is_full(s, cascade):
+            number: Expr = Scalar(name=rank_of(s.ranks[0]))
+            for v in s.ranks[1:]:
+                number = Apply(op="mul", args=(number, Scalar(name=rank_of(v))))
+            mean = Apply(op="div", args=(Read(tensor=top, indices=s.indices), number))
+            pair = (replace(s, tensor=top, reduce="sum"), replace(s, reduce=None, ranks=(), expr=mean))
+            steps.append(Step(rule="mean", what=f"{s.tensor} is a sum over the number of points", before=(str(s),),
+                              after=tuple(map(str, pair))))
+            return pair
+        count = fresh(s.tensor + "C", taken)
         ones = _ones(s)
         new = (replace(s, tensor=top, reduce="sum"), replace(s, tensor=count, expr=ones, reduce="sum"),
                replace(s, reduce=None, ranks=(), where=(), expr=Apply(op="div", args=(
@@ -51,6 +61,14 @@ def expand_means(cascade: Cascade) -> Rewritten:
 
     body = tuple(n for s in cascade.body for n in one(s))
     return Rewritten(cascade=cascade.with_body(body), steps=tuple(steps))
+
+
+def _is_full(s: Einsum, cascade: Cascade) -> bool:
+    """Whether every point of a reduction is live, whatever the inputs."""
+    over = set(s.ranks)
+    culled = any(set(variables(c)) & over and set(variables(c)) <= set(s.space) for c in cascade.constraints)
+    plain = all(isinstance(i, Var) or not set(variables(i)) & over for r in reads(s.expr) for i in r.indices)
+    return not culled and not s.where and plain
 
 
 def _ones(s: Einsum) -> Expr:

@@ -1,0 +1,99 @@
+"""What the compilers make of generated kernels: the hot loop on sm_90, and resources on every target."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import einsumcascade as ec
+from einsumcascade.analysis.targets import TARGETS
+from einsumcascade.codegen.kernel import Inspection
+from einsumcascade.gallery import header, load, names
+from einsumcascade.language.ir import Cascade
+from einsumcascade.language.parser import constrained
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from tests.codegen.tritons import run_with
+
+VARIANTS = tuple(name for name in names() if header(name).kernel == "yes")
+LARGE = Schedule(
+    kernels={"softmax_attention": KernelSchedule(tiles={"p": 128, "m": 128}, warps=8, stages=2, descriptors=False)}
+)
+# Per thread: 64 scores and 64 accumulators, two rows, and the reductions of a row over its threads.
+NEEDED = {"MUFU": 66, "FFMA": 66, "FMUL": 66, "FADD": 68, "FMNMX": 68}
+
+
+def cascade_of(name: str) -> Cascade:
+    """Load a variant; `causal NAME` is the variant under a causal mask."""
+    variant = load(name.removeprefix("causal "))
+    return constrained(variant, "m <= p", {}) if name.startswith("causal ") else variant
+
+
+def large(name: str) -> Inspection:
+    """Inspect the kernel of 128 x 128 tiles that the hand-written text has too."""
+    kernel = ec.compile(cascade_of(name)).kernel(
+        extents={"E": 128, "F": 128}, dtype="bfloat16", target="cuda:90", schedule=LARGE
+    )
+    return kernel.inspect()
+
+
+def default(name: str, *, size: int, target: str, dtype: str = "bfloat16") -> Inspection:
+    """Inspect the kernels of the default schedule."""
+    return ec.compile(cascade_of(name)).kernel(extents={"E": size, "F": size}, dtype=dtype, target=target).inspect()
+
+
+@pytest.mark.parametrize("triton", ["installed", "oldest"])
+@pytest.mark.parametrize("name", ["softmax_attention", "causal softmax_attention"])
+def test_the_hot_loop_needs_what_the_algorithm_needs(name: str, triton: str) -> None:
+    printed = run_with(
+        triton,
+        "import json\nfrom tests.codegen.test_hot_loop import large\n"
+        f"print(json.dumps(large({name!r}).to_dict()['kernels']))",
+    )
+    (report,) = json.loads(printed).values()
+    hot = report["loops"][0]
+    classes = hot["classes"]
+    assert {c: classes[c] for c in NEEDED if classes[c] > 1.02 * NEEDED[c]} == {}
+    assert hot["opcodes"]["HGMMA"] == 16
+    assert (classes["LDL"], classes["STL"]) == (0, 0)
+    assert not hot["serialised"]
+    assert triton == "installed" or report["triton_version"] == "3.6.0"
+
+
+def assert_it_fits(inspection: Inspection) -> None:
+    for report in inspection.kernels.values():
+        target = report.target
+        assert 0 < report.registers <= target.registers_per_thread
+        assert 0 <= report.shared_memory_bytes <= target.shared_memory_bytes
+        if report.loops:
+            hot = report.loops[0]
+            assert (hot.count("LDL"), hot.count("STL"), hot.serialised) == (0, 0, False), str(report)
+
+
+@pytest.mark.parametrize("target", [target.name for target in TARGETS])
+@pytest.mark.parametrize("name", [*VARIANTS, "causal softmax_attention"])
+def test_no_default_schedule_spills_in_its_hot_loop(name: str, target: str) -> None:
+    assert_it_fits(default(name, size=64, target=target))
+
+
+@pytest.mark.parametrize("target", [target.name for target in TARGETS])
+@pytest.mark.parametrize("name", ["softcap", "softmax_1p", "causal softmax_attention"])
+def test_no_default_schedule_spills_with_heads_of_128(name: str, target: str) -> None:
+    assert_it_fits(default(name, size=128, target=target))
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_exact_float32_products_use_no_tensor_core_and_do_not_spill(size: int) -> None:
+    inspection = default("softmax_attention", size=size, target="cuda:90", dtype="float32")
+    assert_it_fits(inspection)
+    hot = inspection.kernels["softmax_attention_kernel"].hot_loop
+    assert hot is not None and hot.count("MMA") == 0
+
+
+def test_a_hip_kernel_reports_registers_and_shared_memory() -> None:
+    record = default("softmax_attention", size=64, target="hip:gfx942").to_dict()
+    assert record["target"] == "hip:gfx942"
+    kernels = record["kernels"]
+    assert isinstance(kernels, dict)
+    report = kernels["softmax_attention_kernel"]
+    assert report["registers"] > 0 and report["shared_memory_bytes"] > 0 and report["spill_bytes"] == 0
