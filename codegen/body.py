@@ -200,7 +200,7 @@ class Body(Values):
         self.facts.of[read.tensor] = Facts(fills={**old.fills, **dict.fromkeys(failing, identity)}, above=old.above,
                                            may_be_neg_inf=old.may_be_neg_inf or identity == -math.inf)
         return Map(value=value, expr=apply("select", _all(failing), read, _number(identity)),
-                   note="points that no constraint admits")
+                   note="culled points hold the identity of the reduction that follows")
 
     # --- products of tiles --------------------------------------------------------------------------------------
 

@@ -16,6 +16,9 @@ from einsumcascade.language.ops import REDUCTIONS
 HEADER = '''"""{title}
 
 {cascade}
+
+b_X is a block of X, p_X a pointer, o_x coordinates of a rank, i_x an index, r_x positions in a tile. A running state
+begins with R, what one tile adds to it with L, and what moves a state to a new reference with C.
 """
 
 import triton
@@ -267,8 +270,8 @@ class _Printer(Memory):
         lo, hi = self.texts.plain(g.lo), self.texts.plain(g.hi)
         step = f", {self.texts.step(loop.inner)}" if loop.inner is not None else ""
         tested = [str(c) for c in g.tested]
-        self._line("# tiles where " + (" and ".join(f"{_readable(c, loop)}" for c in tested) + " is tested"
-                                       if tested else "every point is live"))
+        self._line("# tiles that test " + " and ".join(_readable(c, loop) for c in tested) if tested
+                   else "# tiles whose points are all live")
         self._line(f"for {start_name(loop)} in tl.range({lo}, {hi}{step}):")
         self.depth += 1
         mark = len(self.lines)

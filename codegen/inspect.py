@@ -231,9 +231,14 @@ def _cuobjdump(option: str, path: Path) -> str:
     try:
         done = subprocess.run([tool, option, path], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise TargetError(
-            (Diagnostic(code="no-disassembler", headline=f"{tool} cannot read the kernel: {error}"),)
-        ) from error
+        reason = f"exit status {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else error.strerror
+        problem = Diagnostic(
+            code="no-disassembler",
+            headline=f"the disassembler of Triton's wheel cannot read the kernel: {reason}",
+            rule="registers and loops are read by the `cuobjdump` that Triton brings along",
+            hint="reinstall Triton; the kernel itself is not affected",
+        )
+        raise TargetError((problem,)) from error
     return done.stdout
 
 

@@ -195,7 +195,7 @@ def mend(memory: Callable[[], Memory]) -> None:
         @wraps(original)
         def replacement(self: Any, *args: Any, **kwargs: Any) -> Any:
             pointers = next(a for a in args if isinstance(a, handle_of) and a.data.dtype == np.uint64)
-            if mask_at >= 0 and args[mask_at].data.dtype != np.bool_:
+            if mask_at >= 0 and isinstance(args[mask_at], handle_of) and args[mask_at].data.dtype != np.bool_:
                 # A condition on a loop's index alone is a Python bool here, and joins a mask as an integer.
                 truth = handle_of(args[mask_at].data.astype(np.bool_), tl.int1)
                 args = (*args[:mask_at], truth, *args[mask_at + 1 :])

@@ -133,8 +133,9 @@ def require_inputs(cascade: Cascade) -> None:
     """Refuse a cascade without inputs: the tensors of a call decide its device and its dtype."""
     if not cascade.inputs:
         raise LoweringError(diagnostics=(Diagnostic(
-            code="not-lowered-yet", headline=f"{cascade.name} has no inputs: such a cascade has no lowering yet",
-            rule="reference, analysis and derivation work all the same"),))
+            code="not-lowered-yet", headline="a cascade without inputs has no lowering yet",
+            rule="the tensors of a call decide its device and its dtype",
+            hint="reference, analysis and derivation work all the same"),))
 
 
 def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: GpuTarget,

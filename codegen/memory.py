@@ -31,8 +31,8 @@ class Memory:
         self.lines.append(INDENT * self.depth + text + (f"  # {comment}" if comment else ""))
 
     def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
-        for n, t in enumerate(self.texts.temporaries):
-            self._line(f"tmp_{n} = {t}")
+        for t, name in self.texts.temporaries.items():
+            self._line(f"{name} = {t}")
         self.texts.temporaries.clear()
         if note and note not in self.noted:
             self.noted.add(note)

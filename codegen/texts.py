@@ -50,7 +50,7 @@ class Texts:
     axes_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
     scalars: dict[str, str] = field(default_factory=dict)  # text of a hoisted scalar by its name
     positions: Mapping[Expr, str] = field(default_factory=dict)  # coordinates of loops, by expression
-    temporaries: list[str] = field(default_factory=list)
+    temporaries: dict[str, str] = field(default_factory=dict)  # name by text, of values that a line uses twice
 
     # --- sizes --------------------------------------------------------------------------------------------------
 
@@ -150,6 +150,8 @@ class Texts:
         if compares:
             left, right = (self._bracketed(self.expand(p, axes), 11) for p in parts)
             return Text(template.format(left, right), 6, axes)
+        if expr.op == "select" and isinstance(expr.args[0], Apply) and expr.args[0].op in ("and", "or"):
+            parts[0] = self._mask(parts[0])
         expanded = [self.expand(p, axes) for p in parts]
         repeated = any(template.count(f"{{{n}}}") > 1 for n in range(len(parts)))
         calls = template.startswith(("tl.", "libdevice.")) and template.count("(") == 1 and not repeated
@@ -161,9 +163,12 @@ class Texts:
         """Name a text that a template uses more than once."""
         if t.precedence == ATOM and t.text.isidentifier():
             return t
-        if t.text not in self.temporaries:
-            self.temporaries.append(t.text)
-        return Text(f"tmp_{self.temporaries.index(t.text)}", ATOM, t.axes)
+        return Text(self.temporaries.setdefault(t.text, f"tmp_{len(self.temporaries)}"), ATOM, t.axes)
+
+    def _mask(self, t: Text) -> Text:
+        """Name a condition of several parts."""
+        return Text(self.temporaries.setdefault(t.text, f"m_{len(self.temporaries)}" if self.temporaries else "m_live"),
+                    ATOM, t.axes)
 
     def _hoisted(self, expr: Apply) -> Text:
         """A product of constants gets a name, computed once at the top."""

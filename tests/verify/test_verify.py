@@ -1,0 +1,112 @@
+"""Verification: the generated text passes, and a text with a mistake does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from einsumcascade.cli import app
+from einsumcascade.codegen.launch import Built
+from einsumcascade.errors import InputError
+from einsumcascade.gallery import header, load, names
+from einsumcascade.language.parser import constrained, parse
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from einsumcascade.verify import verify as module
+from einsumcascade.verify.verify import filled_extents, verify
+
+VARIANTS = tuple(name for name in names() if header(name).kernel == "yes")
+SMALL = {"B": 1, "P": 9, "M": 21, "E": 16, "F": 16}
+TILES = Schedule(kernels={"softmax_attention": KernelSchedule(tiles={"p": 16, "m": 16})})
+
+
+def small(name: str) -> dict[str, int]:
+    ranks = {v.upper() for i in load(name).inputs for v in i.indices}
+    return {rank: n for rank, n in SMALL.items() if rank in ranks}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_passes(name: str) -> None:
+    verification = verify(name, extents=small(name))
+    assert verification.passed, str(verification)
+    assert {row.dtype for row in verification.rows} == {"float16", "bfloat16", "float32"}
+
+
+@pytest.mark.parametrize("constraint", ["m <= p", "p - m < 5", "m < p"])
+def test_a_constraint_passes_over_several_tiles(constraint: str) -> None:
+    cascade = constrained(load("softmax_attention"), constraint, {})
+    verification = verify(cascade, extents={**SMALL, "P": 37, "M": 50}, dtypes=("float32",), schedule=TILES)
+    assert verification.passed, str(verification)
+
+
+def breaking(old: str, new: str) -> Callable[..., Built]:
+    """Build as always, then change the text."""
+    build = module.build
+
+    def broken(*arguments: Any, **options: Any) -> Built:
+        built = build(*arguments, **options)
+        assert old in built.source
+        return replace(built, source=built.source.replace(old, new))
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("b_RAVN = b_CGM[:, None] * b_RAVN", "b_RAVN = b_RAVN"),
+        ("b_RSD = b_CGM * b_RSD + b_LSD", "b_RSD = b_RSD + b_LSD"),
+        ("mask=(o_p < P)[:, None])", "mask=(o_p < P - 1)[:, None])"),
+        ("tl.where((o_m < M)[None, :], b_QKN, ", "tl.where((o_m < M - 1)[None, :], b_QKN, "),
+    ],
+    ids=["numerator not rescaled", "denominator not rescaled", "a row not written", "a key not read"],
+)
+def test_a_mistake_in_the_text_fails(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "build", breaking(old, new))
+    verification = verify("softmax_attention", extents=SMALL, dtypes=("float32",), schedule=TILES)
+    assert not verification.passed
+    assert str(verification).endswith("FAIL") and verification.to_dict()["passed"] is False
+
+
+def test_the_command_ends_with_one_for_a_broken_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A text whose products lack their accumulator runs, and is wrong.
+    monkeypatch.setattr(module, "build", breaking("b_V, b_RAVN,", "b_V,"))
+    arguments = ["verify", "softmax_attention", "--extents", "B=1,H=1,P=9,M=80,E=16,F=16", "--dtype", "float32"]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 1 and json.loads(result.stdout)["passed"] is False
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and result.stdout.endswith("FAIL\n") and result.stderr == ""
+
+
+def test_what_is_not_said_gets_an_extent() -> None:
+    assert filled_extents(load("softmax_attention"), {"P": 5}) == {"B": 2, "H": 2, "P": 5, "E": 64, "M": 77, "F": 64}
+
+
+def test_the_extent_of_a_rank_that_the_text_defines_replaces_its_definition() -> None:
+    cascade = parse("in X[m], Y[k]\nrank j = M // 2\nS[j] = X[j] * Y[j]\nout S")
+    verification = verify(cascade, extents={"M": 14, "K": 9, "J": 5}, dtypes=("float32",))
+    assert verification.passed, str(verification)
+
+
+def test_an_output_that_is_an_input_and_one_that_indexes() -> None:
+    for text in ("in X[m]\nS[m] = 2 * X[m]\nout S, X", "in ROW[p], X[m,e]\nY[p,e] = 2 * X[ROW[p],e]\nout Y"):
+        verification = verify(parse(text), dtypes=("bfloat16",))
+        assert verification.passed, str(verification)
+
+
+def test_a_seed_repeats_the_errors() -> None:
+    one, two, other = (verify("gqa", extents=small("gqa"), dtypes=("float32",), seed=s).to_dict() for s in (1, 1, 2))
+    assert one == two and one["rows"] != other["rows"]
+
+
+def test_mistakes_are_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        verify("gqa", dtypes=("float8",))
+    assert caught.value.codes == ("wrong-dtype",)
+    with pytest.raises(InputError) as caught:
+        verify("gqa", extents={"Z": 3})
+    assert caught.value.codes == ("unknown-rank",)
