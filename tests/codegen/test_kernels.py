@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from einsumcascade.analysis.targets import gpu_target
@@ -82,6 +82,13 @@ def interpreted(case: Case, dtype: str, inputs: Mapping[str, torch.Tensor] | Non
     return found
 
 
+def fits(case: Case, dtype: str) -> bool:
+    """Whether every finite output is a number of its dtype: beyond, float16 has no answer to judge."""
+    largest = torch.finfo(getattr(torch, dtype)).max
+    return all(float(abs(v[abs(v) < float("inf")]).max(initial=0.0)) < largest
+               for v in run(case.cascade, tensors(case, dtype)).values())
+
+
 def on_cpu(case: Case, dtype: str, inputs: Mapping[str, torch.Tensor] | None = None, *,
            tiles_of_case: bool = True) -> dict[str, torch.Tensor]:
     inputs = tensors(case, dtype) if inputs is None else inputs
@@ -145,6 +152,7 @@ def test_what_once_failed_stays_right(name: str, dtype: str) -> None:
 @example(DRIFT, "float32")
 @example(PAIR, "bfloat16")
 def test_the_text_is_as_exact_as_the_plain_formula(case: Case, dtype: str) -> None:
+    assume(fits(case, dtype))
     interpreted(case, dtype)
 
 
@@ -152,18 +160,21 @@ def test_the_text_is_as_exact_as_the_plain_formula(case: Case, dtype: str) -> No
 @given(cases(), st.sampled_from(DTYPES))
 @example(DRIFT, "float32")
 def test_the_statements_on_cpu_tensors_are_as_exact_as_the_plain_formula(case: Case, dtype: str) -> None:
+    assume(fits(case, dtype))
     on_cpu(case, dtype)
 
 
 @settings(max_examples=20)
 @given(cases(), st.sampled_from(DTYPES))
 def test_the_schedule_for_a_cpu_does_not_change_the_value(case: Case, dtype: str) -> None:
+    assume(fits(case, dtype))
     on_cpu(case, dtype, tiles_of_case=False)
 
 
 @settings(max_examples=30)
 @given(cases(tiles=(1, 2, 4, 8, 16, 128)), st.sampled_from(DTYPES))
 def test_tiles_below_and_far_above_the_usual_ones_give_the_same(case: Case, dtype: str) -> None:
+    assume(fits(case, dtype))
     on_cpu(case, dtype)
 
 
@@ -217,7 +228,9 @@ def test_large_scores_of_both_signs(dtype: str, size: float, pattern: str) -> No
 @settings(max_examples=25)
 @given(cases(), st.sampled_from(DTYPES), st.sampled_from((40.0, 200.0)))
 def test_random_cascades_with_large_queries(case: Case, dtype: str, spread: float) -> None:
-    on_cpu(replace(case, spread=spread), dtype)
+    case = replace(case, spread=spread)
+    assume(fits(case, dtype))
+    on_cpu(case, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -325,25 +338,24 @@ def mutated(case: Case, pattern: str, replacement: str) -> dict[str, Verdict]:
     (r"(?m)^( *b_CGM) = .*$", r"\1 = b_RSD * 0.0 + 1.0"),
     (r"b_CGM\[:, None\] \* b_RNV", "b_RNV"),
     (r"b_CGM \* b_RSD", "b_RSD"),
-    (r"tl\.maximum\(b_RGM, b_LGM\)", "tl.minimum(b_RGM, b_LGM)"),
-    (r"o_m <= o_p\b|\(o_p\[:, None\] >= o_m\[None, :\]\)", "o_m < o_p"),
+    (r"tl\.maximum\(b_RGM, ([^\n]*)\)", r"tl.minimum(b_RGM, \1)"),
+    (r"(o_m(?:\[None, :\])?) <= ", r"\1 < "),
 ], ids=["no correction", "no correction of the numerator", "no correction of the sum", "a minimum", "a smaller mask"])
 def test_a_broken_text_is_caught(pattern: str, replacement: str) -> None:
     case = softmax("m <= p")
-    pattern = pattern if pattern in ("",) else pattern
-    if "o_m <=" in pattern:
-        pattern, replacement = r"(o_m(?:\[None, :\])?) <= ", r"\1 < "
-    if "tl" in pattern and "maximum" in pattern:
-        pattern, replacement = r"tl\.maximum\(b_RGM, ([^\n]*)\)", r"tl.minimum(b_RGM, \1)"
     assert not all(v.passed for v in mutated(case, pattern, replacement).values())
+
+
+def rescaled() -> list[Case]:
+    """Softmax-like cases whose keys span several tiles and whose scores have no bound."""
+    return [replace(c, tiles=(16, 16, 16, 16), spread=4.0) for c in sample(400, first=9000)
+            if c.extents["M"] > 32 and "K2" not in c.text and "exp(S" in c.text and "constraint" not in c.text
+            and "+ 0.5" not in c.text and re.search(r"S\[.*m\] = QK\[[^\]]*\]$", c.text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("number", range(8))
 def test_a_missing_rescale_is_caught_in_random_cascades(number: int) -> None:
-    """Every text whose keys span more than one tile and that has a correction."""
-    every = (c for c in sample(400, first=9000) if c.extents["M"] > 16 and "exp(S" in c.text and "n," not in c.text
-             and "constraint" not in c.text and "sigmoid(QK" not in c.text and c.extents["P" if "P" in c.extents else "B"])
-    case = replace([c for c in every if "relu(" not in c.text][number], tiles=(16, 16, 16, 16), spread=4.0)
+    case = rescaled()[number]
     broken = mutated(case, r"(?m)^( *)(b_C[A-Z]\w*) = (.*)$", r"\1\2 = (\3) * 0.0 + 1.0")
     assert not all(v.passed for v in broken.values()), case.text
 
