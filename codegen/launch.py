@@ -174,11 +174,13 @@ def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: G
 
 def program_of(cascade: Cascade, extents: Mapping[str, int]) -> Program:
     """The kernels of a cascade, before any schedule; cached by the extents that matter."""
-    return _program(cascade, tuple(sorted(text_binding(cascade, extents).extents.items())))
+    return _program(cascade, cascade.name, tuple(sorted(text_binding(cascade, extents).extents.items())))
 
 
 @lru_cache(maxsize=256)
-def _program(cascade: Cascade, extents: tuple[tuple[str, int], ...]) -> Program:
+def _program(cascade: Cascade, name: str, extents: tuple[tuple[str, int], ...]) -> Program:
+    # Cascades are equal whatever they are called, but their kernels are not: the name is part of the key.
+    assert name == cascade.name
     # An output that is an input needs no kernel.
     given = {i.tensor for i in cascade.inputs}
     written = tuple(o for o in cascade.outputs if o.tensor not in given)

@@ -99,7 +99,7 @@ def parse(text: str, *, name: str = "<text>") -> Cascade:
             diagnostics=(Diagnostic(code="empty-text", headline="the text holds no statement",
                                     rule="a cascade has inputs, Einsums and outputs",
                                     hint="in X[p, m]; S[p] = X[p, m] :: max(m); out S, one a line"),), source=source)
-    cascade, problems = _Builder(trees, Path(name).stem if name.endswith(".cascade") else "cascade").build()
+    cascade, problems = _Builder(trees, "cascade" if name.startswith("<") else Path(name).stem or "cascade").build()
     problems = problems or list(check(cascade))
     if problems:
         raise CascadeError(diagnostics=tuple(_ordered(problems)), source=source)
