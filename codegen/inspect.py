@@ -231,7 +231,8 @@ def _cuobjdump(option: str, path: Path) -> str:
     try:
         done = subprocess.run([tool, option, path], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = f"exit status {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else error.strerror
+        failed = isinstance(error, subprocess.CalledProcessError)
+        reason = f"exit status {error.returncode}" if failed else error.strerror
         problem = Diagnostic(
             code="no-disassembler",
             headline=f"the disassembler of Triton's wheel cannot read the kernel: {reason}",

@@ -31,8 +31,11 @@ class Inspection:
 
     def to_dict(self) -> dict[str, object]:
         """A JSON value."""
-        return {"target": self.target, "dtype": self.dtype,
-                "kernels": {n: r.to_dict() for n, r in self.kernels.items()}}
+        return {
+            "target": self.target,
+            "dtype": self.dtype,
+            "kernels": {n: r.to_dict() for n, r in self.kernels.items()},
+        }
 
     def __str__(self) -> str:
         return "\n\n".join(f"{name} ({self.target}, {self.dtype})\n{report}" for name, report in self.kernels.items())
@@ -91,8 +94,14 @@ class Kernel:
             signature |= {extent_name(r, text.tensors): "i32" for r in text.lengths}
             batch = {extent_name(rank_of(v), text.tensors) for v in tile.batch}
             compiled = compile_kernel(
-                self.source, kernel=text.name, signature=signature, constexprs=constexprs, target=self.target,
-                divisible=[p for p in signature if p not in batch], num_warps=tile.schedule.warps,
-                num_stages=tile.schedule.stages)
+                self.source,
+                kernel=text.name,
+                signature=signature,
+                constexprs=constexprs,
+                target=self.target,
+                divisible=[p for p in signature if p not in batch],
+                num_warps=tile.schedule.warps,
+                num_stages=tile.schedule.stages,
+            )
             reports[text.name] = inspect_kernel(compiled)
         return Inspection(kernels=reports, target=self.target.name, dtype=self.built.dtype)

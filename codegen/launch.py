@@ -80,16 +80,26 @@ def with_constants(cascade: Cascade, constants: Mapping[str, float]) -> Cascade:
     """Put values in place of declared constants, so that facts such as signs are those of the values."""
     if not constants:
         return cascade
-    return replace(cascade, constants=tuple(
-        Definition(name=c.name, expr=Num(value=constants[c.name]), span=c.span) if c.name in constants else c
-        for c in cascade.constants))
+    return replace(
+        cascade,
+        constants=tuple(
+            Definition(name=c.name, expr=Num(value=constants[c.name]), span=c.span) if c.name in constants else c
+            for c in cascade.constants
+        ),
+    )
 
 
 def with_extents(cascade: Cascade, extents: Mapping[str, int]) -> Cascade:
     """Put extents in place of the definitions of the ranks that they name."""
-    return replace(cascade, ranks=tuple(
-        Definition(name=d.name, expr=Num(value=extents[rank_of(d.name)]), span=d.span) if rank_of(d.name) in extents
-        else d for d in cascade.ranks))
+    return replace(
+        cascade,
+        ranks=tuple(
+            Definition(name=d.name, expr=Num(value=extents[rank_of(d.name)]), span=d.span)
+            if rank_of(d.name) in extents
+            else d
+            for d in cascade.ranks
+        ),
+    )
 
 
 def value_dtype(inputs: Iterable[torch.Tensor]) -> torch.dtype:
@@ -120,8 +130,11 @@ def text_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:
 @lru_cache(maxsize=256)
 def feature_ranks(cascade: Cascade) -> tuple[str, ...]:
     """Ranks whose extent a text may fix, by the layout of the inputs: see `bounded_variables`."""
-    return tuple(rank_of(v) for v in bounded_variables(cascade, {rank_of(v): 1 for i in cascade.inputs
-                                                                 for v in i.indices}) if cascade_has(cascade, v))
+    return tuple(
+        rank_of(v)
+        for v in bounded_variables(cascade, {rank_of(v): 1 for i in cascade.inputs for v in i.indices})
+        if cascade_has(cascade, v)
+    )
 
 
 def cascade_has(cascade: Cascade, v: str) -> bool:
@@ -132,14 +145,28 @@ def cascade_has(cascade: Cascade, v: str) -> bool:
 def require_inputs(cascade: Cascade) -> None:
     """Refuse a cascade without inputs: the tensors of a call decide its device and its dtype."""
     if not cascade.inputs:
-        raise LoweringError(diagnostics=(Diagnostic(
-            code="not-lowered-yet", headline="a cascade without inputs has no lowering yet",
-            rule="the tensors of a call decide its device and its dtype",
-            hint="reference, analysis and derivation work all the same"),))
+        raise LoweringError(
+            diagnostics=(
+                Diagnostic(
+                    code="not-lowered-yet",
+                    headline="a cascade without inputs has no lowering yet",
+                    rule="the tensors of a call decide its device and its dtype",
+                    hint="reference, analysis and derivation work all the same",
+                ),
+            )
+        )
 
 
-def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: GpuTarget,
-          schedule: Schedule | None = None, precision: str = "ieee", tile_limit: int | None = None) -> Built:
+def build(
+    cascade: Cascade,
+    *,
+    extents: Mapping[str, int],
+    dtype: str,
+    target: GpuTarget,
+    schedule: Schedule | None = None,
+    precision: str = "ieee",
+    tile_limit: int | None = None,
+) -> Built:
     """Build the kernels of a cascade.
 
     Args:
@@ -161,15 +188,30 @@ def build(cascade: Cascade, *, extents: Mapping[str, int], dtype: str, target: G
     if schedule is None:
         schedule = default_schedule(program, extents=binding.extents, dtype_bytes=DTYPE_BYTES[dtype], target=target)
         if tile_limit is not None:
-            schedule = Schedule(kernels={n: replace(k, tiles={v: min(t, tile_limit) for v, t in k.tiles.items()})
-                                         for n, k in schedule.kernels.items()})
+            schedule = Schedule(
+                kernels={
+                    n: replace(k, tiles={v: min(t, tile_limit) for v, t in k.tiles.items()})
+                    for n, k in schedule.kernels.items()
+                }
+            )
     check_schedule(program, schedule)
     kernels = tuple(lower(k, program, schedule.kernels[k.name], binding) for k in program.kernels)
     texts = tuple(emit(k, precision=precision) for k in kernels)
     source = module(texts, title=f"{identifier(cascade.name)}: generated from the cascade below.", cascade=str(cascade))
     digest = hashlib.sha256((source + schedule.to_json()).encode()).hexdigest()[:16]
-    return Built(cascade=cascade, program=program, schedule=schedule, kernels=kernels, texts=texts, source=source,
-                 dtype=dtype, extents=dict(extents), target=target, precision=precision, digest=digest)
+    return Built(
+        cascade=cascade,
+        program=program,
+        schedule=schedule,
+        kernels=kernels,
+        texts=texts,
+        source=source,
+        dtype=dtype,
+        extents=dict(extents),
+        target=target,
+        precision=precision,
+        digest=digest,
+    )
 
 
 def program_of(cascade: Cascade, extents: Mapping[str, int]) -> Program:
@@ -202,14 +244,23 @@ def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) ->
             scalars[f"stride_{t}_{kernel.tensors[t][n]}"] = tensors[t].stride(n)
         for r in text.lengths:
             scalars[extent_name(r, text.tensors)] = binding.extents[r]
-        calls.append(Call(kernel=text.name, programs=programs, tensors={safe(t): t for t in text.tensors},
-                          scalars=scalars, constexprs=text.constexprs, warps=kernel.schedule.warps,
-                          stages=kernel.schedule.stages))
+        calls.append(
+            Call(
+                kernel=text.name,
+                programs=programs,
+                tensors={safe(t): t for t in text.tensors},
+                scalars=scalars,
+                constexprs=text.constexprs,
+                warps=kernel.schedule.warps,
+                stages=kernel.schedule.stages,
+            )
+        )
     return calls
 
 
-def allocate(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding, *,
-             poison: bool = False) -> dict[str, torch.Tensor]:
+def allocate(
+    built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding, *, poison: bool = False
+) -> dict[str, torch.Tensor]:
     """Inputs beside fresh buffers and outputs, uninitialised, or NaN where `poison`."""
     import torch
 
@@ -237,17 +288,26 @@ def fitting(built: Built, tensors: Mapping[str, torch.Tensor]) -> Built:
             aligned = t.data_ptr() % 16 == 0 and all(n * t.element_size() % 16 == 0 for n in t.stride()[:-1])
             if t.stride(-1) == 1 and aligned:
                 continue
-            warnings.warn(f"[descriptor-layout] {kernel.name} loads {name} by pointers: strides {tuple(t.stride())} of "
-                          f"{t.element_size()}-byte elements are not multiples of 16 bytes with a contiguous last axis",
-                          EinsumCascadeWarning, stacklevel=4)
+            warnings.warn(
+                f"[descriptor-layout] {kernel.name} loads {name} by pointers: strides {tuple(t.stride())} of "
+                f"{t.element_size()}-byte elements are not multiples of 16 bytes with a contiguous last axis",
+                EinsumCascadeWarning,
+                stacklevel=4,
+            )
             return _with_pointers(built)
     return built
 
 
 def _with_pointers(built: Built) -> Built:
     schedule = Schedule(kernels={n: replace(k, descriptors=False) for n, k in built.schedule.kernels.items()})
-    return build(built.cascade, extents=built.extents, dtype=built.dtype, target=built.target, schedule=schedule,
-                 precision=built.precision)
+    return build(
+        built.cascade,
+        extents=built.extents,
+        dtype=built.dtype,
+        target=built.target,
+        schedule=schedule,
+        precision=built.precision,
+    )
 
 
 def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding) -> dict[str, torch.Tensor]:
@@ -273,23 +333,32 @@ def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Bindin
             if call.programs:
                 arguments = {p: tensors[t] for p, t in call.tensors.items()}
                 getattr(text, call.kernel)[(call.programs,)](
-                    **arguments, **call.arguments, num_warps=call.warps, num_stages=call.stages,
-                    enable_fp_fusion=True)
+                    **arguments, **call.arguments, num_warps=call.warps, num_stages=call.stages, enable_fp_fusion=True
+                )
 
     with torch.cuda.device(device):
         contextvars.copy_context().run(launch)
     return {o: tensors[o] for o in built.cascade.output_names}
 
 
-def run_interpreted(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding,
-                    **options: Any) -> dict[str, torch.Tensor]:
+def run_interpreted(
+    built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding, **options: Any
+) -> dict[str, torch.Tensor]:
     """Run the kernels' text on a CPU in Triton's interpreter; outputs start as NaN, so that a gap shows."""
     from einsumcascade.codegen.interpreter import Launch, TensorRef, run_interpreted
 
     tensors = allocate(built, inputs, binding, poison=True)
     built = fitting(built, tensors)
-    launches = [Launch(kernel=c.kernel, grid=(c.programs,), num_warps=c.warps, num_stages=c.stages,
-                       arguments={**{p: TensorRef(t) for p, t in c.tensors.items()}, **c.arguments})
-                for c in plan(built, tensors, binding) if c.programs]
+    launches = [
+        Launch(
+            kernel=c.kernel,
+            grid=(c.programs,),
+            num_warps=c.warps,
+            num_stages=c.stages,
+            arguments={**{p: TensorRef(t) for p, t in c.tensors.items()}, **c.arguments},
+        )
+        for c in plan(built, tensors, binding)
+        if c.programs
+    ]
     done = run_interpreted(built.source, launches, tensors, **options)
     return {o: done[o] for o in built.cascade.output_names}

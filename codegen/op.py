@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -25,6 +22,7 @@ from einsumcascade.codegen.launch import (
     value_dtype,
     with_constants,
 )
+from einsumcascade.codegen.ops import registered
 from einsumcascade.errors import Diagnostic, InputError, ScheduleError, nearest
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
@@ -33,11 +31,15 @@ from einsumcascade.schedules.schedule import PRECISIONS, Schedule
 
 DEFAULT_TARGET = "cuda:90"
 DEFAULT_DTYPE = "bfloat16"
-NAMESPACE = "einsumcascade"
 
 
-def compile(cascade: Cascade | str, *, schedule: Schedule | None = None, precision: str | None = None,
-            constants: Mapping[str, float] | None = None) -> Op:
+def compile(
+    cascade: Cascade | str,
+    *,
+    schedule: Schedule | None = None,
+    precision: str | None = None,
+    constants: Mapping[str, float] | None = None,
+) -> Op:
     """Compile a cascade into a PyTorch op.
 
     Args:
@@ -60,9 +62,16 @@ def compile(cascade: Cascade | str, *, schedule: Schedule | None = None, precisi
 
         cascade = load(cascade)
     if precision is not None and precision not in PRECISIONS:
-        raise ScheduleError(diagnostics=(Diagnostic(
-            code="unknown-precision", headline=f"there is no precision '{precision}'",
-            rule="precision is that of float32 products", hint=nearest(precision, PRECISIONS)),))
+        raise ScheduleError(
+            diagnostics=(
+                Diagnostic(
+                    code="unknown-precision",
+                    headline=f"there is no precision '{precision}'",
+                    rule="precision is that of float32 products",
+                    hint=nearest(precision, PRECISIONS),
+                ),
+            )
+        )
     given = dict(constants or {})
     if given:
         bind(cascade, constants=given, extents={rank_of(v): 1 for i in cascade.inputs for v in i.indices})
@@ -89,7 +98,9 @@ class Op:
 
     def __post_init__(self) -> None:
         self.__name__ = self.cascade.name
-        self._library = _registered(self.cascade, self.precision, self.fixed_schedule)
+        choices = f"{self.precision}\n{self.fixed_schedule.to_json() if self.fixed_schedule else ''}"
+        run = partial(_run_hidden, self.cascade, self.precision, self.fixed_schedule)
+        self._library = registered(self.cascade, choices=choices, run=run)
 
     def __call__(self, *tensors: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Compute the outputs, in the order of `out`: one tensor, or a tuple.
@@ -124,8 +135,14 @@ class Op:
         """The schedule of the last call, else of the defaults."""
         return self._shown().schedule
 
-    def kernel(self, *, extents: Mapping[str, int] | None = None, dtype: str = DEFAULT_DTYPE,
-               target: str | None = None, schedule: Schedule | None = None) -> Kernel:
+    def kernel(
+        self,
+        *,
+        extents: Mapping[str, int] | None = None,
+        dtype: str = DEFAULT_DTYPE,
+        target: str | None = None,
+        schedule: Schedule | None = None,
+    ) -> Kernel:
         """The kernel text for a dtype and a target, which need not be there.
 
         Args:
@@ -138,10 +155,20 @@ class Op:
         """
         where = gpu_target(target) if target is not None else present_target()
         if dtype not in KERNEL_DTYPES:
-            raise _wrong("wrong-dtype", f"kernels take no inputs of '{dtype}'",
-                         rule="inputs are " + ", ".join(KERNEL_DTYPES), hint=nearest(dtype, KERNEL_DTYPES))
-        built = build(self.cascade, extents=dict(extents or {}), dtype=dtype, target=where,
-                      schedule=schedule or self.fixed_schedule, precision=self._precision())
+            raise _wrong(
+                "wrong-dtype",
+                f"kernels take no inputs of '{dtype}'",
+                rule="inputs are " + ", ".join(KERNEL_DTYPES),
+                hint=nearest(dtype, KERNEL_DTYPES),
+            )
+        built = build(
+            self.cascade,
+            extents=dict(extents or {}),
+            dtype=dtype,
+            target=where,
+            schedule=schedule or self.fixed_schedule,
+            precision=self._precision(),
+        )
         return Kernel(built=built, target=where)
 
     def _shown(self) -> Built:
@@ -162,16 +189,22 @@ class Op:
         names = [i.tensor for i in self.cascade.inputs]
         signature = f"({', '.join(names)})"
         if len(tensors) > len(names):
-            raise _wrong("too-many-inputs", f"{len(tensors)} tensors for {len(names)} inputs",
-                         rule=f"the inputs are {signature}")
+            raise _wrong(
+                "too-many-inputs", f"{len(tensors)} tensors for {len(names)} inputs", rule=f"the inputs are {signature}"
+            )
         out: dict[str, torch.Tensor] = dict(zip(names, tensors, strict=False))
         for name, t in named.items():
             if name not in names:
-                raise _wrong("unknown-input", f"the cascade has no input '{name}'",
-                             rule=f"the inputs are {signature}", hint=nearest(name, names))
+                raise _wrong(
+                    "unknown-input",
+                    f"the cascade has no input '{name}'",
+                    rule=f"the inputs are {signature}",
+                    hint=nearest(name, names),
+                )
             if name in out:
-                raise _wrong("repeated-input", f"{name} is given by position and by name",
-                             rule=f"the inputs are {signature}")
+                raise _wrong(
+                    "repeated-input", f"{name} is given by position and by name", rule=f"the inputs are {signature}"
+                )
             out[name] = t
         missing = [n for n in names if n not in out]
         if missing:
@@ -180,9 +213,12 @@ class Op:
         if torch.is_grad_enabled():
             for name, t in zip(names, ordered, strict=True):
                 if isinstance(t, torch.Tensor) and t.requires_grad:
-                    raise _wrong("requires-grad", f"{name} requires grad, but this op has no gradient yet",
-                                 rule="a result without its gradient is never handed out silently",
-                                 hint="call it under torch.no_grad(), or pass detached tensors")
+                    raise _wrong(
+                        "requires-grad",
+                        f"{name} requires grad, but this op has no gradient yet",
+                        rule="a result without its gradient is never handed out silently",
+                        hint="call it under torch.no_grad(), or pass detached tensors",
+                    )
         return ordered
 
     def _run(self, ordered: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -205,50 +241,78 @@ class Op:
 
             outputs = run_on_cpu(built, inputs, binding)
         # An output that is an input is a tensor of its own all the same.
-        return tuple(outputs[o.tensor].to(getattr(torch, o.dtype or dtype), copy=True,
-                                          memory_format=torch.contiguous_format)
-                     if o.tensor in inputs else outputs[o.tensor] for o in self.cascade.outputs)
+        return tuple(
+            outputs[o.tensor].to(getattr(torch, o.dtype or dtype), copy=True, memory_format=torch.contiguous_format)
+            if o.tensor in inputs
+            else outputs[o.tensor]
+            for o in self.cascade.outputs
+        )
 
     def _build(self, device: torch.device, dtype: str, features: Mapping[str, int]) -> Built:
         if device.type == "cuda":
-            return build(self.cascade, extents=features, dtype=dtype, target=_target_of(device),
-                         schedule=self.fixed_schedule, precision=self._precision())
+            return build(
+                self.cascade,
+                extents=features,
+                dtype=dtype,
+                target=_target_of(device),
+                schedule=self.fixed_schedule,
+                precision=self._precision(),
+            )
         from einsumcascade.codegen.run_torch import cpu_schedule
 
         program = program_of(self.cascade, features)
-        return build(self.cascade, extents=features, dtype=dtype, target=gpu_target(DEFAULT_TARGET),
-                     schedule=cpu_schedule(program, features))
+        return build(
+            self.cascade,
+            extents=features,
+            dtype=dtype,
+            target=gpu_target(DEFAULT_TARGET),
+            schedule=cpu_schedule(program, features),
+        )
 
     def _check(self, inputs: Mapping[str, torch.Tensor]) -> None:
         """Types, devices and dtypes; ranks and extents are checked as they are bound."""
         for name, t in inputs.items():
             if not isinstance(t, torch.Tensor):
-                raise _wrong("wrong-type", f"{name} is a {type(t).__name__}, not a torch.Tensor",
-                             rule="an op takes tensors")
+                raise _wrong(
+                    "wrong-type", f"{name} is a {type(t).__name__}, not a torch.Tensor", rule="an op takes tensors"
+                )
         index_only = selectors(self.cascade)
         first_name, first = next(iter(inputs.items()))
         if first.device.type not in ("cpu", "cuda"):
             raise _wrong("wrong-device", f"{first_name} is on {first.device}", rule="tensors are on a GPU or a CPU")
         for name, t in inputs.items():
             if t.device != first.device:
-                raise _wrong("wrong-device", f"{name} is on {t.device}, but {first_name} on {first.device}",
-                             rule="all inputs are on one device", hint=f"{name}.to({str(first.device)!r})")
+                raise _wrong(
+                    "wrong-device",
+                    f"{name} is on {t.device}, but {first_name} on {first.device}",
+                    rule="all inputs are on one device",
+                    hint=f"{name}.to({str(first.device)!r})",
+                )
         values = {n: t for n, t in inputs.items() if n not in index_only or t.is_floating_point()}
         known = {getattr(torch, n) for n in KERNEL_DTYPES} | ({torch.float64} if first.device.type == "cpu" else set())
         for name, t in values.items():
             if t.dtype not in known:
-                raise _wrong("wrong-dtype", f"{name} is {t.dtype}",
-                             rule="inputs are float16, bfloat16 or float32; float64 on a CPU only; a tensor that only "
-                                  "indexes or compares may hold whole numbers")
+                raise _wrong(
+                    "wrong-dtype",
+                    f"{name} is {t.dtype}",
+                    rule="inputs are float16, bfloat16 or float32; float64 on a CPU only; a tensor that only "
+                    "indexes or compares may hold whole numbers",
+                )
         if not values:
-            raise _wrong("input-dtype", "no input holds floating-point numbers",
-                         rule="outputs have the dtype of the first input that does")
+            raise _wrong(
+                "input-dtype",
+                "no input holds floating-point numbers",
+                rule="outputs have the dtype of the first input that does",
+            )
         main_name, main = next(iter(values.items()))
         for name, t in values.items():
             if t.dtype != main.dtype and not (t.dtype == torch.float32 and t.dim() < 2):
-                raise _wrong("wrong-dtype", f"{name} is {t.dtype}, but {main_name} is {main.dtype}",
-                             rule="inputs share the dtype of the first; one of fewer than two axes may be float32",
-                             hint=f"{name}.to({main.dtype})")
+                raise _wrong(
+                    "wrong-dtype",
+                    f"{name} is {t.dtype}, but {main_name} is {main.dtype}",
+                    rule="inputs share the dtype of the first; one of fewer than two axes may be float32",
+                    hint=f"{name}.to({main.dtype})",
+                )
 
 
 def _wrong(code: str, headline: str, *, rule: str = "", hint: str = "") -> InputError:
@@ -269,74 +333,16 @@ def present_target() -> GpuTarget:
     return _target_of(torch.device("cuda")) if torch.cuda.is_available() else gpu_target(DEFAULT_TARGET)
 
 
-# --- torch.library ----------------------------------------------------------------------------------------------
-
-_OPS: dict[str, Callable[..., Any]] = {}
-_REGISTERING = threading.Lock()
+# Ops that library calls run, apart from those that users hold: a traced call changes no `source`.
+_HIDDEN: dict[tuple[Cascade, str | None, str], Op] = {}
 
 
-def _registered(cascade: Cascade, precision: str | None, schedule: Schedule | None) -> Callable[..., Any]:
-    """The library op of a cascade, named by the digest of its text and choices; registered once, whole or not at all."""
-    text = f"{cascade}\n{precision}\n{schedule.to_json() if schedule else ''}"
-    name = f"{_clean(cascade.name)}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    with _REGISTERING:
-        # A definition that failed half-way is replaced by the next, so only a whole one may be remembered.
-        if name not in _OPS:
-            _OPS[name] = _register(name, cascade, precision, schedule)
-        return _OPS[name]
-
-
-def _register(name: str, cascade: Cascade, precision: str | None, schedule: Schedule | None) -> Callable[..., Any]:
-    count = len(cascade.outputs)
-    arguments = ", ".join(f"Tensor t{n}" for n in range(len(cascade.inputs)))
-    result = "Tensor" if count == 1 else "(" + ", ".join(["Tensor"] * count) + ")"
-
-    def real(*tensors: torch.Tensor) -> Any:
-        op = _eager(cascade, precision, schedule)
-        with torch.no_grad():
-            outputs = op._run(list(tensors))
-        return outputs[0] if count == 1 else outputs
-
-    def fake(*tensors: torch.Tensor) -> Any:
-        shapes = _output_shapes(cascade, tensors)
-        main = value_dtype(tensors)
-        outputs = tuple(tensors[0].new_empty(s, dtype=getattr(torch, o.dtype) if o.dtype else main)
-                        for s, o in zip(shapes, cascade.outputs, strict=True))
-        return outputs[0] if count == 1 else outputs
-
-    op = torch.library.custom_op(f"{NAMESPACE}::{name}", real, mutates_args=(), schema=f"({arguments}) -> {result}")
-    op.register_fake(fake)
-    return op
-
-
-_EAGER: dict[object, Op] = {}
-
-
-def _eager(cascade: Cascade, precision: str | None, schedule: Schedule | None) -> Op:
+def _run_hidden(
+    cascade: Cascade, precision: str | None, schedule: Schedule | None, tensors: list[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """Run a library call: gradients are the library's business."""
     key = (cascade, precision, schedule.to_json() if schedule else "")
-    if key not in _EAGER:
-        _EAGER[key] = Op(cascade=cascade, precision=precision, fixed_schedule=schedule)
-    return _EAGER[key]
-
-
-def _output_shapes(cascade: Cascade, tensors: tuple[torch.Tensor, ...]) -> list[list[Any]]:
-    """Shapes of the outputs over the shapes of the inputs, which may be symbolic."""
-    if any(len(i.indices) != t.dim() for i, t in zip(cascade.inputs, tensors, strict=True)):
-        bind(cascade, shapes={i.tensor: tuple(t.shape) for i, t in zip(cascade.inputs, tensors, strict=True)})
-    extents: dict[str, Any] = {}
-    for i, t in zip(cascade.inputs, tensors, strict=True):
-        for v, n in zip(i.indices, t.shape, strict=True):
-            extents.setdefault(rank_of(v), n)
-    einsums = {e.tensor: e for e in cascade.einsums}
-    inputs = {i.tensor: i for i in cascade.inputs}
-    out = []
-    for o in cascade.outputs:
-        free = einsums[o.tensor].free if o.tensor in einsums else inputs[o.tensor].indices
-        if any(rank_of(v) not in extents for v in free):
-            extents = {**bind(cascade, extents={r: int(n) for r, n in extents.items()}).extents, **extents}
-        out.append([extents[rank_of(v)] for v in free])
-    return out
-
-
-def _clean(name: str) -> str:
-    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+    if key not in _HIDDEN:
+        _HIDDEN[key] = Op(cascade=cascade, precision=precision, fixed_schedule=schedule)
+    with torch.no_grad():
+        return _HIDDEN[key]._run(tensors)

@@ -312,8 +312,8 @@ class _Run:
         axes = self._union(parts)
         args = [self._aligned(p, axes) for p in parts]
         if not expr.row.symbol and not expr.op.startswith("ieee"):
-            args = [a if isinstance(a, torch.Tensor) else torch.tensor(a, dtype=self.dtype, device=self.device)
-                    for a in args]
+            args = [a if isinstance(a, torch.Tensor) else torch.tensor(
+                a, dtype=torch.bool if isinstance(a, bool) else self.dtype, device=self.device) for a in args]
         return Tile(expr.row.array(torch, *args), axes)
 
     def _plain(self, expr: Apply, parts: list[Tile]) -> float:

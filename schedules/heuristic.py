@@ -30,12 +30,15 @@ def default_schedule(program: Program, *, extents: Mapping[str, int], dtype_byte
     return Schedule(kernels={k.name: _kernel(program, k, extents, dtype_bytes, target) for k in program.kernels})
 
 
-def _kernel(program: Program, k: Kernel, extents: Mapping[str, int], dtype_bytes: int,
-            target: GpuTarget) -> KernelSchedule:
+def _kernel(
+    program: Program, k: Kernel, extents: Mapping[str, int], dtype_bytes: int, target: GpuTarget
+) -> KernelSchedule:
     tiled = tiled_variables(program, k.name)
     grid = grid_tiles(k)
-    widest = max((_padded(extents.get(rank_of(v), 64)) for v in program.bounded
-                  if any(v in e.space for e in k.cascade.einsums)), default=1)
+    widest = max(
+        (_padded(extents.get(rank_of(v), 64)) for v in program.bounded if any(v in e.space for e in k.cascade.einsums)),
+        default=1,
+    )
     if dtype_bytes >= 4:
         sizes = dict.fromkeys(tiled, 32 if widest <= 64 else 16)
     else:
@@ -77,8 +80,9 @@ def _carries_three(program: Program, k: Kernel) -> bool:
     """Whether a computed tile would have the looped axis and two more: then it is walked one by one."""
     axes = {*grid_tiles(k), *k.loops[-1:], *program.bounded}
     outputs = set(k.cascade.output_names)
-    return any(k.loops[-1] in e.free and len(axes & set(e.free)) > 2 and e.tensor not in outputs
-               for e in k.cascade.einsums)
+    return any(
+        k.loops[-1] in e.free and len(axes & set(e.free)) > 2 and e.tensor not in outputs for e in k.cascade.einsums
+    )
 
 
 def _cube(program: Program, k: Kernel, extents: Mapping[str, int], sizes: Mapping[str, int]) -> int:
@@ -94,5 +98,3 @@ def _cube(program: Program, k: Kernel, extents: Mapping[str, int], sizes: Mappin
             n *= sizes.get(v, _padded(extents.get(rank_of(v), 64)))
         worst = max(worst, n)
     return worst
-
-

@@ -179,7 +179,7 @@ def _scores(t: _Text, pick: Any, q: str, k: str, over: str, has_p: bool) -> None
     else:
         t.body.append(f"QK[{q},m] = {scale}Q[{q},e] * K[{k}m,e] :: sum(e)")
     shape = pick(BIASED) if has_p and pick((True, False, False, False)) else pick(SCORES)
-    if "SLOPE" in shape and not (q.startswith("h,") or q.startswith("b,h,")):
+    if "SLOPE" in shape and not q.startswith(("h,", "b,h,")):
         shape = BIASED[1]
     if "SLOPE" in shape:
         t.need("SLOPE[h]")

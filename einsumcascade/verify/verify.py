@@ -63,32 +63,59 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         """A JSON value."""
         return {
-            "name": self.name, "extents": dict(self.extents), "where": self.where, "passed": self.passed,
-            "rows": [{"dtype": r.dtype, "output": r.output, "passed": r.verdict.passed,
-                      "max_error": r.verdict.max_error, "max_bound": r.verdict.max_bound,
-                      "rms_error": r.verdict.rms_error, "rms_bound": r.verdict.rms_bound,
-                      "plain_max_error": r.plain_max, "plain_rms_error": r.plain_rms,
-                      "misplaced": r.verdict.misplaced} for r in self.rows],
+            "name": self.name,
+            "extents": dict(self.extents),
+            "where": self.where,
+            "passed": self.passed,
+            "rows": [
+                {
+                    "dtype": r.dtype,
+                    "output": r.output,
+                    "passed": r.verdict.passed,
+                    "max_error": r.verdict.max_error,
+                    "max_bound": r.verdict.max_bound,
+                    "rms_error": r.verdict.rms_error,
+                    "rms_bound": r.verdict.rms_bound,
+                    "plain_max_error": r.plain_max,
+                    "plain_rms_error": r.plain_rms,
+                    "misplaced": r.verdict.misplaced,
+                }
+                for r in self.rows
+            ],
         }
 
     def __str__(self) -> str:
-        head = (f"{self.name}: generated kernel, forward, run in {self.where} at "
-                + " ".join(f"{k}={v}" for k, v in self.extents.items()))
-        lines = [head, "errors against the float64 reference; bound = 2 x plain formula + 4 x conditioning", "",
-                 f"{'dtype':9} {'output':8} {'max error':>10} {'bound':>10} {'plain':>10}   "
-                 f"{'rms error':>10} {'bound':>10} {'plain':>10}"]
+        head = f"{self.name}: generated kernel, forward, run in {self.where} at " + " ".join(
+            f"{k}={v}" for k, v in self.extents.items()
+        )
+        lines = [
+            head,
+            "errors against the float64 reference; bound = 2 x plain formula + 4 x conditioning",
+            "",
+            f"{'dtype':9} {'output':8} {'max error':>10} {'bound':>10} {'plain':>10}   "
+            f"{'rms error':>10} {'bound':>10} {'plain':>10}",
+        ]
         for r in self.rows:
             v = r.verdict
-            lines.append(f"{r.dtype:9} {r.output:8} {v.max_error:10.2e} {v.max_bound:10.2e} {r.plain_max:10.2e}   "
-                         f"{v.rms_error:10.2e} {v.rms_bound:10.2e} {r.plain_rms:10.2e}   "
-                         f"{'PASS' if v.passed else 'FAIL'}"
-                         + (f" ({v.misplaced} non-finite values misplaced)" if v.misplaced else ""))
+            lines.append(
+                f"{r.dtype:9} {r.output:8} {v.max_error:10.2e} {v.max_bound:10.2e} {r.plain_max:10.2e}   "
+                f"{v.rms_error:10.2e} {v.rms_bound:10.2e} {r.plain_rms:10.2e}   "
+                f"{'PASS' if v.passed else 'FAIL'}"
+                + (f" ({v.misplaced} non-finite values misplaced)" if v.misplaced else "")
+            )
         return "\n".join([*lines, "", "PASS" if self.passed else "FAIL"])
 
 
-def verify(cascade: Cascade | str, *, extents: Mapping[str, int] | None = None, dtypes: Sequence[str] = DTYPES,
-           seed: int = 0, schedule: Schedule | None = None, constants: Mapping[str, float] | None = None,
-           progress: Any = None) -> Verification:
+def verify(
+    cascade: Cascade | str,
+    *,
+    extents: Mapping[str, int] | None = None,
+    dtypes: Sequence[str] = DTYPES,
+    seed: int = 0,
+    schedule: Schedule | None = None,
+    constants: Mapping[str, float] | None = None,
+    progress: Any = None,
+) -> Verification:
     """Run the generated Triton text of a cascade and judge it by the error rule.
 
     On a machine with a GPU the kernel runs there, else in Triton's interpreter. Outputs start as NaN, so that an
@@ -110,8 +137,16 @@ def verify(cascade: Cascade | str, *, extents: Mapping[str, int] | None = None, 
     cascade = with_extents(with_constants(cascade, dict(constants or {})), extents or {})
     for d in dtypes:
         if d not in DTYPES:
-            raise InputError(diagnostics=(Diagnostic(code="wrong-dtype", headline=f"there is no dtype '{d}' to verify",
-                                                     rule="dtypes are " + ", ".join(DTYPES), hint=nearest(d, DTYPES)),))
+            raise InputError(
+                diagnostics=(
+                    Diagnostic(
+                        code="wrong-dtype",
+                        headline=f"there is no dtype '{d}' to verify",
+                        rule="dtypes are " + ", ".join(DTYPES),
+                        hint=nearest(d, DTYPES),
+                    ),
+                )
+            )
     binding = bind(cascade, extents=filled_extents(cascade, extents or {}))
     gpu = torch.cuda.is_available()
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
@@ -178,8 +213,9 @@ def _value_reads(expr: Any) -> list[Read]:
     return [x for x in out if x not in inner]
 
 
-def _rows(cascade: Cascade, binding: Binding, dtype: str, *, seed: int, schedule: Schedule | None,
-          gpu: bool) -> list[Row]:
+def _rows(
+    cascade: Cascade, binding: Binding, dtype: str, *, seed: int, schedule: Schedule | None, gpu: bool
+) -> list[Row]:
     inputs = random_inputs(cascade, binding, dtype, seed=seed)
     features = {r: binding.extents[r] for r in feature_ranks(cascade)}
     built = build(cascade, extents=features, dtype=dtype, target=present_target(), schedule=schedule)
@@ -199,7 +235,13 @@ def _rows(cascade: Cascade, binding: Binding, dtype: str, *, seed: int, schedule
         got = np.where(hole, np.nan, actual[name].double().numpy())
         base = np.where(hole, np.nan, plain[name].double().numpy())
         error = np.abs(np.where(np.isfinite(want), base - want, 0.0))
-        rows.append(Row(dtype=dtype, output=name, verdict=judge(got, want, base, conditions[name]),
-                        plain_max=float(error.max(initial=0.0)),
-                        plain_rms=float(np.sqrt(np.mean(error**2))) if error.size else 0.0))
+        rows.append(
+            Row(
+                dtype=dtype,
+                output=name,
+                verdict=judge(got, want, base, conditions[name]),
+                plain_max=float(error.max(initial=0.0)),
+                plain_rms=float(np.sqrt(np.mean(error**2))) if error.size else 0.0,
+            )
+        )
     return rows

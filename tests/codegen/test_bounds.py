@@ -13,7 +13,7 @@ from einsumcascade.codegen.bounds import interval, linear
 from einsumcascade.codegen.kernel_ir import Loop, Map, TileKernel, first, last
 from einsumcascade.codegen.place import lower
 from einsumcascade.language.extents import Binding, bind
-from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, rank_of, subexpressions
+from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, subexpressions
 from einsumcascade.language.parser import parse
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.program import partition
@@ -118,14 +118,16 @@ def check(constraints: tuple[str, ...], p: int, m: int, tile: tuple[int, int], w
 
 @pytest.mark.parametrize("constraints", [(), *MASKS], ids=" and ".join)
 def test_tiles_cover_the_live_points_and_full_tiles_are_live(constraints: tuple[str, ...]) -> None:
-    for p, m, tile in [(1, 1, (4, 4)), (7, 9, (4, 2)), (16, 16, (4, 4)), (5, 23, (8, 4)), (23, 5, (2, 8)), (9, 40, (4, 16))]:
+    for p, m, tile in ((1, 1, (4, 4)), (7, 9, (4, 2)), (16, 16, (4, 4)), (5, 23, (8, 4)), (23, 5, (2, 8)),
+                       (9, 40, (4, 16))):
         for w in (0, 1, 5, 100):
             check(constraints, p, m, tile, w)
 
 
 @settings(max_examples=150)
 @given(st.lists(st.sampled_from(sorted({c for cs in MASKS for c in cs})), max_size=3, unique=True),
-       st.integers(1, 24), st.integers(1, 24), st.sampled_from((2, 4, 8)), st.sampled_from((2, 4, 8)), st.integers(0, 12))
+       st.integers(1, 24), st.integers(1, 24), st.sampled_from((2, 4, 8)), st.sampled_from((2, 4, 8)),
+       st.integers(0, 12))
 def test_any_conjunction_of_masks(masks: list[str], p: int, m: int, rows: int, columns: int, w: int) -> None:
     check(tuple(masks), p, m, (rows, columns), w)
 
@@ -162,4 +164,4 @@ def test_linear_forms_collect_terms(text: str, form: dict[object, int]) -> None:
 @pytest.mark.parametrize("condition", ["m % 2 == 0", "m * p < 3", "m != p", "m <= p or m < 2", "2 * m <= p"])
 def test_a_condition_that_is_no_interval_stays_a_test(condition: str) -> None:
     c = parse(f"in X[p,m]\nconstraint {condition}\nY[p] = X[p,m] :: sum(m)\nout Y").constraints[0]
-    assert interval(c, position={Var(name="m"): 1}, tiled=("p",), integers=frozenset()) is None
+    assert interval(c, position={Var(name="m"): 1}, tiled=("p",), batch=(), integers=frozenset()) is None

@@ -73,7 +73,8 @@ def test_a_difference_of_two_that_may_sink_is_guarded_on_the_bound_alone() -> No
 
 @pytest.mark.parametrize(("text", "ops"), [
     ("X[m] - Y[m]", ["ieee_sub"]), ("Y[m] - Y[m]", ["ieee_sub"]), ("X[m] / 2", ["ieee_div"]), ("Y[m] / Y[m]", ["div"]),
-    ("Y[m] / exp(Y[m])", ["ieee_div", "exp"]),
+    # An exponential underflows to 0, though no exponential is 0.
+    ("Y[m] / exp(Y[m])", ["div", "exp"]),
 ])
 def test_guards_stand_only_where_a_value_rule_can_bite(text: str, ops: list[str]) -> None:
     found = table(X=SUNK, Y=FINITE).guarded(expr(text))

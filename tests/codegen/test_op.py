@@ -1,56 +1,27 @@
-"""The op on CPU tensors, in traces and in exported programs; the same checks on a GPU where there is one."""
+"""The op on CPU tensors: values, what it shows, its mistakes, its time and memory."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 import einsumcascade as ec
-from einsumcascade.codegen import op as op_module
 from einsumcascade.codegen.op import Op
 from einsumcascade.errors import EinsumCascadeError, InputError, LoweringError, ScheduleError
-from einsumcascade.gallery import header, load, names
-from einsumcascade.language.extents import bind
-from einsumcascade.language.ir import Cascade
+from einsumcascade.gallery import load
 from einsumcascade.language.parser import constrained, parse
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
-from einsumcascade.verify.verify import filled_extents, random_inputs
+from tests.codegen.calls import TWO_KERNELS, VARIANTS, inputs_of, qkv, strided
 from tests.codegen.judging import assert_within_bounds
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIANTS = tuple(name for name in names() if header(name).kernel == "yes")
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 SMALL = {"B": 2, "P": 21, "M": 34, "E": 16, "F": 8}
-# A row statistic of one kernel is what the other subtracts.
-TWO_KERNELS = parse(
-    "in X[p,m], V[m,f]\nC[m] = X[p,m] :: sum(p)\nS[p,m] = exp(X[p,m] - C[m])\nY[p,f] = S[p,m] * V[m,f] :: sum(m)\nout Y",
-    name="column_sums.cascade",
-)
-
-
-def qkv(
-    p: int = 21, m: int = 34, *, e: int = 16, f: int = 8, dtype: torch.dtype = torch.float32, b: int = 2, h: int = 3
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(p + m)
-    shapes = ((b, h, p, e), (b, h, m, e), (b, h, m, f))
-    q, k, v = (torch.randn(s, generator=generator).to(dtype) for s in shapes)
-    return q, k, v
-
-
-def inputs_of(cascade: Cascade, dtype: str, **extents: int) -> dict[str, torch.Tensor]:
-    given = bind(cascade, extents=filled_extents(cascade, {k: n for k, n in extents.items() if k in ranks(cascade)}))
-    return random_inputs(cascade, given, dtype)
-
-
-def ranks(cascade: Cascade) -> set[str]:
-    return {v.upper() for i in cascade.inputs for v in i.indices}
 
 
 def refuse(code: str, action: object, *arguments: object, **named: object) -> str:
@@ -91,22 +62,6 @@ def test_several_outputs_are_a_tuple_in_the_order_of_out() -> None:
     out, lse = ec.compile("softmax_lse")(*qkv(dtype=torch.bfloat16))
     assert (out.shape, out.dtype) == ((2, 3, 21, 8), torch.bfloat16)
     assert (lse.shape, lse.dtype) == ((2, 3, 21), torch.float32)
-
-
-def strided(kind: str) -> dict[str, torch.Tensor]:
-    q, k, v = qkv()
-    match kind:
-        case "transposed":
-            q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
-        case "columns first":
-            q, k, v = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v))
-        case "every second":
-            q, k, v = (torch.stack((x, x), -1).flatten(-2)[..., ::2] for x in (q, k, v))
-        case "broadcast":
-            k, v = (x[:, :1].expand(-1, 3, -1, -1) for x in (k, v))
-        case "an offset":
-            q, k, v = (torch.cat((x[:, :, :1], x), 2)[:, :, 1:] for x in (q, k, v))
-    return {"Q": q, "K": k, "V": v}
 
 
 @pytest.mark.parametrize("kind", ["transposed", "columns first", "every second", "broadcast", "an offset"])
@@ -224,105 +179,6 @@ def test_float32_products_are_exact_unless_the_caller_allows_less() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-# --- traces and exports -----------------------------------------------------------------------------------------
-
-TRACED = {
-    "softmax_attention": load("softmax_attention"),
-    "softmax_lse": load("softmax_lse"),
-    "alibi": load("alibi"),
-    "linear": load("linear"),
-    "two kernels": TWO_KERNELS,
-}
-
-
-@pytest.mark.parametrize("name", TRACED)
-def test_the_library_op_passes_opcheck(name: str) -> None:
-    cascade = TRACED[name]
-    inputs = tuple(inputs_of(cascade, "float32", B=1, H=2, P=9, M=12, E=8, F=8).values())
-    found = torch.library.opcheck(ec.compile(cascade)._library, inputs)
-    assert set(found.values()) == {"SUCCESS"}
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", TRACED)
-def test_a_compiled_function_equals_the_eager_call(name: str, dynamic: bool) -> None:
-    cascade = TRACED[name]
-    op = ec.compile(cascade)
-    torch._dynamo.reset()
-    traced = torch.compile(lambda *xs: op(*xs), fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    for lengths in ({"P": 9, "M": 12}, {"P": 17, "M": 5}):
-        inputs = tuple(inputs_of(cascade, "float32", B=1, H=2, E=8, F=8, **lengths).values())
-        torch.testing.assert_close(traced(*inputs), op(*inputs), rtol=0, atol=0)
-
-
-@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="there is no C++ compiler")
-def test_inductor_compiles_around_an_op() -> None:
-    op = ec.compile("softmax_attention")
-    torch._dynamo.reset()
-    q, k, v = qkv()
-    traced = torch.compile(lambda a, b, c: op(a * 2, b, c) + 1, fullgraph=True)
-    torch.testing.assert_close(traced(q, k, v), op(q * 2, k, v) + 1)
-
-
-@pytest.mark.parametrize("name", ["softmax_attention", "softmax_lse"])
-def test_a_program_is_exported_with_a_dynamic_length(name: str) -> None:
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.op = ec.compile(name)
-
-        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> object:
-            return self.op(q, k, v)
-
-    length = torch.export.Dim("P", min=2, max=4096)
-    exported = torch.export.export(Model(), qkv(), dynamic_shapes=({2: length}, None, None))
-    assert "einsumcascade" in str(exported.graph)
-    q, k, v = qkv()
-    torch.testing.assert_close(
-        exported.module()(q[:, :, :5], k, v), ec.compile(name)(q[:, :, :5], k, v), rtol=0, atol=0
-    )
-
-
-def test_first_calls_at_once_register_one_op() -> None:
-    cascade = parse("in X[p,m]\nATONCE[p] = X[p,m] :: max(m)\nout ATONCE")
-    x = torch.randn(5, 7)
-    with ThreadPoolExecutor(8) as pool:
-        ops = list(pool.map(lambda _: ec.compile(cascade), range(32)))
-        results = list(pool.map(lambda op: op(x), ops))
-    assert len({id(op._library) for op in ops}) == 1
-    assert all(torch.equal(r, x.amax(1)) for r in results)
-
-
-def test_a_registration_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    cascade = parse("in X[p,m]\nFAILS[p] = X[p,m] :: max(m)\nout FAILS")
-    before = dict(op_module._OPS)
-
-    def fail(self: object, fake: object) -> None:
-        raise RuntimeError("out of luck")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("torch._library.custom_ops.CustomOpDef.register_fake", fail)
-        with pytest.raises(RuntimeError, match="out of luck"):
-            ec.compile(cascade)
-    assert before == op_module._OPS
-    x = torch.randn(5, 7)
-    assert torch.library.opcheck(ec.compile(cascade)._library, (x,))["test_faketensor"] == "SUCCESS"
-
-
-def test_a_first_call_that_fails_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    op = ec.compile("softmax_attention")
-
-    def fail(*arguments: object, **options: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(op_module, "build", fail)
-        with pytest.raises(MemoryError):
-            op(*qkv())
-    assert not op._built and op._last is None
-    assert op(*qkv()).shape == (2, 3, 21, 8)
-
-
 # --- mistakes ---------------------------------------------------------------------------------------------------
 
 
@@ -405,57 +261,3 @@ def test_a_long_call_on_a_cpu_takes_little_memory_and_about_the_time_of_the_form
     extra_mib, ratio = map(float, done.stdout.split())
     assert extra_mib < 64
     assert ratio <= 3
-
-
-# --- the same on a GPU ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_is_within_the_error_rule_on_a_gpu(name: str, dtype: str) -> None:
-    cascade = load(name)
-    inputs = {n: t.cuda() for n, t in inputs_of(cascade, dtype, B=2, P=150, M=77, E=64, F=64).items()}
-    assert_within_bounds(cascade, inputs, ec.compile(cascade)(**inputs))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["transposed", "columns first", "every second", "broadcast", "an offset"])
-def test_strides_do_not_matter_on_a_gpu(kind: str) -> None:
-    inputs = {n: t.cuda() for n, t in strided(kind).items()}
-    assert_within_bounds(load("softmax_attention"), inputs, ec.compile("softmax_attention")(**inputs))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("constraint", ["", "m <= p", "p - m < 40"])
-def test_pointers_and_descriptors_give_the_same_result(constraint: str) -> None:
-    cascade = constrained(load("softmax_attention"), constraint, {}) if constraint else load("softmax_attention")
-    inputs = {n: t.cuda() for n, t in inputs_of(cascade, "bfloat16", B=2, H=3, P=300, M=257, E=64, F=64).items()}
-    outputs = []
-    for descriptors in (False, True):
-        tiles = KernelSchedule(tiles={"p": 64, "m": 64}, warps=4, stages=2, descriptors=descriptors)
-        op = ec.compile(cascade, schedule=Schedule(kernels={"softmax_attention": tiles}))
-        outputs.append(op(**inputs))
-        assert_within_bounds(cascade, inputs, outputs[-1])
-        assert ("make_tensor_descriptor" in op.source) == descriptors
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", TRACED)
-def test_a_compiled_function_equals_the_eager_call_on_a_gpu(name: str) -> None:
-    cascade = TRACED[name]
-    op = ec.compile(cascade)
-    torch._dynamo.reset()
-    traced = torch.compile(lambda *xs: op(*xs), fullgraph=True)
-    for lengths in ({"P": 90, "M": 120}, {"P": 170, "M": 50}):
-        found = inputs_of(cascade, "bfloat16", B=1, H=2, E=32, F=32, **lengths)
-        inputs = tuple(t.cuda() for t in found.values())
-        torch.testing.assert_close(traced(*inputs), op(*inputs), rtol=0, atol=0)
-        torch.library.opcheck(op._library, inputs)
-
-
-@pytest.mark.gpu
-def test_inputs_on_two_devices_are_refused() -> None:
-    q, k, v = qkv()
-    assert "K is on cpu, but Q on cuda:0" in refuse("wrong-device", ec.compile("gqa"), q.cuda(), k, v)

@@ -157,11 +157,12 @@ def test_a_shifted_read_of_a_stream_is_refused() -> None:
 
 
 def test_names_that_are_taken_are_not_taken_again() -> None:
-    text = "in S[p,m], RGM[m,f]\nGM[p] = S[p,m] :: max(m)\nLGM[p,f] = exp(S[p,m] - GM[p]) * RGM[m,f] :: sum(m)\nout LGM\n"
+    text = "in S[p,m], RGM[m,f]\nGM[p] = S[p,m] :: max(m)\n" \
+           "LGM[p,f] = exp(S[p,m] - GM[p]) * RGM[m,f] :: sum(m)\nout LGM\n"
     assert same(text, P=3, M=20, F=2) < 1e-12
 
 
-@settings(max_examples=120)
+@settings(max_examples=90)
 @given(cases(), st.sampled_from((1, 2, 5, 16, 64)))
 @example(PAIR, 16)
 def test_the_loop_form_keeps_the_value_and_never_adds_a_pass(case: Case, tile: int) -> None:

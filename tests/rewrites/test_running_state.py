@@ -88,7 +88,8 @@ def test_exponentials_are_joined_so_that_none_overflows() -> None:
 
 
 def test_the_factor_of_an_exponent_must_be_positive_for_an_empty_state_to_need_no_care() -> None:
-    for text, positive in (("exp(X[p,m] - D[p])", True), ("exp(D[p] - X[p,m])", False), ("exp(c * D[p] + V[m])", False)):
+    signs = {"exp(X[p,m] - D[p])": True, "exp(D[p] - X[p,m])": False, "exp(c * D[p] + V[m])": False}
+    for text, positive in signs.items():
         found = of(text)
         assert isinstance(found, Correction) and found.is_exponential is positive
 

@@ -1,0 +1,66 @@
+"""The op on CUDA tensors: the whole gallery, strides, descriptors, traces."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import einsumcascade as ec
+from einsumcascade.errors import InputError
+from einsumcascade.gallery import load
+from einsumcascade.language.parser import constrained
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from tests.codegen.calls import TRACED, VARIANTS, inputs_of, qkv, strided
+from tests.codegen.judging import assert_within_bounds
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_within_the_error_rule_on_a_gpu(name: str, dtype: str) -> None:
+    cascade = load(name)
+    inputs = {n: t.cuda() for n, t in inputs_of(cascade, dtype, B=2, P=150, M=77, E=64, F=64).items()}
+    assert_within_bounds(cascade, inputs, ec.compile(cascade)(**inputs))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["transposed", "columns first", "every second", "broadcast", "an offset"])
+def test_strides_do_not_matter_on_a_gpu(kind: str) -> None:
+    inputs = {n: t.cuda() for n, t in strided(kind).items()}
+    assert_within_bounds(load("softmax_attention"), inputs, ec.compile("softmax_attention")(**inputs))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("constraint", ["", "m <= p", "p - m < 40"])
+def test_pointers_and_descriptors_give_the_same_result(constraint: str) -> None:
+    cascade = constrained(load("softmax_attention"), constraint, {}) if constraint else load("softmax_attention")
+    inputs = {n: t.cuda() for n, t in inputs_of(cascade, "bfloat16", B=2, H=3, P=300, M=257, E=64, F=64).items()}
+    outputs = []
+    for descriptors in (False, True):
+        tiles = KernelSchedule(tiles={"p": 64, "m": 64}, warps=4, stages=2, descriptors=descriptors)
+        op = ec.compile(cascade, schedule=Schedule(kernels={"softmax_attention": tiles}))
+        outputs.append(op(**inputs))
+        assert_within_bounds(cascade, inputs, outputs[-1])
+        assert ("make_tensor_descriptor" in op.source) == descriptors
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TRACED)
+def test_a_compiled_function_equals_the_eager_call_on_a_gpu(name: str) -> None:
+    cascade = TRACED[name]
+    op = ec.compile(cascade)
+    torch._dynamo.reset()
+    traced = torch.compile(lambda *xs: op(*xs), fullgraph=True)
+    for lengths in ({"P": 90, "M": 120}, {"P": 170, "M": 50}):
+        found = inputs_of(cascade, "bfloat16", B=1, H=2, E=32, F=32, **lengths)
+        inputs = tuple(t.cuda() for t in found.values())
+        torch.testing.assert_close(traced(*inputs), op(*inputs), rtol=0, atol=0)
+        torch.library.opcheck(op._library, inputs)
+
+
+@pytest.mark.gpu
+def test_inputs_on_two_devices_are_refused() -> None:
+    q, k, v = qkv()
+    with pytest.raises(InputError, match="K is on cpu, but Q on cuda:0"):
+        ec.compile("softmax_attention")(q.cuda(), k, v)
