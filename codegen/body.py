@@ -111,8 +111,14 @@ class Body(Values):
 
     # --- one Einsum ---------------------------------------------------------------------------------------------
 
-    def place(self, e: Einsum, *, tested: tuple[Expr, ...], later: tuple[Einsum, ...] = (),
-              free_of: frozenset[Expr] = frozenset()) -> list[Stmt]:
+    def place(
+        self,
+        e: Einsum,
+        *,
+        tested: tuple[Expr, ...],
+        later: tuple[Einsum, ...] = (),
+        free_of: frozenset[Expr] = frozenset(),
+    ) -> list[Stmt]:
         """Place an Einsum.
 
         Args:
@@ -131,8 +137,11 @@ class Body(Values):
         else:
             over = tuple(v for v in e.ranks if v in self.axes)
             conditions += [self._inside(v) for v in over if self.axes[v].is_padded]
-            conditions = [self._values(c, e, out, free_of) for c in dict.fromkeys(conditions)
-                          if c not in free_of and not self._left_to_readers(c, e)]
+            conditions = [
+                self._values(c, e, out, free_of)
+                for c in dict.fromkeys(conditions)
+                if c not in free_of and not self._left_to_readers(c, e)
+            ]
             out += self._reduction(e, expr, axes, over, tuple(conditions), tag, later)
         if e.tensor in self.outputs and tag == "cur":
             out.append(self._store(e, axes, tuple(tested), out, free_of))
@@ -145,8 +154,9 @@ class Body(Values):
         readers = [s for s in self.cascade.einsums if any(r.tensor == e.tensor for r in reads(s.expr, *s.where))]
         return bool(readers) and all(set(variables(c)) <= set(s.space) for s in readers)
 
-    def _map(self, e: Einsum, expr: Expr, axes: tuple[str, ...], tag: str, later: tuple[Einsum, ...],
-             conditions: list[Expr]) -> list[Stmt]:
+    def _map(
+        self, e: Einsum, expr: Expr, axes: tuple[str, ...], tag: str, later: tuple[Einsum, ...], conditions: list[Expr]
+    ) -> list[Stmt]:
         if tag == "new" and isinstance(expr, Apply) and expr.op == "add":
             last = expr.args[1]
             if isinstance(last, Read) and last.tensor in self.pending:
@@ -160,13 +170,22 @@ class Body(Values):
         value = self._target(e, axes if tag == "new" and e.tensor in self.states else self._axes_of(expr), tag, later)
         out.append(Map(value=value, expr=expr, note=str(e)))
         fills = {c: f for c in self._conditions() if (f := self.facts.fill(expr, c)) is not None}
-        self.facts.of[value.name] = Facts(fills=fills, may_be_neg_inf=self.facts.may_be_neg_inf(expr),
-                                          above=self.facts.above(expr))
+        self.facts.of[value.name] = Facts(
+            fills=fills, may_be_neg_inf=self.facts.may_be_neg_inf(expr), above=self.facts.above(expr)
+        )
         self._bind(e, value, tag)
         return out
 
-    def _reduction(self, e: Einsum, expr: Expr, axes: tuple[str, ...], over: tuple[str, ...],
-                   conditions: tuple[Expr, ...], tag: str, later: tuple[Einsum, ...]) -> list[Stmt]:
+    def _reduction(
+        self,
+        e: Einsum,
+        expr: Expr,
+        axes: tuple[str, ...],
+        over: tuple[str, ...],
+        conditions: tuple[Expr, ...],
+        tag: str,
+        later: tuple[Einsum, ...],
+    ) -> list[Stmt]:
         assert e.reduction is not None
         out = self._flush(expr)
         expr = self._finished(expr)
@@ -197,10 +216,16 @@ class Body(Values):
         value = Value(name=read.tensor, axes=self._sorted({*self.values[read.tensor], *self._vars(*failing)}))
         self.values[value.name] = value.axes
         old = self.facts[read.tensor]
-        self.facts.of[read.tensor] = Facts(fills={**old.fills, **dict.fromkeys(failing, identity)}, above=old.above,
-                                           may_be_neg_inf=old.may_be_neg_inf or identity == -math.inf)
-        return Map(value=value, expr=apply("select", _all(failing), read, _number(identity)),
-                   note="culled points hold the identity of the reduction that follows")
+        self.facts.of[read.tensor] = Facts(
+            fills={**old.fills, **dict.fromkeys(failing, identity)},
+            above=old.above,
+            may_be_neg_inf=old.may_be_neg_inf or identity == -math.inf,
+        )
+        return Map(
+            value=value,
+            expr=apply("select", _all(failing), read, _number(identity)),
+            note="culled points hold the identity of the reduction that follows",
+        )
 
     # --- products of tiles --------------------------------------------------------------------------------------
 
@@ -208,14 +233,18 @@ class Body(Values):
         """The two operands of a sum over one axis, seen through the values' axes."""
         if len(over) != 1 or e.reduce != "sum" or self.axes[over[0]].size < MINIMUM_DOT:
             return None
+
         def show(x: Expr) -> Expr | None:
             if isinstance(x, Read) and not x.indices and x.tensor in self.values:
                 return Read(tensor=x.tensor, indices=tuple(Var(name=v) for v in self.values[x.tensor]))
             return None
 
         shown = transform(expr, show)
-        c = contraction(Einsum(tensor=e.tensor, indices=e.indices, expr=shown, reduce="sum", ranks=over),
-                        tuple(self.axes), tuple(self.axes))
+        c = contraction(
+            Einsum(tensor=e.tensor, indices=e.indices, expr=shown, reduce="sum", ranks=over),
+            tuple(self.axes),
+            tuple(self.axes),
+        )
         if c is None:
             return None
 
@@ -224,8 +253,14 @@ class Body(Values):
 
         return hide(c.left), hide(c.right), c.over, c.axes
 
-    def _dot(self, e: Einsum, parts: tuple[Expr, Expr, str, tuple[str, str]], failing: tuple[Expr, ...], tag: str,
-             later: tuple[Einsum, ...]) -> list[Stmt] | None:
+    def _dot(
+        self,
+        e: Einsum,
+        parts: tuple[Expr, Expr, str, tuple[str, str]],
+        failing: tuple[Expr, ...],
+        tag: str,
+        later: tuple[Einsum, ...],
+    ) -> list[Stmt] | None:
         left, right, r, axes = parts
         masks: tuple[list[Expr], list[Expr]] = ([], [])
         for c in failing:
@@ -250,8 +285,11 @@ class Body(Values):
         self.values[value.name] = axes
         dot = Dot(value=value, left=operands[0], right=operands[1], over=r, note=str(e))
         target = Read(tensor=e.tensor, indices=e.indices)
-        fused = tag == "cur" and any(x.expr.op == "add" and x.expr.args[1] == target for x in later
-                                     if isinstance(x.expr, Apply) and x.reduce is None and self._tag(x) == "new")
+        fused = tag == "cur" and any(
+            x.expr.op == "add" and x.expr.args[1] == target
+            for x in later
+            if isinstance(x.expr, Apply) and x.reduce is None and self._tag(x) == "new"
+        )
         self._bind(e, value, tag)
         both = apply("mul", left, right)
         fills = {c: 0.0 for c in self._conditions() if self.facts.fill(both, c) == 0 and r not in self._vars(c)}
@@ -303,8 +341,11 @@ class Body(Values):
         name = f"b_{e.tensor}"
         if tag == "new" and e.tensor in self.states:
             assert self.index is not None
-            old_is_read = any(r.tensor == e.tensor and Var(name=self.index) in r.indices
-                              for x in later for r in reads(x.expr, *x.where))
+            old_is_read = any(
+                r.tensor == e.tensor and Var(name=self.index) in r.indices
+                for x in later
+                for r in reads(x.expr, *x.where)
+            )
             if old_is_read:
                 name += "_new"
                 self.renamed[e.tensor] = name
@@ -329,12 +370,19 @@ class Body(Values):
         args = tuple(self._quotients(a) for a in expr.args)
         if expr.op == "div" and isinstance(args[1], Read):
             below = self._summand(args[1])
-            above = next((s for f, n in factors(args[0]) if n > 0 and isinstance(f, Read)
-                          and (s := self._summand(f)) is not None), None)
+            above = next(
+                (
+                    s
+                    for f, n in factors(args[0])
+                    if n > 0 and isinstance(f, Read) and (s := self._summand(f)) is not None
+                ),
+                None,
+            )
             if below is not None and above is not None:
                 small = set(factors(below))
-                if small <= set(factors(above)) and all(is_positive(f, self.cascade, strict=False) or
-                                                        self._from_exp(f) for f, _ in small):
+                if small <= set(factors(above)) and all(
+                    is_positive(f, self.cascade, strict=False) or self._from_exp(f) for f, _ in small
+                ):
                     y = apply("select", apply("eq", args[1], Num(value=0.0)), Num(value=1.0), args[1])
                     return apply("ieee_div", args[0], y)
         return Apply(op=expr.op, args=args)
@@ -354,10 +402,14 @@ class Body(Values):
         e = next((s for s in self.cascade.einsums if s.tensor == name), None)
         return e is not None and isinstance(e.expr, Apply) and e.expr.row.positive
 
-    def _store(self, e: Einsum, axes: tuple[str, ...], tested: tuple[Expr, ...], out: list[Stmt],
-               free_of: frozenset[Expr]) -> Store:
-        mask = [apply("lt", Var(name=v), Scalar(name=rank_of(v))) for v in axes
-                if self.axes[v].role == "grid" or self.axes[v].is_padded]
+    def _store(
+        self, e: Einsum, axes: tuple[str, ...], tested: tuple[Expr, ...], out: list[Stmt], free_of: frozenset[Expr]
+    ) -> Store:
+        mask = [
+            apply("lt", Var(name=v), Scalar(name=rank_of(v)))
+            for v in axes
+            if self.axes[v].role == "grid" or self.axes[v].is_padded
+        ]
         expr = self.env[e.tensor, "cur"]
         live = [self._values(c, e, out, free_of) for c in tested] if e.reduce is None else []
         if live:

@@ -44,8 +44,14 @@ def linear(expr: Expr) -> dict[Expr, int] | None:
     return {k: c for k, c in out.items() if c}
 
 
-def interval(condition: Expr, *, position: dict[Expr, int], tiled: tuple[str, ...],
-             batch: tuple[str, ...], integers: frozenset[str]) -> Interval | None:
+def interval(
+    condition: Expr,
+    *,
+    position: dict[Expr, int],
+    tiled: tuple[str, ...],
+    batch: tuple[str, ...],
+    integers: frozenset[str],
+) -> Interval | None:
     """Solve a constraint for the looped coordinate.
 
     Args:
@@ -147,4 +153,3 @@ def ceil_to(expr: Expr, step: int, symbol: Expr) -> Expr:
         return expr
     up = apply("ieee_sub", apply("add", expr, symbol), Num(value=1))
     return apply("mul", apply("floordiv", up, symbol), symbol)
-

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from einsumcascade.codegen.body import powers
 from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Segment, Stmt, Store, TileKernel, first, last
-from einsumcascade.codegen.memory import INDENT, Memory, position_of, position_product, start_name, stride_name, suffix_of
+from einsumcascade.codegen.memory import (
+    INDENT,
+    Memory,
+    position_of,
+    position_product,
+    start_name,
+    stride_name,
+    suffix_of,
+)
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, apply, rank_of, variable_of
 from einsumcascade.language.ops import REDUCTIONS
@@ -25,12 +33,12 @@ import triton
 import triton.language as tl
 '''
 LIBDEVICE = "from triton.language.extra import libdevice\n"
-MULTIPLY = '''
+MULTIPLY = """
 
 @triton.jit
 def _multiply(x, y):
     return x * y
-'''
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +103,24 @@ class _Printer(Memory):
         head = self._signature(constexprs)
         text = "\n".join([*head, *self.lines, *body]) + "\n"
         return KernelText(
-            name=f"{k.name}_kernel", text=text, tensors=tuple(k.tensors), lengths=k.lengths,
+            name=f"{k.name}_kernel",
+            text=text,
+            tensors=tuple(k.tensors),
+            lengths=k.lengths,
             strides=tuple((t, n) for t, axes in k.tensors.items() for n in range(len(axes))),
-            constexprs=constexprs, descriptors=tuple(t for t, yes in self.described.items() if yes))
+            constexprs=constexprs,
+            descriptors=tuple(t for t, yes in self.described.items() if yes),
+        )
 
     # --- the frame ----------------------------------------------------------------------------------------------
 
     def _constexprs(self) -> dict[str, int]:
         k = self.kernel
-        out = {extent_name(r, k.tensors): n for r, n in k.fixed.items() if not any(
-            a.rank == r and a.role == "loop" for a in k.axes.values())}
+        out = {
+            extent_name(r, k.tensors): n
+            for r, n in k.fixed.items()
+            if not any(a.rank == r and a.role == "loop" for a in k.axes.values())
+        }
         for v, axis in k.axes.items():
             if axis.role == "whole" and axis.extent is not None:
                 out[extent_name(axis.rank, k.tensors)] = axis.extent
@@ -120,15 +136,22 @@ class _Printer(Memory):
         if constexprs:
             rows.append(", ".join(f"{n}: tl.constexpr" for n in constexprs))
         tensors = [f"{t}: ({', '.join(rank_of(v) for v in axes)})" for t, axes in k.tensors.items()]
-        return ["@triton.jit", f"def {k.name}_kernel(", *(f"{INDENT}{r}," for r in rows), "):",
-                f"{INDENT}# {'; '.join(tensors)}"]
+        return [
+            "@triton.jit",
+            f"def {k.name}_kernel(",
+            *(f"{INDENT}{r}," for r in rows),
+            "):",
+            f"{INDENT}# {'; '.join(tensors)}",
+        ]
 
     def _prologue(self, body: str) -> None:
         k = self.kernel
         for c in k.constants:
             if c.name in k.values:
-                self._line(f"{safe(c.name)} = {self.texts.plain(Num(value=k.values[c.name]))}", comment=str(c.expr) if not isinstance(
-                    c.expr, Num) else "")
+                self._line(
+                    f"{safe(c.name)} = {self.texts.plain(Num(value=k.values[c.name]))}",
+                    comment=str(c.expr) if not isinstance(c.expr, Num) else "",
+                )
             else:
                 self._line(f"{safe(c.name)} = {self.texts.plain(powers(_real(c.expr)))}", comment=str(c.expr))
         for name, text in self.texts.scalars.items():
@@ -143,8 +166,9 @@ class _Printer(Memory):
     def _grid(self, body: str) -> None:
         """Which tile of the grid this program has: the last tile variable changes fastest."""
         k = self.kernel
-        roles = [(f"i_{v}", f"tl.cdiv({self.texts.extent(rank_of(v))}, {self.texts.size(v)})")
-                 for v in reversed(k.tiles)]
+        roles = [
+            (f"i_{v}", f"tl.cdiv({self.texts.extent(rank_of(v))}, {self.texts.size(v)})") for v in reversed(k.tiles)
+        ]
         roles += [(f"i_{v}", self.texts.extent(rank_of(v))) for v in reversed(k.batch)]
         if not roles:
             return
@@ -197,8 +221,11 @@ class _Printer(Memory):
         text = t.text
         missing = set(s.value.axes) - set(self.texts.of(s.expr).axes)
         if missing:
-            text = f"tl.broadcast_to({text}, {self.texts.shape(s.value.axes)})" if t.axes else (
-                f"tl.full({self.texts.shape(s.value.axes)}, 0.0, tl.float32) + {text}")
+            text = (
+                f"tl.broadcast_to({text}, {self.texts.shape(s.value.axes)})"
+                if t.axes
+                else (f"tl.full({self.texts.shape(s.value.axes)}, 0.0, tl.float32) + {text}")
+            )
         if isinstance(s.expr, Read) and s.expr.tensor in self.texts.loads:
             text = text if text.endswith("float32)") else f"{text}.to(tl.float32)"
         self._assign(name, text, s.value.axes, s.note)
@@ -257,8 +284,10 @@ class _Printer(Memory):
                 if isinstance(s, Load):
                     loads.setdefault(s.value.name, s)
         if loop.inner is not None:
-            self.texts.positions = {position_of(loop): f"o_{variable_of(loop.rank)}",
-                                    apply("mul", *position_product(loop)): start_name(loop)}
+            self.texts.positions = {
+                position_of(loop): f"o_{variable_of(loop.rank)}",
+                apply("mul", *position_product(loop)): start_name(loop),
+            }
         for s in loads.values():
             if self._is_fixed(s, loop):
                 self._address(s, loop)
@@ -270,8 +299,11 @@ class _Printer(Memory):
         lo, hi = self.texts.plain(g.lo), self.texts.plain(g.hi)
         step = f", {self.texts.step(loop.inner)}" if loop.inner is not None else ""
         tested = [str(c) for c in g.tested]
-        self._line("# tiles that test " + " and ".join(_readable(c, loop) for c in tested) if tested
-                   else "# tiles whose points are all live")
+        self._line(
+            "# tiles that test " + " and ".join(_readable(c, loop) for c in tested)
+            if tested
+            else "# tiles whose points are all live"
+        )
         self._line(f"for {start_name(loop)} in tl.range({lo}, {hi}{step}):")
         self.depth += 1
         mark = len(self.lines)

@@ -97,8 +97,9 @@ class FactTable:
             case "mul":
                 a, b = args
                 for x, other, value in ((a, expr.args[1], b), (b, expr.args[0], a)):
-                    if x == 0 and ((value is None and self.is_finite(other)) or
-                                   (value is not None and math.isfinite(value))):
+                    if x == 0 and (
+                        (value is None and self.is_finite(other)) or (value is not None and math.isfinite(value))
+                    ):
                         return 0.0
                     if x in (INF, -INF) and is_positive(other, self.cascade):
                         return x
@@ -188,8 +189,12 @@ class FactTable:
                 return is_positive(expr, self.cascade)
             case Apply(op="add"):
                 a, b = expr.args
-                return any(self._away_from_zero(x) and is_positive(x, self.cascade)
-                           and is_positive(y, self.cascade, strict=False) for x, y in ((a, b), (b, a)))
+                return any(
+                    self._away_from_zero(x)
+                    and is_positive(x, self.cascade)
+                    and is_positive(y, self.cascade, strict=False)
+                    for x, y in ((a, b), (b, a))
+                )
             case Apply(op="sqrt" | "mul" | "neg" | "abs"):
                 return all(self._away_from_zero(a) for a in expr.args)
             case _:

@@ -231,8 +231,7 @@ def _cuobjdump(option: str, path: Path) -> str:
     try:
         done = subprocess.run([tool, option, path], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        failed = isinstance(error, subprocess.CalledProcessError)
-        reason = f"exit status {error.returncode}" if failed else error.strerror
+        reason = error.strerror if isinstance(error, OSError) else f"exit status {error.returncode}"
         problem = Diagnostic(
             code="no-disassembler",
             headline=f"the disassembler of Triton's wheel cannot read the kernel: {reason}",

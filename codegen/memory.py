@@ -67,8 +67,12 @@ class Memory:
 
     def _is_fixed(self, s: Load, loop: Loop) -> bool:
         """Whether the address is a pointer that moves by one stride a step, tile by tile."""
-        return all(i == position_of(loop) if loop.inner is not None and loop.index in variables(i)
-                   else loop.index not in variables(i) and not reads(i) for i in s.indices)
+        return all(
+            i == position_of(loop)
+            if loop.inner is not None and loop.index in variables(i)
+            else loop.index not in variables(i) and not reads(i)
+            for i in s.indices
+        )
 
     def _address(self, s: Load | Store, loop: Loop | None) -> None:
         base, tile, _ = self._dimensions(s, loop)
@@ -84,15 +88,23 @@ class Memory:
                 start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
         self._line(f"p_{name} = {' + '.join([safe(s.tensor), *base])}{start}")
         if tile:
-            parts = [self.texts.expand(Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM,
-                                            t.axes), axes).text + f" * {stride}" for t, stride in tile]
+            parts = [
+                self.texts.expand(
+                    Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM, t.axes), axes
+                ).text
+                + f" * {stride}"
+                for t, stride in tile
+            ]
             self._line(f"o_{name} = {' + '.join(parts)}")
 
     def _load(self, s: Load, loop: Loop | None) -> None:
         name = suffix_of(s)
         if self._by_descriptor(s, loop):
-            at = ", ".join(self._corner(i, loop) for i, v in zip(s.indices, self.kernel.tensors[s.tensor], strict=True)
-                           if self._spans(i, loop))
+            at = ", ".join(
+                self._corner(i, loop)
+                for i, v in zip(s.indices, self.kernel.tensors[s.tensor], strict=True)
+                if self._spans(i, loop)
+            )
             self._assign(safe(s.value.name), f"d_{name}.load([{at}])", s.value.axes, "")
             return
         tiled = bool(s.value.axes)
@@ -107,8 +119,11 @@ class Memory:
         if s.note and s.note not in self.noted:
             self._line(f"# {s.note}")
         name = suffix_of(s)
-        text = self._grown(self.texts.inside(s.expr, tuple(v for v in s.axes if v in self.texts.of(s.expr).axes)),
-                           tuple(v for v in s.axes if v in self.texts.of(s.expr).axes), s.axes)
+        text = self._grown(
+            self.texts.inside(s.expr, tuple(v for v in s.axes if v in self.texts.of(s.expr).axes)),
+            tuple(v for v in s.axes if v in self.texts.of(s.expr).axes),
+            s.axes,
+        )
         text = f"({text})" if " " in text and not text.startswith("tl.") else text
         where = f"p_{name} + o_{name}" if s.axes else f"p_{name}"
         mask = f", mask={self.texts.inside(conjunction(s.mask), s.axes)}" if s.mask else ""
@@ -139,8 +154,10 @@ class Memory:
         shape = ", ".join(self.texts.extent(rank_of(d)) for _, d in axes)
         strides = f"{stride_name(s.tensor, axes[0][1])}, 1"
         block = ", ".join(self.texts.size(v) for v in s.value.axes)
-        self._line(f"d_{name} = tl.make_tensor_descriptor({' + '.join([safe(s.tensor), *base])}, "
-                   f"shape=[{shape}], strides=[{strides}], block_shape=[{block}])")
+        self._line(
+            f"d_{name} = tl.make_tensor_descriptor({' + '.join([safe(s.tensor), *base])}, "
+            f"shape=[{shape}], strides=[{strides}], block_shape=[{block}])"
+        )
 
 
 def start_name(loop: Loop) -> str:

@@ -15,8 +15,9 @@ def names_used(statements: tuple[Stmt, ...]) -> set[str]:
     return {x.name if isinstance(x, Scalar) else x.tensor for x in everything if isinstance(x, Scalar | Read)}
 
 
-def constants_used(cascade: Cascade, used: set[str], fixed: Mapping[str, int],
-                   binding: Binding) -> tuple[tuple[Definition, ...], dict[str, float]]:
+def constants_used(
+    cascade: Cascade, used: set[str], fixed: Mapping[str, int], binding: Binding
+) -> tuple[tuple[Definition, ...], dict[str, float]]:
     """Constants that are needed, in order, and the values of those that no length enters."""
     wanted = set(used)
     for c in reversed(cascade.constants):
@@ -32,8 +33,9 @@ def constants_used(cascade: Cascade, used: set[str], fixed: Mapping[str, int],
     return kept, values
 
 
-def extents_used(cascade: Cascade, used: Iterable[str], axes: Mapping[str, Axis], batch: tuple[str, ...],
-                 binding: Binding) -> tuple[str, ...]:
+def extents_used(
+    cascade: Cascade, used: Iterable[str], axes: Mapping[str, Axis], batch: tuple[str, ...], binding: Binding
+) -> tuple[str, ...]:
     """Extents that a kernel names, those of its grid first."""
     wanted = dict.fromkeys(rank_of(v) for v in (*batch, *(a for a in axes if axes[a].role == "grid")))
     wanted |= dict.fromkeys(sorted(n for n in used if n[0].isupper()))

@@ -78,8 +78,14 @@ class _Placer:
         grid = grid_tiles(self.kernel)
         axes = self._axes(grid)
         batch = tuple(v for v in self.kernel.residents if v not in grid)
-        body = Body(cascade=self.cascade, axes=axes, tensors=self._tensors(), outputs=self.cascade.output_names,
-                    batch=batch, in_range=self.in_range)
+        body = Body(
+            cascade=self.cascade,
+            axes=axes,
+            tensors=self._tensors(),
+            outputs=self.cascade.output_names,
+            batch=batch,
+            in_range=self.in_range,
+        )
         statements: list[Stmt] = []
         pending = list(self.cascade.body)
         inits = {s.tensor: s for s in pending if isinstance(s, Init)}
@@ -97,11 +103,19 @@ class _Placer:
         used |= set(scalars(*(c.expr for c in constants if c.name not in values)))
         extents = extents_used(self.cascade, used, axes, batch, self.binding)
         return TileKernel(
-            name=self.kernel.name, cascade=self.cascade, axes=axes, batch=batch, tiles=grid,
+            name=self.kernel.name,
+            cascade=self.cascade,
+            axes=axes,
+            batch=batch,
+            tiles=grid,
             lengths=tuple(r for r in extents if r not in fixed),
             fixed={r: n for r, n in fixed.items() if r in extents},
-            constants=constants, values=values, body=whole, schedule=self.schedule,
-            tensors=self._tensors(), outputs=self.cascade.output_names,
+            constants=constants,
+            values=values,
+            body=whole,
+            schedule=self.schedule,
+            tensors=self._tensors(),
+            outputs=self.cascade.output_names,
             buffers=tuple(t for t in self.program.buffers if t in self._tensors()),
             firsts=tuple(v for v in grid if {first(v), last(v)} & used),
         )
@@ -110,22 +124,30 @@ class _Placer:
 
     def _fixed(self) -> dict[str, int]:
         return {rank_of(v): self.binding.extents[rank_of(v)] for v in self.program.bounded} | {
-            rank_of(v): n for v, n in self._inner().items()}
+            rank_of(v): n for v, n in self._inner().items()
+        }
 
     def _inner(self) -> dict[str, int]:
         """The tile variable that loop form added, and its extent."""
         if not self.derived:
             return {}
         own = {d.name for d in self.kernel.cascade.ranks}
-        return {d.name: d.expr.value for d in self.cascade.ranks if d.name not in own and isinstance(d.expr, Num)
-                and isinstance(d.expr.value, int)}
+        return {
+            d.name: d.expr.value
+            for d in self.cascade.ranks
+            if d.name not in own and isinstance(d.expr, Num) and isinstance(d.expr.value, int)
+        }
 
     def _axes(self, grid: tuple[str, ...]) -> dict[str, Axis]:
         out: dict[str, Axis] = {}
         for v in grid:
             out[v] = Axis(var=v, rank=rank_of(v), size=self.schedule.tiles[v], extent=None, role="grid")
-        space = dict.fromkeys(v for s in walk(self.cascade.body) if isinstance(s, Einsum | Init)
-                              for v in (s.space if isinstance(s, Einsum) else s.free))
+        space = dict.fromkeys(
+            v
+            for s in walk(self.cascade.body)
+            if isinstance(s, Einsum | Init)
+            for v in (s.space if isinstance(s, Einsum) else s.free)
+        )
         for v, n in self._inner().items():
             out[v] = Axis(var=v, rank=rank_of(v), size=n, extent=n, role="loop")
         iterated = {s.var for s in self.cascade.body if isinstance(s, Iter)}
@@ -176,10 +198,25 @@ class _Placer:
             inside: list[Stmt] = []
             for n, e in enumerate(inner_einsums):
                 tested = tuple(c for c in self._always(e) if c not in run.holding)
-                inside += body.place(e, tested=tested, later=tuple(inner_einsums[n + 1:]), free_of=run.holding)
+                inside += body.place(e, tested=tested, later=tuple(inner_einsums[n + 1 :]), free_of=run.holding)
             carries, moves = body.close()
-            built.append(Segment(lo=run.lo, hi=run.hi, tested=tuple(c for c in every if c not in run.holding),
-                                 body=(*inside, *moves), carries=carries))
+            built.append(
+                Segment(
+                    lo=run.lo,
+                    hi=run.hi,
+                    tested=tuple(c for c in every if c not in run.holding),
+                    body=(*inside, *moves),
+                    carries=carries,
+                )
+            )
         body.leave(outside)
-        return [*before, Loop(index=moves_by.index, inner=moves_by.inner, step=moves_by.step, rank=moves_by.rank,
-                              segments=tuple(built))]
+        return [
+            *before,
+            Loop(
+                index=moves_by.index,
+                inner=moves_by.inner,
+                step=moves_by.step,
+                rank=moves_by.rank,
+                segments=tuple(built),
+            ),
+        ]

@@ -73,8 +73,9 @@ def walk_of(block: Iter, einsums: list[Einsum], axes: Mapping[str, Axis], constr
     return Walk(index=block.var, inner=None, step=1, rank=rank_of(block.var), position={index: 1})
 
 
-def runs_of(walk: Walk, common: list[Expr], cascade: Cascade, *, grid: tuple[str, ...],
-            batch: tuple[str, ...], skips: bool) -> tuple[list[Map], list[Run]]:
+def runs_of(
+    walk: Walk, common: list[Expr], cascade: Cascade, *, grid: tuple[str, ...], batch: tuple[str, ...], skips: bool
+) -> tuple[list[Map], list[Run]]:
     """Split a loop into runs by the constraints that all its reductions share.
 
     Args:
@@ -87,8 +88,9 @@ def runs_of(walk: Walk, common: list[Expr], cascade: Cascade, *, grid: tuple[str
     """
     if walk.inner is None:
         return [], [Run(lo=Num(value=0), hi=Scalar(name=walk.rank), holding=frozenset())]
-    integers = frozenset(c.name for c in cascade.constants
-                         if isinstance(c.expr, Num) and float(c.expr.value).is_integer())
+    integers = frozenset(
+        c.name for c in cascade.constants if isinstance(c.expr, Num) and float(c.expr.value).is_integer()
+    )
     solved: dict[Expr, Interval] = {}
     for c in common:
         if c == walk.tail:

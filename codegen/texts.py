@@ -127,8 +127,7 @@ class Texts:
         return Text(repr(value), ATOM if value >= 0 else 14, ())
 
     def _apply(self, expr: Apply, raw: bool) -> Text:
-        if scalars(expr) and not reads(expr) and not variables(expr) and not any(
-                s[0].isupper() for s in scalars(expr)):
+        if scalars(expr) and not reads(expr) and not variables(expr) and not any(s[0].isupper() for s in scalars(expr)):
             return self._hoisted(expr)
         rounded_up = _rounded_up(expr)
         if rounded_up is not None:
@@ -144,8 +143,10 @@ class Texts:
         plain = {"add": 11, "sub": 11, "ieee_sub": 11, "mul": 12, "ieee_div": 12, "div": 12, "floordiv": 12, "mod": 12}
         if expr.op in plain and "tl." not in template:
             p = plain[expr.op]
-            left, right = self._bracketed(self.expand(parts[0], axes), p), self._bracketed(
-                self.expand(parts[1], axes), p + 1)
+            left, right = (
+                self._bracketed(self.expand(parts[0], axes), p),
+                self._bracketed(self.expand(parts[1], axes), p + 1),
+            )
             return Text(template.format(left, right), p, axes)
         if compares:
             left, right = (self._bracketed(self.expand(p, axes), 11) for p in parts)
@@ -167,8 +168,11 @@ class Texts:
 
     def _mask(self, t: Text) -> Text:
         """Name a condition of several parts."""
-        return Text(self.temporaries.setdefault(t.text, f"m_{len(self.temporaries)}" if self.temporaries else "m_live"),
-                    ATOM, t.axes)
+        return Text(
+            self.temporaries.setdefault(t.text, f"m_{len(self.temporaries)}" if self.temporaries else "m_live"),
+            ATOM,
+            t.axes,
+        )
 
     def _hoisted(self, expr: Apply) -> Text:
         """A product of constants gets a name, computed once at the top."""
@@ -184,8 +188,11 @@ class Texts:
 
         text = go(expr).text
         names = "_".join(scalars(expr))
-        name = f"{names}_log2e" if expr == apply("mul", expr.args[0], Num(value=LOG2E)) and len(body) == 1 else (
-            f"{names}_c")
+        name = (
+            f"{names}_log2e"
+            if expr == apply("mul", expr.args[0], Num(value=LOG2E)) and len(body) == 1
+            else (f"{names}_c")
+        )
         candidate, n = name, 2
         while self.scalars.get(candidate, text) != text or candidate in self._constant_names():
             candidate, n = f"{name}{n}", n + 1
@@ -210,8 +217,11 @@ class Texts:
             return t
         if tuple(v for v in axes if v in t.axes) != t.axes:
             here = tuple(v for v in axes if v in t.axes)
-            turn = "tl.trans({})" if len(here) == 2 else (
-                f"tl.permute({{}}, ({', '.join(str(t.axes.index(v)) for v in here)}))")
+            turn = (
+                "tl.trans({})"
+                if len(here) == 2
+                else (f"tl.permute({{}}, ({', '.join(str(t.axes.index(v)) for v in here)}))")
+            )
             t = Text(turn.format(t.text), ATOM, here)
             if t.axes == axes:
                 return t
@@ -223,7 +233,8 @@ def _rounded_up(expr: Apply) -> tuple[Expr, Expr] | None:
     """`(x + y - 1) // y` over scalars: x and y."""
     match expr:
         case Apply(op="floordiv", args=(Apply(op="sub", args=(Apply(op="add", args=(x, y)), Num(value=1))), z)) if (
-                y == z and not variables(expr) and not reads(expr)):
+            y == z and not variables(expr) and not reads(expr)
+        ):
             return x, y
         case _:
             return None

@@ -29,9 +29,17 @@ from einsumcascade.language.ir import (
 
 def not_lowered(s: Statement, what: str) -> LoweringError:
     """The error for a construct that no lowering covers."""
-    return LoweringError(diagnostics=(Diagnostic(
-        code="not-lowered-yet", headline=f"{what} has no lowering yet", span=s.span,
-        rule="reference, analysis and derivation work all the same", hint=str(s).splitlines()[0]),))
+    return LoweringError(
+        diagnostics=(
+            Diagnostic(
+                code="not-lowered-yet",
+                headline=f"{what} has no lowering yet",
+                span=s.span,
+                rule="reference, analysis and derivation work all the same",
+                hint=str(s).splitlines()[0],
+            ),
+        )
+    )
 
 
 @dataclass
@@ -93,8 +101,9 @@ class Values:
     def _axes_of(self, expr: Expr) -> tuple[str, ...]:
         return self._vars(expr)
 
-    def _values(self, expr: Expr, e: Einsum | Init, out: list[Stmt], free_of: object,
-                conditions: list[Expr] | None = None) -> Expr:
+    def _values(
+        self, expr: Expr, e: Einsum | Init, out: list[Stmt], free_of: object, conditions: list[Expr] | None = None
+    ) -> Expr:
         """Replace reads of tensors by reads of values, loading inputs where they are first needed."""
         assert isinstance(free_of, frozenset | tuple)
 
@@ -136,8 +145,9 @@ class Values:
     def _written(self, tensor: str) -> Einsum:
         return next(s for s in self.cascade.einsums if s.tensor == tensor)
 
-    def _load(self, x: Read, e: Einsum | Init, out: list[Stmt], free_of: frozenset[Expr],
-              conditions: list[Expr] | None) -> Expr:
+    def _load(
+        self, x: Read, e: Einsum | Init, out: list[Stmt], free_of: frozenset[Expr], conditions: list[Expr] | None
+    ) -> Expr:
         declared = self.tensors[x.tensor]
         mask: list[Expr] = []
         indices = []

@@ -53,8 +53,10 @@ class Diagnostic:
             lines = source.text.splitlines()
             row = self.span.line
             # A terminal obeys control characters, so none of the text's reach it.
-            body = "".join(c if c.isprintable() else " " if c == "\t" else "\N{REPLACEMENT CHARACTER}"
-                           for c in (lines[row - 1] if row <= len(lines) else ""))
+            body = "".join(
+                c if c.isprintable() else " " if c == "\t" else "\N{REPLACEMENT CHARACTER}"
+                for c in (lines[row - 1] if row <= len(lines) else "")
+            )
             gutter = len(str(row))
             caret = "^" * max(1, self.span.end_column - self.span.column)
             out.append(f"{' ' * (gutter + 1)}--> {source.name}:{row}:{self.span.column}")

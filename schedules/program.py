@@ -101,8 +101,9 @@ def _numbers(cascade: Cascade) -> Iterator[str]:
     yield from variables(*cascade.constraints)
     for e in cascade.einsums:
         yield from variables(*e.where)
-        indices = {id(x) for r in subexpressions(e.expr) if isinstance(r, Read) for i in r.indices
-                   for x in subexpressions(i)}
+        indices = {
+            id(x) for r in subexpressions(e.expr) if isinstance(r, Read) for i in r.indices for x in subexpressions(i)
+        }
         yield from (x.name for x in subexpressions(e.expr) if isinstance(x, Var) and id(x) not in indices)
 
 
@@ -290,8 +291,11 @@ class _Partition:
                 if u not in g.units and isinstance(head, Einsum):
                     foreign[head.tensor] = head
         own = {s for u in g.units for s in u.statements}
-        body = tuple(s for s in self.cascade.body if s in own
-                     or (isinstance(s, Einsum) and s.tensor in wanted and s.tensor in self.maps))
+        body = tuple(
+            s
+            for s in self.cascade.body
+            if s in own or (isinstance(s, Einsum) and s.tensor in wanted and s.tensor in self.maps)
+        )
         used = {r.tensor for s in body for r in _reads_of((s,))}
         used |= {r.tensor for c in self.cascade.constraints for r in reads(c)}
         inputs = tuple(i for i in self.cascade.inputs if i.tensor in used)
@@ -302,9 +306,12 @@ class _Partition:
         outputs = tuple(Output(tensor=t, dtype=dtypes.get(t, "float32")) for t in out)
         order = list(dict.fromkeys(v for s in walk(body) if isinstance(s, Einsum) for v in s.space))
         return Kernel(
-            name=name, residents=g.residents, loops=tuple(v for v in order if v in g.loops) or g.loops,
-            cascade=replace(self.cascade, inputs=inputs, body=body, constraints=constraints, outputs=outputs,
-                            source=None),
+            name=name,
+            residents=g.residents,
+            loops=tuple(v for v in order if v in g.loops) or g.loops,
+            cascade=replace(
+                self.cascade, inputs=inputs, body=body, constraints=constraints, outputs=outputs, source=None
+            ),
         )
 
 
@@ -328,7 +335,13 @@ def identifier(name: str) -> str:
 
 
 def _not_lowered(s: Statement, what: str) -> LoweringError:
-    return LoweringError(diagnostics=(Diagnostic(
-        code="not-lowered-yet", headline=f"{what} has no lowering yet", span=s.span,
-        rule="reference, analysis and derivation work all the same"),))
-
+    return LoweringError(
+        diagnostics=(
+            Diagnostic(
+                code="not-lowered-yet",
+                headline=f"{what} has no lowering yet",
+                span=s.span,
+                rule="reference, analysis and derivation work all the same",
+            ),
+        )
+    )

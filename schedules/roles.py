@@ -52,8 +52,7 @@ def contraction(einsum: Einsum, tiled: Collection[str], order: tuple[str, ...]) 
     # A factor along r alone joins the side that is computed anyway, else the left one.
     host = 1 if len(sides[1]) > 1 and len(sides[0]) == 1 else 0
     sides[host].extend(loose)
-    return Contraction(left=product(tuple(sides[0])), right=product(tuple(sides[1])), over=r,
-                       axes=(left[0], left[1]))
+    return Contraction(left=product(tuple(sides[0])), right=product(tuple(sides[1])), over=r, axes=(left[0], left[1]))
 
 
 def grid_tiles(kernel: Kernel) -> tuple[str, ...]:

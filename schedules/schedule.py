@@ -32,8 +32,10 @@ class KernelSchedule:
 
     def __str__(self) -> str:
         tiles = ", ".join(f"{k}: {v}" for k, v in self.tiles.items()) or "none"
-        return (f"tiles {tiles}; warps {self.warps}; stages {self.stages}; "
-                f"loads by {'descriptors' if self.descriptors else 'pointers'}")
+        return (
+            f"tiles {tiles}; warps {self.warps}; stages {self.stages}; "
+            f"loads by {'descriptors' if self.descriptors else 'pointers'}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +49,15 @@ class Schedule:
 
     def to_json(self) -> str:
         """Print as JSON; `from_json` reads it back to an equal value."""
-        return json.dumps({"kernels": {n: {"tiles": dict(k.tiles), "warps": k.warps, "stages": k.stages,
-                                           "descriptors": k.descriptors} for n, k in self.kernels.items()}}, indent=2)
+        return json.dumps(
+            {
+                "kernels": {
+                    n: {"tiles": dict(k.tiles), "warps": k.warps, "stages": k.stages, "descriptors": k.descriptors}
+                    for n, k in self.kernels.items()
+                }
+            },
+            indent=2,
+        )
 
     @staticmethod
     def from_json(text: str) -> Schedule:
@@ -83,10 +92,17 @@ def _kernel(name: str, fields: Any) -> KernelSchedule:
 
 
 def _bad(headline: str, hint: str = "") -> ScheduleError:
-    return ScheduleError(diagnostics=(Diagnostic(
-        code="schedule-file", headline=headline, hint=hint,
-        rule="a schedule is {\"kernels\": {NAME: {\"tiles\": {VAR: N}, \"warps\": N, \"stages\": N, "
-             "\"descriptors\": true|false}}}"),))
+    return ScheduleError(
+        diagnostics=(
+            Diagnostic(
+                code="schedule-file",
+                headline=headline,
+                hint=hint,
+                rule='a schedule is {"kernels": {NAME: {"tiles": {VAR: N}, "warps": N, "stages": N, '
+                '"descriptors": true|false}}}',
+            ),
+        )
+    )
 
 
 def tiled_variables(program: Program, name: str) -> tuple[str, ...]:
@@ -112,16 +128,27 @@ def check_schedule(program: Program, schedule: Schedule) -> None:
             problems.append(f"kernel '{name}' has no schedule")
             continue
         wanted = tiled_variables(program, name)
-        problems += [f"kernel '{name}' tiles no variable '{v}', only {', '.join(wanted) or 'none'}"
-                     for v in k.tiles if v not in wanted]
+        problems += [
+            f"kernel '{name}' tiles no variable '{v}', only {', '.join(wanted) or 'none'}"
+            for v in k.tiles
+            if v not in wanted
+        ]
         problems += [f"kernel '{name}' has no tile for '{v}'" for v in wanted if v not in k.tiles]
-        problems += [f"the tile of '{v}' in kernel '{name}' is {n}: not a power of two from 1 to 1024"
-                     for v, n in k.tiles.items() if n not in [1 << i for i in range(11)]]
+        problems += [
+            f"the tile of '{v}' in kernel '{name}' is {n}: not a power of two from 1 to 1024"
+            for v, n in k.tiles.items()
+            if n not in [1 << i for i in range(11)]
+        ]
         if k.warps not in (1, 2, 4, 8, 16):
             problems.append(f"kernel '{name}' has {k.warps} warps: not 1, 2, 4, 8 or 16")
         if k.stages < 1:
             problems.append(f"kernel '{name}' has {k.stages} stages: fewer than 1")
     if problems:
-        raise ScheduleError(diagnostics=tuple(Diagnostic(
-            code="schedule-illegal", headline=p, rule="a schedule names each kernel and each of its tiles")
-            for p in problems))
+        raise ScheduleError(
+            diagnostics=tuple(
+                Diagnostic(
+                    code="schedule-illegal", headline=p, rule="a schedule names each kernel and each of its tiles"
+                )
+                for p in problems
+            )
+        )

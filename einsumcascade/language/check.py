@@ -43,19 +43,36 @@ def check(cascade: Cascade) -> Iterator[Diagnostic]:
     yield from _statements(cascade, cascade.body, everything, set(arity), known)
     written = set(everything)
     if not cascade.outputs:
-        yield Diagnostic(code="no-output", headline="no tensor leaves the cascade",
-                         rule="`out` names the tensors a caller gets", hint=f"out {_last(cascade)}")
+        yield Diagnostic(
+            code="no-output",
+            headline="no tensor leaves the cascade",
+            rule="`out` names the tensors a caller gets",
+            hint=f"out {_last(cascade)}",
+        )
     for n, o in enumerate(cascade.outputs):
         if o.tensor in cascade.output_names[:n]:
-            yield Diagnostic(code="defined-twice", headline=f"{o.tensor} leaves the cascade twice", span=o.span,
-                             rule="an output is named once")
+            yield Diagnostic(
+                code="defined-twice",
+                headline=f"{o.tensor} leaves the cascade twice",
+                span=o.span,
+                rule="an output is named once",
+            )
         if o.tensor not in written:
-            yield Diagnostic(code="unknown-tensor", headline=f"the output '{o.tensor}' is never written", span=o.span,
-                             rule="an output is written by an Einsum", hint=nearest(o.tensor, sorted(written)))
+            yield Diagnostic(
+                code="unknown-tensor",
+                headline=f"the output '{o.tensor}' is never written",
+                span=o.span,
+                rule="an output is written by an Einsum",
+                hint=nearest(o.tensor, sorted(written)),
+            )
         if o.dtype is not None and o.dtype not in DTYPES:
-            yield Diagnostic(code="unknown-dtype", headline=f"'{o.dtype}' is no dtype of an output", span=o.span,
-                             rule="outputs have the dtype of the first input unless one is named",
-                             hint=nearest(o.dtype, DTYPES))
+            yield Diagnostic(
+                code="unknown-dtype",
+                headline=f"'{o.dtype}' is no dtype of an output",
+                span=o.span,
+                rule="outputs have the dtype of the first input unless one is named",
+                hint=nearest(o.dtype, DTYPES),
+            )
 
 
 def extents_known(cascade: Cascade) -> tuple[str, ...]:
@@ -76,44 +93,72 @@ def _declarations(cascade: Cascade) -> Iterator[Diagnostic]:
         *(("a constant", c.name, c.span) for c in cascade.constants),
     ):
         if name in seen:
-            yield Diagnostic(code="defined-twice", headline=f"'{name}' is {seen[name]} and {kind}", span=span,
-                             rule="a name means one thing")
+            yield Diagnostic(
+                code="defined-twice",
+                headline=f"'{name}' is {seen[name]} and {kind}",
+                span=span,
+                rule="a name means one thing",
+            )
         seen[name] = kind
     for i in cascade.inputs:
         for v in i.indices:
             if v[0].isupper():
-                yield Diagnostic(code="rank-variable-case", headline=f"'{v}' is no rank variable", span=i.span,
-                                 rule="rank variables are lower case, extents upper case",
-                                 hint=f"{i.tensor}[..., {variable_of(v)}]")
+                yield Diagnostic(
+                    code="rank-variable-case",
+                    headline=f"'{v}' is no rank variable",
+                    span=i.span,
+                    rule="rank variables are lower case, extents upper case",
+                    hint=f"{i.tensor}[..., {variable_of(v)}]",
+                )
         if len(set(i.indices)) < len(i.indices):
-            yield Diagnostic(code="rank-repeated", headline=f"{i.tensor} has a rank twice", span=i.span,
-                             rule="each axis of an input has a rank of its own")
+            yield Diagnostic(
+                code="rank-repeated",
+                headline=f"{i.tensor} has a rank twice",
+                span=i.span,
+                rule="each axis of an input has a rank of its own",
+            )
     written = {e.tensor for e in cascade.einsums}
     variables_known = extents_known(cascade)
     for c in cascade.constants:
         if c.name in written:
-            yield Diagnostic(code="defined-twice", headline=f"'{c.name}' is a constant and written by an Einsum",
-                             span=c.span, rule="a name means one thing")
+            yield Diagnostic(
+                code="defined-twice",
+                headline=f"'{c.name}' is a constant and written by an Einsum",
+                span=c.span,
+                rule="a name means one thing",
+            )
         if c.name in variables_known or variable_of(c.name) in variables_known:
             what = "a rank variable" if c.name in variables_known else "an extent"
-            yield Diagnostic(code="name-clash", headline=f"'{c.name}' is a constant and {what}", span=c.span,
-                             rule="a name means one thing")
+            yield Diagnostic(
+                code="name-clash",
+                headline=f"'{c.name}' is a constant and {what}",
+                span=c.span,
+                rule="a name means one thing",
+            )
     # Only a bare use is ambiguous: X[y, x] is a tensor, whatever the extent of x is called.
     bare = [r for e in _expressions(cascade) for r in reads(e) if not r.indices]
     for v in variables_known:
         for r in bare:
             if r.tensor == rank_of(v):
-                yield Diagnostic(code="name-clash", headline=f"'{r.tensor}' is a tensor and an extent", span=r.span,
-                                 rule="a bare upper-case name is a scalar tensor or an extent, not both")
+                yield Diagnostic(
+                    code="name-clash",
+                    headline=f"'{r.tensor}' is a tensor and an extent",
+                    span=r.span,
+                    rule="a bare upper-case name is a scalar tensor or an extent, not both",
+                )
                 break
     for e in _expressions(cascade):
         for s in subexpressions(e):
             if isinstance(s, Apply) and s.op in ("and", "or", "not", "select"):
                 for operand in s.args[:1] if s.op == "select" else s.args:
                     if not (isinstance(operand, Apply) and operand.row.condition):
-                        yield Diagnostic(code="not-a-condition", span=operand.span,
-                                         headline=f"'{operand}' is a number, not a condition",
-                                         rule="and, or, not and select take comparisons", hint="for instance m <= p")
+                        yield Diagnostic(
+                            code="not-a-condition",
+                            span=operand.span,
+                            headline=f"'{operand}' is a number, not a condition",
+                            rule="and, or, not and select take comparisons",
+                            hint="for instance m <= p",
+                        )
 
 
 def _expressions(cascade: Cascade) -> Iterator[Expr]:
@@ -126,8 +171,14 @@ def _expressions(cascade: Cascade) -> Iterator[Expr]:
             yield from s.where if isinstance(s, Einsum) else ()
 
 
-def _statements(cascade: Cascade, body: tuple[Statement, ...], arity: dict[str, int], written: set[str],
-                known: set[str], open_ranks: tuple[str, ...] = ()) -> Iterator[Diagnostic]:
+def _statements(
+    cascade: Cascade,
+    body: tuple[Statement, ...],
+    arity: dict[str, int],
+    written: set[str],
+    known: set[str],
+    open_ranks: tuple[str, ...] = (),
+) -> Iterator[Diagnostic]:
     slices: set[tuple[str, tuple[Expr, ...]]] = set()
     for s in body:
         match s:
@@ -135,11 +186,16 @@ def _statements(cascade: Cascade, body: tuple[Statement, ...], arity: dict[str, 
                 if s.var not in known:
                     yield _unbound(s.var, s, known)
                 if s.var in open_ranks:
-                    yield Diagnostic(code="rank-repeated", headline=f"{s.var} is iterated within iter {s.var}",
-                                     span=s.span, rule="each iterative block has a rank of its own")
+                    yield Diagnostic(
+                        code="rank-repeated",
+                        headline=f"{s.var} is iterated within iter {s.var}",
+                        span=s.span,
+                        rule="each iterative block has a rank of its own",
+                    )
                 inner = {x.tensor for x in walk(s.body) if isinstance(x, Einsum)}
-                yield from _statements(cascade, s.body, arity, written | (inner & _inits(cascade)), known,
-                                       (*open_ranks, s.var))
+                yield from _statements(
+                    cascade, s.body, arity, written | (inner & _inits(cascade)), known, (*open_ranks, s.var)
+                )
                 written |= inner
             case Init() | Einsum():
                 exprs = (s.expr, *s.where) if isinstance(s, Einsum) else (s.expr,)
@@ -148,26 +204,40 @@ def _statements(cascade: Cascade, body: tuple[Statement, ...], arity: dict[str, 
                     if v not in known:
                         yield _unbound(v, s, known)
                 if len(s.indices) != arity[s.tensor]:
-                    yield Diagnostic(code="index-count", span=s.span,
-                                     headline=f"{s.tensor} has {arity[s.tensor]} indices before, here {len(s.indices)}",
-                                     rule="a tensor has as many indices wherever it stands")
+                    yield Diagnostic(
+                        code="index-count",
+                        span=s.span,
+                        headline=f"{s.tensor} has {arity[s.tensor]} indices before, here {len(s.indices)}",
+                        rule="a tensor has as many indices wherever it stands",
+                    )
                 if isinstance(s, Einsum):
                     stray = [v for v in variables(*s.where) if v not in (*s.space, *open_ranks) and v in known]
                     if stray:
                         listed = ", ".join(stray)
-                        yield Diagnostic(code="rank-not-reduced", span=s.span,
-                                         headline=f"{listed}: in a condition, neither on the left nor reduced",
-                                         rule="a condition of an Einsum goes over the ranks that it iterates",
-                                         hint=f":: {s.reduce or 'sum'}({', '.join([*s.ranks, *stray])})")
+                        yield Diagnostic(
+                            code="rank-not-reduced",
+                            span=s.span,
+                            headline=f"{listed}: in a condition, neither on the left nor reduced",
+                            rule="a condition of an Einsum goes over the ranks that it iterates",
+                            hint=f":: {s.reduce or 'sum'}({', '.join([*s.ranks, *stray])})",
+                        )
                     if (s.tensor, s.indices) in slices and s.tensor in _inits(cascade):
-                        yield Diagnostic(code="defined-twice", headline=f"{s} writes what is written before",
-                                         span=s.span, rule="each element of a tensor is written by one Einsum")
+                        yield Diagnostic(
+                            code="defined-twice",
+                            headline=f"{s} writes what is written before",
+                            span=s.span,
+                            rule="each element of a tensor is written by one Einsum",
+                        )
                     slices.add((s.tensor, s.indices))
                     if s.tensor in written and s.tensor not in _inits(cascade):
                         what = "an input" if cascade.input(s.tensor) else "written before"
-                        yield Diagnostic(code="defined-twice", headline=f"{s.tensor} is {what} and written here",
-                                         span=s.span, rule="each tensor is written by one Einsum",
-                                         hint="give the result another name")
+                        yield Diagnostic(
+                            code="defined-twice",
+                            headline=f"{s.tensor} is {what} and written here",
+                            span=s.span,
+                            rule="each tensor is written by one Einsum",
+                            hint="give the result another name",
+                        )
                     for c in s.where:
                         yield from _condition(c, cascade)
                 written.add(s.tensor)
@@ -178,35 +248,58 @@ def _inits(cascade: Cascade) -> set[str]:
 
 
 def _unbound(v: str, s: Statement, known: set[str]) -> Diagnostic:
-    return Diagnostic(code="unbound-rank", headline=f"nothing gives the rank variable '{v}' an extent", span=s.span,
-                      rule="a rank has its extent from an input or a `rank` statement",
-                      hint=nearest(v, sorted(known)))
+    return Diagnostic(
+        code="unbound-rank",
+        headline=f"nothing gives the rank variable '{v}' an extent",
+        span=s.span,
+        rule="a rank has its extent from an input or a `rank` statement",
+        hint=nearest(v, sorted(known)),
+    )
 
 
 def _accesses(exprs: tuple[Expr, ...], arity: dict[str, int], written: set[str]) -> Iterator[Diagnostic]:
     for r in reads(*exprs):
         if r.tensor not in arity:
-            yield Diagnostic(code="unknown-tensor", headline=f"no tensor is called '{r.tensor}'", span=r.span,
-                             rule="a tensor is an input or written by an earlier Einsum",
-                             hint=nearest(r.tensor, sorted(arity)))
+            yield Diagnostic(
+                code="unknown-tensor",
+                headline=f"no tensor is called '{r.tensor}'",
+                span=r.span,
+                rule="a tensor is an input or written by an earlier Einsum",
+                hint=nearest(r.tensor, sorted(arity)),
+            )
         elif r.tensor not in written:
-            yield Diagnostic(code="read-before-write", headline=f"{r.tensor} is read before it is written",
-                             span=r.span, rule="an Einsum reads inputs and what earlier Einsums wrote",
-                             hint="move its Einsum up")
+            yield Diagnostic(
+                code="read-before-write",
+                headline=f"{r.tensor} is read before it is written",
+                span=r.span,
+                rule="an Einsum reads inputs and what earlier Einsums wrote",
+                hint="move its Einsum up",
+            )
         elif len(r.indices) != arity[r.tensor]:
-            yield Diagnostic(code="index-count", span=r.span,
-                             headline=f"{r.tensor} has {arity[r.tensor]} ranks, here are {len(r.indices)} indices",
-                             rule="a read has one index expression for each rank")
+            yield Diagnostic(
+                code="index-count",
+                span=r.span,
+                headline=f"{r.tensor} has {arity[r.tensor]} ranks, here are {len(r.indices)} indices",
+                rule="a read has one index expression for each rank",
+            )
 
 
 def _condition(expr: Expr, cascade: Cascade) -> Iterator[Diagnostic]:
     if not (isinstance(expr, Apply) and expr.row.condition):
-        yield Diagnostic(code="not-a-condition", headline=f"'{expr}' is a number, not a condition", span=expr.span,
-                         rule="constraint and where take comparisons joined by and, or, not",
-                         hint="for instance m <= p")
+        yield Diagnostic(
+            code="not-a-condition",
+            headline=f"'{expr}' is a number, not a condition",
+            span=expr.span,
+            rule="constraint and where take comparisons joined by and, or, not",
+            hint="for instance m <= p",
+        )
     known = set(extents_known(cascade))
     for v in variables(expr):
         if v not in known:
-            yield Diagnostic(code="unbound-rank", headline=f"nothing gives the rank variable '{v}' an extent",
-                             span=expr.span, rule="a rank has its extent from an input or a `rank` statement",
-                             hint=nearest(v, sorted(known)))
+            yield Diagnostic(
+                code="unbound-rank",
+                headline=f"nothing gives the rank variable '{v}' an extent",
+                span=expr.span,
+                rule="a rank has its extent from an input or a `rank` statement",
+                hint=nearest(v, sorted(known)),
+            )

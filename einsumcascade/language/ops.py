@@ -79,6 +79,8 @@ def _erf(xp: Any, x: Any) -> Any:
 
 _SIGMOID = "tl.where({0} >= 0, 1.0, tl.exp(-tl.abs({0}))) / (1.0 + tl.exp(-tl.abs({0})))"
 
+# One row an operator, kept compact.
+# fmt: off
 _ROWS = (
     # arithmetic
     Op(name="add", arity=2, symbol="+", precedence=5, array=lambda xp, x, y: x + y, sympy=lambda sp, x, y: x + y,
@@ -154,7 +156,8 @@ _ROWS = (
        triton="libdevice.tanh({0})", low=-1.0, high=1.0, monotone=True),
     Op(name="sigmoid", arity=1, array=_sigmoid, sympy=lambda sp, x: 1 / (1 + sp.exp(-x)),
        triton="tl.sigmoid({0})", low=0.0, high=1.0, monotone=True, positive=True),
-    Op(name="silu", arity=1, array=lambda xp, x: xp.where(x == -INF, 0.0, x * _sigmoid(xp, x)), sympy=lambda sp, x: x / (1 + sp.exp(-x)),
+    Op(name="silu", arity=1, array=lambda xp, x: xp.where(x == -INF, 0.0, x * _sigmoid(xp, x)),
+       sympy=lambda sp, x: x / (1 + sp.exp(-x)),
        triton="{0} * tl.sigmoid({0})", low=-0.28),
     Op(name="softplus", arity=1, array=lambda xp, x: xp.where(x > 0, x, 0.0) + xp.log1p(xp.exp(-xp.abs(x))),
        sympy=lambda sp, x: sp.log(1 + sp.exp(x)),
@@ -172,6 +175,7 @@ _ROWS = (
     Op(name="erf", arity=1, array=_erf, sympy=lambda sp, x: sp.erf(x), triton="tl.erf({0})", low=-1.0, high=1.0,
        monotone=True),
 )
+# fmt: on
 OPS: dict[str, Op] = {op.name: op for op in _ROWS}
 INFIX: dict[str, Op] = {op.symbol: op for op in _ROWS if op.symbol and op.arity == 2}
 
@@ -194,8 +198,9 @@ REDUCTIONS: dict[str, Reduction] = {
     r.name: r
     for r in (
         Reduction(name="sum", op=OPS["add"], empty=0.0, numpy_ufunc="add", triton="tl.sum({0}, axis={1})"),
-        Reduction(name="prod", op=OPS["mul"], empty=1.0, numpy_ufunc="multiply",
-                  triton="tl.reduce({0}, {1}, _multiply)"),
+        Reduction(
+            name="prod", op=OPS["mul"], empty=1.0, numpy_ufunc="multiply", triton="tl.reduce({0}, {1}, _multiply)"
+        ),
         Reduction(name="max", op=OPS["max"], empty=-INF, numpy_ufunc="maximum", triton="tl.max({0}, axis={1})"),
         Reduction(name="min", op=OPS["min"], empty=INF, numpy_ufunc="minimum", triton="tl.min({0}, axis={1})"),
         Reduction(name="any", op=OPS["or"], empty=0.0, numpy_ufunc="logical_or", triton="tl.max({0}, axis={1})"),

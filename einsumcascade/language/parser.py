@@ -39,8 +39,15 @@ from einsumcascade.language.ir import (
 from einsumcascade.language.ops import FUNCTIONS, INFIX, OPS
 
 KEYWORDS = ("in", "const", "rank", "constraint", "init", "iter", "end", "out")
-_READABLE = {"NAME": "a name", "NUMBER": "a number", "ADD": "an operator", "MUL": "an operator",
-             "POW": "an operator", "COMPARE": "a comparison", "$END": "the end of the line"}
+_READABLE = {
+    "NAME": "a name",
+    "NUMBER": "a number",
+    "ADD": "an operator",
+    "MUL": "an operator",
+    "POW": "an operator",
+    "COMPARE": "a comparison",
+    "$END": "the end of the line",
+}
 # Every walk over an expression is recursive; this stays well within the recursion limit of Python.
 _DEPTH = 150
 
@@ -96,9 +103,16 @@ def parse(text: str, *, name: str = "<text>") -> Cascade:
         raise CascadeError(diagnostics=tuple(_ordered(problems)), source=source)
     if not trees:
         raise CascadeError(
-            diagnostics=(Diagnostic(code="empty-text", headline="the text holds no statement",
-                                    rule="a cascade has inputs, Einsums and outputs",
-                                    hint="in X[p, m]; S[p] = X[p, m] :: max(m); out S, one a line"),), source=source)
+            diagnostics=(
+                Diagnostic(
+                    code="empty-text",
+                    headline="the text holds no statement",
+                    rule="a cascade has inputs, Einsums and outputs",
+                    hint="in X[p, m]; S[p] = X[p, m] :: max(m); out S, one a line",
+                ),
+            ),
+            source=source,
+        )
     cascade, problems = _Builder(trees, "cascade" if name.startswith("<") else Path(name).stem or "cascade").build()
     problems = problems or list(check(cascade))
     if problems:
@@ -111,8 +125,13 @@ def constrained(cascade: Cascade, condition: str, constants: Mapping[str, float]
     source = SourceText(text=condition, name="<constraint>")
     try:
         if re.fullmatch(r"\s*", condition):
-            raise _Mistake("empty-text", "the constraint is empty", None, rule="a constraint is a condition",
-                           hint="for instance 'm <= p'")
+            raise _Mistake(
+                "empty-text",
+                "the constraint is empty",
+                None,
+                rule="a constraint is a condition",
+                hint="for instance 'm <= p'",
+            )
         numbers = {k: _number(k, v) for k, v in constants.items()}
         tree = _parse_line("constraint " + condition, 1, column=-len("constraint "))
         names = _Names(
@@ -189,8 +208,13 @@ def _limit_depth(tree: Tree[Token]) -> None:
     for sub in tree.iter_subtrees():
         depth[id(sub)] = 1 + max((depth[id(c)] for c in sub.children if isinstance(c, Tree)), default=0)
         if depth[id(sub)] > _DEPTH:
-            _fail("nested-too-deep", f"an expression nests more than {_DEPTH} operators", sub,
-                  rule="a chain of operators counts each of them", hint="name a part of it by an Einsum of its own")
+            _fail(
+                "nested-too-deep",
+                f"an expression nests more than {_DEPTH} operators",
+                sub,
+                rule="a chain of operators counts each of them",
+                hint="name a part of it by an Einsum of its own",
+            )
 
 
 def _place(body: str, line: int, column: int, offset: int) -> tuple[int, int]:
@@ -241,9 +265,14 @@ def _syntax(error: UnexpectedInput, body: str, line: int, column: int) -> _Mista
     elif 0 < len(expected) <= 8:
         hint = "expected " + " or ".join(expected)
     span = Span(line=row, column=max(col, 1), end_column=max(col, 1) + width)
-    return _Mistake("syntax", f"the statement cannot go on here: {found}", span,
-                    rule="a statement is `in`, `const`, `rank`, `constraint`, `init`, `iter`, `end`, `out` or "
-                         "`T[i] = expr :: op(k) where c`", hint=hint)
+    return _Mistake(
+        "syntax",
+        f"the statement cannot go on here: {found}",
+        span,
+        rule="a statement is `in`, `const`, `rank`, `constraint`, `init`, `iter`, `end`, `out` or "
+        "`T[i] = expr :: op(k) where c`",
+        hint=hint,
+    )
 
 
 def _span(node: Tree[Token] | Token) -> Span | None:
@@ -269,9 +298,13 @@ class _Names:
         if name[0].isupper() and variable_of(name) in self.variables:
             return Scalar(name=name, span=span)
         known = sorted(self.tensors | self.constants | self.variables)
-        raise _Mistake("unknown-name", f"nothing is called '{name}'", span,
-                       rule="a bare name is a constant, a rank variable, an extent (upper case) or a scalar tensor",
-                       hint=nearest(name, known))
+        raise _Mistake(
+            "unknown-name",
+            f"nothing is called '{name}'",
+            span,
+            rule="a bare name is a constant, a rank variable, an extent (upper case) or a scalar tensor",
+            hint=nearest(name, known),
+        )
 
 
 def _fail(code: str, headline: str, node: Tree[Token] | Token, *, rule: str = "", hint: str = "") -> NoReturn:
@@ -287,8 +320,12 @@ def _expr(node: Tree[Token] | Token, names: _Names) -> Expr:
         case "number":
             text = str(kids[0])
             if math.isinf(float(text)):
-                _fail("number-range", "the number is beyond the range of float64", node,
-                      rule="numbers are finite; infinity is written inf")
+                _fail(
+                    "number-range",
+                    "the number is beyond the range of float64",
+                    node,
+                    rule="numbers are finite; infinity is written inf",
+                )
             return Num(value=float(text) if re.search(r"[.eE]", text) else int(text), span=span)
         case "infinity":
             return Num(value=float("inf"), span=span)
@@ -317,9 +354,13 @@ def _call(node: Tree[Token], names: _Names) -> Expr:
     assert isinstance(head, Tree)
     name = str(head.children[0])
     if name not in FUNCTIONS:
-        _fail("unknown-operator", f"there is no operator '{name}'", head,
-              rule="operators are those of the table; a tensor is read with square brackets",
-              hint=nearest(name, FUNCTIONS))
+        _fail(
+            "unknown-operator",
+            f"there is no operator '{name}'",
+            head,
+            rule="operators are those of the table; a tensor is read with square brackets",
+            hint=nearest(name, FUNCTIONS),
+        )
     args = [_expr(a, names) for a in rest]
     arity = OPS[name].arity
     if arity == 2 and len(args) > 2 and OPS[name].is_associative:
@@ -328,8 +369,12 @@ def _call(node: Tree[Token], names: _Names) -> Expr:
             out = apply(name, out, a)
         return out
     if len(args) != arity:
-        _fail("operand-count", f"{name} takes {arity} operands, here are {len(args)}", node,
-              rule=f"{name} is written {name}({', '.join('xyz'[:arity])})")
+        _fail(
+            "operand-count",
+            f"{name} takes {arity} operands, here are {len(args)}",
+            node,
+            rule=f"{name} is written {name}({', '.join('xyz'[:arity])})",
+        )
     return Apply(op=name, args=tuple(args), span=_span(node))
 
 
@@ -358,8 +403,13 @@ class _Builder:
                         named.add(variable_of(str(access.children[0])))
                     case "access":
                         tensors.add(str(access.children[0]))
-                        named.update(str(n.children[0]) for c in access.children[1:] if isinstance(c, Tree)
-                                     for n in c.iter_subtrees() if n.data == "name" and str(n.children[0])[0].islower())
+                        named.update(
+                            str(n.children[0])
+                            for c in access.children[1:]
+                            if isinstance(c, Tree)
+                            for n in c.iter_subtrees()
+                            if n.data == "name" and str(n.children[0])[0].islower()
+                        )
                     case "reduction":
                         named.update(str(c) for c in access.children[1:])
                     case _:
@@ -389,9 +439,14 @@ class _Builder:
                     case "constraint":
                         constraints += [self._e(c) for c in kids]
                     case "output":
-                        outputs += [Output(tensor=str(d.children[0]), span=_span(d),
-                                           dtype=str(d.children[1]) if d.children[1] is not None else None)
-                                    for d in kids]
+                        outputs += [
+                            Output(
+                                tensor=str(d.children[0]),
+                                span=_span(d),
+                                dtype=str(d.children[1]) if d.children[1] is not None else None,
+                            )
+                            for d in kids
+                        ]
                     case "iter":
                         stack.append((tree, []))
                     case "end":
@@ -399,13 +454,19 @@ class _Builder:
                             _fail("unmatched-end", "`end` closes no block", tree, rule="`iter i:` opens a block")
                         head_tree, inner = stack.pop()
                         assert head_tree is not None
-                        stack[-1][1].append(Iter(var=str(head_tree.children[0]), body=tuple(inner),
-                                                 descending=head_tree.children[1] is not None,
-                                                 span=_span(head_tree)))
+                        stack[-1][1].append(
+                            Iter(
+                                var=str(head_tree.children[0]),
+                                body=tuple(inner),
+                                descending=head_tree.children[1] is not None,
+                                span=_span(head_tree),
+                            )
+                        )
                     case "init":
                         target = self._target(kids[0])
-                        stack[-1][1].append(Init(tensor=target.tensor, indices=target.indices, expr=self._e(kids[1]),
-                                                 span=_span(tree)))
+                        stack[-1][1].append(
+                            Init(tensor=target.tensor, indices=target.indices, expr=self._e(kids[1]), span=_span(tree))
+                        )
                     case "einsum":
                         stack[-1][1].append(self._einsum(tree))
                     case _:
@@ -415,11 +476,23 @@ class _Builder:
         if len(stack) > 1:
             head_tree = stack[-1][0]
             assert head_tree is not None
-            self.problems.append(Diagnostic(code="unclosed-block", headline=f"iter {head_tree.children[0]} has no end",
-                                            span=_span(head_tree), rule="a block is closed by `end`"))
-        cascade = Cascade(inputs=tuple(inputs), constants=tuple(constants), ranks=tuple(ranks),
-                          constraints=_split(constraints), body=tuple(stack[0][1]), outputs=tuple(outputs),
-                          name=self.name)
+            self.problems.append(
+                Diagnostic(
+                    code="unclosed-block",
+                    headline=f"iter {head_tree.children[0]} has no end",
+                    span=_span(head_tree),
+                    rule="a block is closed by `end`",
+                )
+            )
+        cascade = Cascade(
+            inputs=tuple(inputs),
+            constants=tuple(constants),
+            ranks=tuple(ranks),
+            constraints=_split(constraints),
+            body=tuple(stack[0][1]),
+            outputs=tuple(outputs),
+            name=self.name,
+        )
         return cascade, self.problems
 
     def _e(self, node: Tree[Token]) -> Expr:
@@ -447,23 +520,41 @@ class _Builder:
             listed = [str(c) for c in reduction.children[1:]]
             for token, v in zip(reduction.children[1:], listed, strict=True):
                 if v in free:
-                    _fail("reduced-rank-kept", f"{v} is reduced and also on the left", token,
-                          rule="a reduced rank does not appear on the left")
+                    _fail(
+                        "reduced-rank-kept",
+                        f"{v} is reduced and also on the left",
+                        token,
+                        rule="a reduced rank does not appear on the left",
+                    )
                 if listed.count(v) > 1:
-                    _fail("rank-repeated", f"{v} is reduced twice", token,
-                          rule="a reduction names each rank once")
+                    _fail("rank-repeated", f"{v} is reduced twice", token, rule="a reduction names each rank once")
                 if v not in variables(expr, *where):
-                    _fail("reduced-rank-unused", f"{v} is reduced, but nothing on the right has it",
-                          token,
-                          rule="a reduction goes over ranks of the right side", hint=nearest(v, inside))
+                    _fail(
+                        "reduced-rank-unused",
+                        f"{v} is reduced, but nothing on the right has it",
+                        token,
+                        rule="a reduction goes over ranks of the right side",
+                        hint=nearest(v, inside),
+                    )
             missing = [v for v in ranks if v not in listed]
             if missing:
-                _fail("rank-not-reduced", f"{', '.join(missing)}: on the right, neither on the left nor reduced",
-                      reduction, rule="every rank of the right side is on the left or in the reduction",
-                      hint=f":: {op}({', '.join([*listed, *missing])})")
+                _fail(
+                    "rank-not-reduced",
+                    f"{', '.join(missing)}: on the right, neither on the left nor reduced",
+                    reduction,
+                    rule="every rank of the right side is on the left or in the reduction",
+                    hint=f":: {op}({', '.join([*listed, *missing])})",
+                )
             ranks = tuple(listed)
-        return Einsum(tensor=target.tensor, indices=target.indices, expr=expr, reduce=op if ranks else None,
-                      ranks=ranks, where=where, span=_span(access))
+        return Einsum(
+            tensor=target.tensor,
+            indices=target.indices,
+            expr=expr,
+            reduce=op if ranks else None,
+            ranks=ranks,
+            where=where,
+            span=_span(access),
+        )
 
     def _local(self, expr: Expr) -> tuple[str, ...]:
         return variables(expr)
@@ -478,11 +569,20 @@ class _Builder:
         if alias in REDUCTIONS:
             return alias
         if name in OPS:
-            _fail("not-associative", f"'{name}' is not an associative operator of two operands", token,
-                  rule="a reduction may be regrouped, so its operator must be associative and have an identity",
-                  hint="known: " + ", ".join(REDUCTIONS))
-        _fail("unknown-operator", f"there is no reduction '{name}'", token,
-              rule="a reduction names an associative operator", hint=nearest(name, tuple(REDUCTIONS)))
+            _fail(
+                "not-associative",
+                f"'{name}' is not an associative operator of two operands",
+                token,
+                rule="a reduction may be regrouped, so its operator must be associative and have an identity",
+                hint="known: " + ", ".join(REDUCTIONS),
+            )
+        _fail(
+            "unknown-operator",
+            f"there is no reduction '{name}'",
+            token,
+            rule="a reduction names an associative operator",
+            hint=nearest(name, tuple(REDUCTIONS)),
+        )
 
 
 def _split(conditions: list[Expr]) -> tuple[Expr, ...]:
@@ -502,9 +602,11 @@ def parse_expr(text: str, *, names_of: Cascade) -> Expr:
     Raises: CascadeError: the text is not an expression, or uses a name the cascade lacks.
     """
     source = SourceText(text=text, name="<expression>")
-    names = _Names(tensors={i.tensor for i in names_of.inputs} | {e.tensor for e in names_of.einsums},
-                   constants={c.name for c in names_of.constants},
-                   variables=set(_known_variables(names_of)) | {v for e in names_of.einsums for v in e.space})
+    names = _Names(
+        tensors={i.tensor for i in names_of.inputs} | {e.tensor for e in names_of.einsums},
+        constants={c.name for c in names_of.constants},
+        variables=set(_known_variables(names_of)) | {v for e in names_of.einsums for v in e.space},
+    )
     try:
         tree = _grammar().parse(text, start="expr")
         _limit_depth(tree)

@@ -77,8 +77,9 @@ def print_cascade(cascade: Cascade) -> str:
     """Print a whole cascade, declarations first."""
     lines = []
     if cascade.inputs:
-        lines.append("in " + ", ".join(f"{i.tensor}[{', '.join(i.indices)}]" if i.indices else i.tensor
-                                       for i in cascade.inputs))
+        lines.append(
+            "in " + ", ".join(f"{i.tensor}[{', '.join(i.indices)}]" if i.indices else i.tensor for i in cascade.inputs)
+        )
     lines += [f"const {c.name} = {print_expr(c.expr)}" for c in cascade.constants]
     lines += [f"rank {r.name} = {print_expr(r.expr)}" for r in cascade.ranks]
     if cascade.constraints:

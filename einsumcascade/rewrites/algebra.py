@@ -90,8 +90,12 @@ def producers(cascade: Cascade) -> dict[str, Einsum]:
 
 def is_map(einsum: Einsum | None) -> bool:
     """Whether an Einsum only maps: no reduction, no condition of its own, plain variables on the left."""
-    return (einsum is not None and einsum.reduce is None and not einsum.where
-            and all(isinstance(i, Var) for i in einsum.indices))
+    return (
+        einsum is not None
+        and einsum.reduce is None
+        and not einsum.where
+        and all(isinstance(i, Var) for i in einsum.indices)
+    )
 
 
 def inline(read: Read, einsum: Einsum) -> Expr:
@@ -128,8 +132,13 @@ def names_taken(cascade: Cascade) -> set[str]:
     from einsumcascade.language.ir import rank_of
 
     vs = extents_known(cascade)
-    return ({i.tensor for i in cascade.inputs} | {e.tensor for e in cascade.einsums}
-            | {c.name for c in cascade.constants} | set(vs) | {rank_of(v) for v in vs})
+    return (
+        {i.tensor for i in cascade.inputs}
+        | {e.tensor for e in cascade.einsums}
+        | {c.name for c in cascade.constants}
+        | set(vs)
+        | {rank_of(v) for v in vs}
+    )
 
 
 def drop_dead(cascade: Cascade) -> Cascade:
@@ -177,8 +186,11 @@ def is_positive(expr: Expr, cascade: Cascade, *, strict: bool = True) -> bool:
                 return go(e.args[0], strict, depth + 1) and go(e.args[1], strict, depth + 1)
             case Apply(op="add"):
                 a, b = e.args
-                return go(a, False, depth + 1) and go(b, False, depth + 1) and (
-                    not strict or go(a, True, depth + 1) or go(b, True, depth + 1))
+                return (
+                    go(a, False, depth + 1)
+                    and go(b, False, depth + 1)
+                    and (not strict or go(a, True, depth + 1) or go(b, True, depth + 1))
+                )
             case Apply(op="pow"):
                 return go(e.args[0], True, depth + 1) or (not strict and e.args[1] == Num(value=2))
             case Apply(op="sqrt"):
@@ -204,8 +216,11 @@ def to_sympy(expr: Expr, symbol: Callable[[Expr], Any]) -> Any:
 
     match expr:
         case Num():
-            return sp.nsimplify(expr.value, rational=True) if abs(expr.value) != float("inf") else (
-                sp.oo if expr.value > 0 else -sp.oo)
+            return (
+                sp.nsimplify(expr.value, rational=True)
+                if abs(expr.value) != float("inf")
+                else (sp.oo if expr.value > 0 else -sp.oo)
+            )
         case Apply() if expr.row.sympy is not None:
             return expr.row.sympy(sp, *(to_sympy(a, symbol) for a in expr.args))
         case _:

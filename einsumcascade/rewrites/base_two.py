@@ -99,8 +99,9 @@ def _is_number(e: Expr) -> bool:
 # --- scaled values stand where they are read ------------------------------------------------------------------------
 
 
-def _inlined(body: tuple[Statement, ...], outputs: tuple[str, ...],
-             around: dict[str, Einsum] | None = None) -> tuple[Statement, ...]:
+def _inlined(
+    body: tuple[Statement, ...], outputs: tuple[str, ...], around: dict[str, Einsum] | None = None
+) -> tuple[Statement, ...]:
     """Put `c * T[..]` in place of a map that is only that."""
     scaled: dict[str, Einsum] = dict(around or {})
     out: list[Statement] = []
@@ -113,10 +114,18 @@ def _inlined(body: tuple[Statement, ...], outputs: tuple[str, ...],
         if isinstance(s, Einsum):
             s = replace(s, expr=_put(s.expr, scaled), where=tuple(_put(c, scaled) for c in s.where))
             numbers, rest = _split(s.expr)
-            if (s.reduce is None and not s.where and numbers and len(rest) == 1 and rest[0][1] == 1
-                    and isinstance(rest[0][0], Read) and all(isinstance(i, Var) for i in s.indices)
-                    and set(variables(*s.indices)) == set(variables(s.expr)) and s.tensor not in outputs
-                    and any(s.tensor in {r.tensor for r in reads(*_exprs(x))} for x in body)):
+            if (
+                s.reduce is None
+                and not s.where
+                and numbers
+                and len(rest) == 1
+                and rest[0][1] == 1
+                and isinstance(rest[0][0], Read)
+                and all(isinstance(i, Var) for i in s.indices)
+                and set(variables(*s.indices)) == set(variables(s.expr))
+                and s.tensor not in outputs
+                and any(s.tensor in {r.tensor for r in reads(*_exprs(x))} for x in body)
+            ):
                 scaled[s.tensor] = s
                 continue
         out.append(s)
@@ -149,9 +158,13 @@ def _put(expr: Expr, scaled: dict[str, Einsum]) -> Expr:
 
 def _unit(update: Einsum, block: Iter, cascade: Cascade) -> Expr | None:
     """The positive factor with which every exponent of the block reads a running maximum, if it is one."""
-    if not (isinstance(update.expr, Apply) and update.expr.op == "max"
-            and all(isinstance(a, Read) for a in update.expr.args)
-            and isinstance(update.expr.args[0], Read) and update.expr.args[0].tensor == update.tensor):
+    if not (
+        isinstance(update.expr, Apply)
+        and update.expr.op == "max"
+        and all(isinstance(a, Read) for a in update.expr.args)
+        and isinstance(update.expr.args[0], Read)
+        and update.expr.args[0].tensor == update.tensor
+    ):
         return None
     units: list[Expr] = []
     for s in block.body:
@@ -181,8 +194,12 @@ def _exponent_units(expr: Expr, tensor: str) -> list[Expr]:
     for e in subexpressions(expr):
         if isinstance(e, Apply) and e.op == "exp2":
             for term, _ in terms(e.args[0]):
-                if isinstance(term, Apply) and term.op == "mul" and isinstance(term.args[0], Read) and (
-                        term.args[0].tensor == tensor):
+                if (
+                    isinstance(term, Apply)
+                    and term.op == "mul"
+                    and isinstance(term.args[0], Read)
+                    and (term.args[0].tensor == tensor)
+                ):
                     out.append(term.args[1])
     return out
 
@@ -201,8 +218,10 @@ def _in_unit(cascade: Cascade, index: str, tensor: str, unit: Expr) -> Cascade:
         if isinstance(e, Apply) and e.op in ("mul", "div"):
             parts = factors(e)
             if any(isinstance(f, Read) and f.tensor == tensor and last in f.indices and n == 1 for f, n in parts):
-                kept = [(transform(f, after) if not (isinstance(f, Read) and f.tensor == tensor) else f, n)
-                        for f, n in parts]
+                kept = [
+                    (transform(f, after) if not (isinstance(f, Read) and f.tensor == tensor) else f, n)
+                    for f, n in parts
+                ]
                 for f, n in factors(unit):
                     if (f, n) in kept:
                         kept.remove((f, n))
@@ -229,8 +248,14 @@ def _in_unit(cascade: Cascade, index: str, tensor: str, unit: Expr) -> Cascade:
             case Einsum():
                 body.append(replace(s, expr=transform(s.expr, after)))
             case Iter():
-                body.append(replace(s, body=tuple(
-                    replace(x, expr=transform(x.expr, after)) if isinstance(x, Einsum) else x for x in s.body)))
+                body.append(
+                    replace(
+                        s,
+                        body=tuple(
+                            replace(x, expr=transform(x.expr, after)) if isinstance(x, Einsum) else x for x in s.body
+                        ),
+                    )
+                )
             case Init():
                 body.append(s)
     return cascade.with_body(tuple(body))

@@ -12,7 +12,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Iter, Num, Read, Scalar, Statement, Var, rank_of, reads, variables
+from einsumcascade.language.ir import (
+    Apply,
+    Cascade,
+    Einsum,
+    Expr,
+    Iter,
+    Num,
+    Read,
+    Scalar,
+    Statement,
+    Var,
+    rank_of,
+    reads,
+    variables,
+)
 from einsumcascade.language.ops import OPS
 from einsumcascade.rewrites.algebra import (
     drop_dead,
@@ -47,16 +61,36 @@ def expand_means(cascade: Cascade) -> Rewritten:
                 number = Apply(op="mul", args=(number, Scalar(name=rank_of(v))))
             mean = Apply(op="div", args=(Read(tensor=top, indices=s.indices), number))
             pair = (replace(s, tensor=top, reduce="sum"), replace(s, reduce=None, ranks=(), expr=mean))
-            steps.append(Step(rule="mean", what=f"{s.tensor} is a sum over the number of points", before=(str(s),),
-                              after=tuple(map(str, pair))))
+            steps.append(
+                Step(
+                    rule="mean",
+                    what=f"{s.tensor} is a sum over the number of points",
+                    before=(str(s),),
+                    after=tuple(map(str, pair)),
+                )
+            )
             return pair
         count = fresh(s.tensor + "C", taken)
         ones = _ones(s)
-        new = (replace(s, tensor=top, reduce="sum"), replace(s, tensor=count, expr=ones, reduce="sum"),
-               replace(s, reduce=None, ranks=(), where=(), expr=Apply(op="div", args=(
-                   Read(tensor=top, indices=s.indices), Read(tensor=count, indices=s.indices)))))
-        steps.append(Step(rule="mean", what=f"{s.tensor} is a sum over the number of live points",
-                          before=(str(s),), after=tuple(map(str, new))))
+        new = (
+            replace(s, tensor=top, reduce="sum"),
+            replace(s, tensor=count, expr=ones, reduce="sum"),
+            replace(
+                s,
+                reduce=None,
+                ranks=(),
+                where=(),
+                expr=Apply(op="div", args=(Read(tensor=top, indices=s.indices), Read(tensor=count, indices=s.indices))),
+            ),
+        )
+        steps.append(
+            Step(
+                rule="mean",
+                what=f"{s.tensor} is a sum over the number of live points",
+                before=(str(s),),
+                after=tuple(map(str, new)),
+            )
+        )
         return new
 
     body = tuple(n for s in cascade.body for n in one(s))
@@ -144,9 +178,15 @@ def _split(s: Einsum, cascade: Cascade) -> tuple[Einsum, Einsum, str] | None:
                 continue
             raw = replace(raw, indices=keep)
         value: Expr = Read(tensor=raw.tensor, indices=raw.indices)
-        outer = replace(s, expr=build((*((outside[0],) if outside[0][1] > 0 else ()), (value, 1),
-                                       *outside[1 if outside[0][1] > 0 else 0:])),
-                        reduce=None, ranks=(), where=())
+        outer = replace(
+            s,
+            expr=build(
+                (*((outside[0],) if outside[0][1] > 0 else ()), (value, 1), *outside[1 if outside[0][1] > 0 else 0 :])
+            ),
+            reduce=None,
+            ranks=(),
+            where=(),
+        )
         return raw, outer, "R1 defer" if s.reduce in ("sum", "prod") or join == "add" else "R8 positive factor"
     return None
 

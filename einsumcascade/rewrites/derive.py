@@ -38,9 +38,19 @@ class Derivation:
         """A JSON value: passes, steps and both texts."""
         return {
             "passes": {k: {"before": a, "after": b} for k, (a, b) in self.passes.items()},
-            "steps": [{"rule": s.rule, "what": s.what, "before": list(s.before), "after": list(s.after),
-                       "proof": list(s.proof), "kind": s.kind} for s in self.steps],
-            "original": str(self.original), "cascade": str(self.cascade),
+            "steps": [
+                {
+                    "rule": s.rule,
+                    "what": s.what,
+                    "before": list(s.before),
+                    "after": list(s.after),
+                    "proof": list(s.proof),
+                    "kind": s.kind,
+                }
+                for s in self.steps
+            ],
+            "original": str(self.original),
+            "cascade": str(self.cascade),
         }
 
     def __str__(self) -> str:
@@ -82,9 +92,16 @@ def derive(cascade: Cascade | str, *, rank: str | None = None, tile: int = DEFAU
     reduced = tuple(dict.fromkeys(v for e in cascade.einsums for v in e.ranks))
     if rank is not None and variable_of(rank) not in reduced:
         names = tuple(map(rank_of, reduced))
-        raise UnknownRankError(diagnostics=(Diagnostic(
-            code="unknown-rank", headline=f"no Einsum reduces a rank '{rank}'",
-            rule="a derivation streams a rank that is reduced", hint=nearest(rank, names)),))
+        raise UnknownRankError(
+            diagnostics=(
+                Diagnostic(
+                    code="unknown-rank",
+                    headline=f"no Einsum reduces a rank '{rank}'",
+                    rule="a derivation streams a rank that is reduced",
+                    hint=nearest(rank, names),
+                ),
+            )
+        )
     wanted = (variable_of(rank),) if rank else tuple(v for v in reduced if _chained(cascade, v))
     result, steps = first.cascade, list(first.steps)
     for v in wanted:
@@ -92,8 +109,10 @@ def derive(cascade: Cascade | str, *, rank: str | None = None, tile: int = DEFAU
             form = loop_form(result, over=(v,), tile=tile)
             result = form.cascade
             steps += form.steps
-    passes = {rank_of(v): (count_passes(cascade, rank=rank_of(v)).passes,
-                           count_passes(result, rank=rank_of(v)).passes) for v in wanted}
+    passes = {
+        rank_of(v): (count_passes(cascade, rank=rank_of(v)).passes, count_passes(result, rank=rank_of(v)).passes)
+        for v in wanted
+    }
     return Derivation(original=cascade, cascade=result, steps=tuple(steps), passes=passes)
 
 

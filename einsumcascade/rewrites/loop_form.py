@@ -135,11 +135,17 @@ class _LoopForm:
             inits, block = self._loop(loop)
             body += [*inits, block]
         body += self._straight(loops, emitted)
-        cascade = replace(self.cascade, ranks=self.cascade.ranks + self._ranks(), body=tuple(body),
-                          constraints=self._constraints())
-        return LoopForm(cascade=drop_dead(cascade), index=self.index, inner=self.inner, loops=loops,
-                        points=self._point(),
-                        steps=tuple(self.steps))
+        cascade = replace(
+            self.cascade, ranks=self.cascade.ranks + self._ranks(), body=tuple(body), constraints=self._constraints()
+        )
+        return LoopForm(
+            cascade=drop_dead(cascade),
+            index=self.index,
+            inner=self.inner,
+            loops=loops,
+            points=self._point(),
+            steps=tuple(self.steps),
+        )
 
     def _variable(self, name: str) -> str:
         while name in self.taken or rank_of(name) in self.taken:
@@ -229,21 +235,41 @@ class _LoopForm:
         summand = inline_reads(s.expr, self.defs, lambda r, _: self._streams(r.tensor) and self._finished(r) == need)
         if need == 0:
             return _State(s, 0, Correction(form="none"), s.expr)
-        anchors = tuple(r for r in reads(summand, *s.where) if not self._streams(r.tensor)
-                        and self.ready.get(r.tensor, 0) == need)
+        anchors = tuple(
+            r for r in reads(summand, *s.where) if not self._streams(r.tensor) and self.ready.get(r.tensor, 0) == need
+        )
         answer = self._try(s, summand, anchors, need)
         if isinstance(answer, Rejection):
-            self.steps.append(Step(rule="not streamed", kind="law", before=(str(s),),
-                                   what=f"{s.tensor} waits for {', '.join(dict.fromkeys(a.tensor for a in anchors))}: "
-                                        f"one more loop over {', '.join(map(rank_of, self.over))}",
-                                   proof=(answer.reason,)))
+            self.steps.append(
+                Step(
+                    rule="not streamed",
+                    kind="law",
+                    before=(str(s),),
+                    what=f"{s.tensor} waits for {', '.join(dict.fromkeys(a.tensor for a in anchors))}: "
+                    f"one more loop over {', '.join(map(rank_of, self.over))}",
+                    proof=(answer.reason,),
+                )
+            )
             return _State(s, need, Correction(form="none"), s.expr)
         if answer.c is None:
             return _State(s, need - 1, answer, s.expr, anchors)
-        plain = transform(answer.c, lambda e: Read(tensor=e.tensor.replace(PRIME, "") + "_next", indices=e.indices)
-                          if isinstance(e, Read) and e.tensor.endswith(PRIME) else None)
-        self.steps.append(Step(rule="R3 running state", kind=answer.kind, before=(str(s),), proof=answer.proof,
-                               what=f"{s.tensor} keeps a running state, moved by C = {plain}"))
+        plain = transform(
+            answer.c,
+            lambda e: (
+                Read(tensor=e.tensor.replace(PRIME, "") + "_next", indices=e.indices)
+                if isinstance(e, Read) and e.tensor.endswith(PRIME)
+                else None
+            ),
+        )
+        self.steps.append(
+            Step(
+                rule="R3 running state",
+                kind=answer.kind,
+                before=(str(s),),
+                proof=answer.proof,
+                what=f"{s.tensor} keeps a running state, moved by C = {plain}",
+            )
+        )
         return _State(s, need - 1, answer, s.expr, anchors)
 
     def _try(self, s: Einsum, summand: Expr, anchors: tuple[Read, ...], need: int) -> Correction | Rejection:
@@ -341,8 +367,11 @@ class _LoopForm:
             s, how = state.einsum, state.how
             assert s.reduction is not None
             target = Read(tensor=s.tensor, indices=s.indices)
-            inits.append(Init(tensor=self._running(s.tensor), indices=(*s.indices, Num(value=0)),
-                              expr=_number(s.reduction.empty)))
+            inits.append(
+                Init(
+                    tensor=self._running(s.tensor), indices=(*s.indices, Num(value=0)), expr=_number(s.reduction.empty)
+                )
+            )
             expr = self._inside(s.expr, loop, body, placed, anchored)
             where = tuple(self._inside(c, loop, body, placed, anchored) for c in self._conditions(s))
             local = fresh("L" + s.tensor, self.taken)
@@ -352,16 +381,25 @@ class _LoopForm:
                 for c in reversed(where):
                     expr = apply("select", c, expr, _number(s.reduction.empty))
                 where = ()
-            body.append(Einsum(tensor=local, indices=(*s.indices, Var(name=self.index)), expr=expr, where=where,
-                               reduce=s.reduce if ranks else None, ranks=ranks))
+            body.append(
+                Einsum(
+                    tensor=local,
+                    indices=(*s.indices, Var(name=self.index)),
+                    expr=expr,
+                    where=where,
+                    reduce=s.reduce if ranks else None,
+                    ranks=ranks,
+                )
+            )
             old, new = self._generation(target, "old"), self._generation(target, "new")
             part = Read(tensor=local, indices=(*s.indices, Var(name=self.index)))
             moved = self._moved(old, state, how, body, anchored)
             body.append(Einsum(tensor=new.tensor, indices=new.indices, expr=apply(s.reduction.op.name, moved, part)))
         return inits, Iter(var=self.index, body=tuple(body))
 
-    def _moved(self, old: Expr, state: _State, how: Correction, body: list[Statement],
-               anchored: dict[Read, Read]) -> Expr:
+    def _moved(
+        self, old: Expr, state: _State, how: Correction, body: list[Statement], anchored: dict[Read, Read]
+    ) -> Expr:
         """C applied to the old state."""
         if how.c is None:
             return old
@@ -432,8 +470,9 @@ class _LoopForm:
         made = anchored[canonical]
         return Read(tensor=made.tensor, indices=(*read.indices, made.indices[-1]))
 
-    def _inside(self, expr: Expr, loop: int, body: list[Statement], placed: dict[str, str],
-                anchored: dict[Read, Read]) -> Expr:
+    def _inside(
+        self, expr: Expr, loop: int, body: list[Statement], placed: dict[str, str], anchored: dict[Read, Read]
+    ) -> Expr:
         """Rewrite an expression for the inside of a loop, placing the streams it needs before it."""
         point = self._point()
 
@@ -453,8 +492,9 @@ class _LoopForm:
 
         return transform(expr, leaf)
 
-    def _stream(self, read: Read, loop: int, body: list[Statement], placed: dict[str, str],
-                anchored: dict[Read, Read]) -> Expr:
+    def _stream(
+        self, read: Read, loop: int, body: list[Statement], placed: dict[str, str], anchored: dict[Read, Read]
+    ) -> Expr:
         d = self.defs[read.tensor]
         at = []
         for i, own in zip(read.indices, d.indices, strict=True):
@@ -481,8 +521,12 @@ class _LoopForm:
 
 def _is_scaled_state(expr: Expr) -> bool:
     """A state times constants: cheap enough to stand wherever it is read."""
-    return isinstance(expr, Apply) and expr.op in ("mul", "div") and all(
-        isinstance(a, Scalar | Num | Read) for a in expr.args) and sum(isinstance(a, Read) for a in expr.args) == 1
+    return (
+        isinstance(expr, Apply)
+        and expr.op in ("mul", "div")
+        and all(isinstance(a, Scalar | Num | Read) for a in expr.args)
+        and sum(isinstance(a, Read) for a in expr.args) == 1
+    )
 
 
 def _number(value: float) -> Num:
@@ -490,7 +534,14 @@ def _number(value: float) -> Num:
 
 
 def _not_lowered(s: Einsum, what: str) -> LoweringError:
-    return LoweringError(diagnostics=(Diagnostic(
-        code="not-lowered-yet", headline=f"{what} has no lowering yet", span=s.span,
-        rule="reference, analysis and derivation work all the same",
-        hint=f"the Einsum is {s}"),))
+    return LoweringError(
+        diagnostics=(
+            Diagnostic(
+                code="not-lowered-yet",
+                headline=f"{what} has no lowering yet",
+                span=s.span,
+                rule="reference, analysis and derivation work all the same",
+                hint=f"the Einsum is {s}",
+            ),
+        )
+    )

@@ -46,8 +46,14 @@ class Rejection:
 PRIME = "__next"
 
 
-def correction(summand: Expr, references: Iterable[Read], *, reduce: str,
-               positive: tuple[Expr, ...] = (), fixed: frozenset[Expr] = frozenset()) -> Correction | Rejection:
+def correction(
+    summand: Expr,
+    references: Iterable[Read],
+    *,
+    reduce: str,
+    positive: tuple[Expr, ...] = (),
+    fixed: frozenset[Expr] = frozenset(),
+) -> Correction | Rejection:
     """Find C for a summand and prove it, or say why there is none.
 
     Args:
@@ -67,8 +73,9 @@ def correction(summand: Expr, references: Iterable[Read], *, reduce: str,
 
 
 @lru_cache(maxsize=512)
-def _correction(summand: Expr, used: tuple[Read, ...], reduce: str,
-                positive: tuple[Expr, ...], fixed: frozenset[Expr]) -> Correction | Rejection:
+def _correction(
+    summand: Expr, used: tuple[Read, ...], reduce: str, positive: tuple[Expr, ...], fixed: frozenset[Expr]
+) -> Correction | Rejection:
     import sympy as sp
 
     symbols: dict[Expr, Any] = {}
@@ -89,16 +96,20 @@ def _correction(summand: Expr, used: tuple[Read, ...], reduce: str,
 
     f = to_sympy(summand, symbol)
     if opaque:
-        return Rejection(reason=f"{opaque[0]} depends on {', '.join(dict.fromkeys(r.tensor for r in used))} through "
-                                f"'{opaque[0].op}', which algebra cannot see into")
+        return Rejection(
+            reason=f"{opaque[0]} depends on {', '.join(dict.fromkeys(r.tensor for r in used))} through "
+            f"'{opaque[0].op}', which algebra cannot see into"
+        )
     old = [symbols[r] for r in used if r in symbols]
     new = [sp.Symbol(f"{s}'", real=True, positive=s.is_positive) for s in old]
     moved = f.subs(dict(zip(old, new, strict=True)), simultaneous=True)
     still = {s for e, s in symbols.items() if isinstance(e, Scalar) or e in fixed}
     streamed = set(f.free_symbols) - set(old) - still
     back: dict[Any, Expr] = {s: e for e, s in symbols.items()}
-    back |= {n: Read(tensor=r.tensor + PRIME, indices=r.indices)
-             for r, n in zip((r for r in used if r in symbols), new, strict=True)}
+    back |= {
+        n: Read(tensor=r.tensor + PRIME, indices=r.indices)
+        for r, n in zip((r for r in used if r in symbols), new, strict=True)
+    }
     if reduce in ("max", "min"):
         shift = sp.simplify(sp.expand(moved - f))
         if not shift.free_symbols & streamed:
@@ -107,8 +118,10 @@ def _correction(summand: Expr, used: tuple[Read, ...], reduce: str,
     free = ratio.free_symbols & streamed
     if free:
         which = ", ".join(sorted(str(s) for s in free))
-        return Rejection(reason=f"F(x, d') / F(x, d) still depends on {which}: no factor moves the state from "
-                                f"{_names(old)} to its next value, so the sum must wait for the final one")
+        return Rejection(
+            reason=f"F(x, d') / F(x, d) still depends on {which}: no factor moves the state from "
+            f"{_names(old)} to its next value, so the sum must wait for the final one"
+        )
     if reduce in ("max", "min") and not (ratio.is_positive or isinstance(ratio, sp.exp)):
         return Rejection(reason=f"the factor {ratio} is not known to be positive, so it may turn a {reduce} around")
     if reduce == "prod":
@@ -156,8 +169,9 @@ def _merge_exponents(value: Any) -> Any:
     return sp.exp(exponent) * rest
 
 
-def _proven(form: str, c: Any, f: Any, moved: Any, old: list[Any], new: list[Any], back: dict[Any, Expr],
-            predicted: Any) -> Correction | Rejection:
+def _proven(
+    form: str, c: Any, f: Any, moved: Any, old: list[Any], new: list[Any], back: dict[Any, Expr], predicted: Any
+) -> Correction | Rejection:
     import sympy as sp
 
     residual = moved - predicted(c)
