@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,43 @@ def test_compile_takes_the_schedule_that_it_printed(tmp_path: Path) -> None:
     assert second["source"] == first["source"] and second["schedule"] == first["schedule"]
 
 
+def test_compile_inspects_as_comments_after_the_text_or_alone(tmp_path: Path) -> None:
+    arguments = ["compile", "relu", "--inspect", "--target", "cuda:80"]
+    printed = succeed(*arguments).stdout
+    ast.parse(printed)
+    assert re.search(r"^#   registers \d+, spilled 0 bytes, shared memory \d+ bytes$", printed, re.MULTILINE)
+    path = tmp_path / "kernel.py"
+    report = succeed(*arguments, "-o", str(path)).stdout
+    assert "registers" in report and "@triton.jit" not in report and "registers" not in path.read_text()
+    record = json.loads(succeed(*arguments, "--json").stdout)
+    assert record["source"] == path.read_text() and record["inspect"]["target"] == "cuda:80"
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_compile_takes_every_target_and_dtype(target: str, dtype: str) -> None:
+    record = json.loads(succeed("compile", "gqa", "--target", target, "--dtype", dtype, "--json").stdout)
+    assert (record["target"], record["dtype"]) == (target, dtype)
+    ast.parse(record["source"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"],
+        ["derive", "sink"],
+        ["compile", "sink"],
+        ["verify", "relu", "--extents", SMALL, "--dtype", "float32"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_every_command_prints_the_same_json_each_time(arguments: list[str]) -> None:
+    one, two = (succeed(*arguments, "--json").stdout for _ in range(2))
+    assert one == two
+    parsed = json.loads(one)
+    assert one == json.dumps(parsed, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def test_verify_passes_on_a_small_case() -> None:
     result = succeed("verify", "softmax_attention", "--extents", SMALL, "--dtype", "float32", "--seed", "3")
     assert "float32" in result.stdout and "float16" not in result.stdout
@@ -147,6 +185,52 @@ def test_a_wrong_spec_is_one_message_and_status_two(command: str, tmp_path: Path
     assert f"{path}:2:5" in refuse("unknown-tensor", command, str(path))
     path.write_bytes(b"\x7fELF\x00")
     assert refuse("spec-binary", command, str(path))
+
+
+MISTAKES = {
+    "unknown-tensor": "in X[m], Y[m]\nS = X[m] * y[m]\nout S",
+    "unbound-rank": "in X[m]\nS[k] = X[k]\nout S",
+    "unknown-operator": "in X[m]\nS[m] = sigmod(X[m])\nout S",
+    "not-associative": "in X[m]\nS = X[m] :: sub(m)\nout S",
+    "spec-empty": "",
+}
+
+
+@pytest.mark.parametrize("command", ["analyse", "derive", "compile", "verify"])
+@pytest.mark.parametrize("code", MISTAKES)
+def test_a_mistake_in_a_text_is_one_message_and_nothing_is_written(code: str, command: str, tmp_path: Path) -> None:
+    path, output = tmp_path / "mine.cascade", tmp_path / "kernel.py"
+    path.write_text(MISTAKES[code])
+    message = refuse(code, command, str(path), *(["-o", str(output)] if command == "compile" else []))
+    assert message.count("docs/errors.md#") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.cascade"]
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        ("unknown-rank", ["--extents", "Z=3"]),
+        ("unknown-target", ["--target", "cuda:91"]),
+        ("schedule-file", ["--schedule", "bad.json"]),
+        ("schedule-illegal", ["--schedule", "illegal.json"]),
+        ("option-extents", ["--extents", "E=64,E=32"]),
+    ],
+)
+def test_nothing_is_written_where_an_option_is_wrong(
+    code: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.json").write_text('{"kernels": 3}')
+    Path("illegal.json").write_text('{"kernels": {"relu": {"tiles": {"p": 64, "m": 48}}}}')
+    refuse(code, "compile", "relu", *arguments, "-o", "kernel.py")
+    assert not Path("kernel.py").exists()
+
+
+def test_an_extent_that_comes_out_broken_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "mine.cascade"
+    path.write_text("in X[m]\nrank k = M / 3\nS[k] = X[k]\nout S\n")
+    assert f"{path}:2:" in refuse("extent-value", "verify", str(path), "--extents", "M=8")
+    assert json.loads(succeed("analyse", str(path), "--extents", "M=8", "--json").stdout)["extents"] == {"M": 8}
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ def evaluate_extents(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, 
         cascade: a checked cascade.
         extents: numbers by rank, upper case; a given number wins over a definition.
 
-    Returns: every extent that has a value, in order of first appearance; the others are absent.
+    Returns: every extent that has a whole value, in order of first appearance; the others are absent.
     Cost: linear in the definitions.
     """
     constants = {c.name: c.expr for c in cascade.constants}
@@ -335,7 +335,7 @@ def evaluate_extents(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, 
     out = {}
     for n in names:
         found = value(Scalar(name=n), 0)
-        if found is not None and not math.isnan(found) and not math.isinf(found):
+        if found is not None and math.isfinite(found) and found == int(found):
             out[n] = int(found)
     return out
 

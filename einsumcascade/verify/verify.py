@@ -166,7 +166,10 @@ def filled_extents(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, in
     out = dict(extents)
     batch = [v for i in cascade.inputs for v in i.indices]
     features = feature_ranks(cascade)
+    defined = {d.name for d in cascade.ranks}
     for v in dict.fromkeys(batch):
+        if v in defined:
+            continue
         r = rank_of(v)
         positions = [i.indices.index(v) == len(i.indices) - 2 for i in cascade.inputs if v in i.indices]
         length = v in reduced or v in valued or any(positions)

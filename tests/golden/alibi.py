@@ -10,6 +10,9 @@
     NV[b, h, p, f] = SN[b, h, p, m] * V[b, h, m, f] :: sum(m)
     AV[b, h, p, f] = NV[b, h, p, f] / SD[b, h, p]
     out AV
+
+b_X is a block of X, p_X a pointer, o_x coordinates of a rank, i_x an index, r_x positions in a tile. A running state
+begins with R, what one tile adds to it with L, and what moves a state to a new reference with C.
 """
 
 import triton
@@ -55,7 +58,7 @@ def alibi_kernel(
     o_K = r_m0.to(tl.int64)[:, None] * stride_K_m + o_e.to(tl.int64)[None, :] * stride_K_e
     p_V = V + i_b * stride_V_b + i_h * stride_V_h
     o_V = r_m0.to(tl.int64)[:, None] * stride_V_m + o_f.to(tl.int64)[None, :] * stride_V_f
-    # tiles where every point is live
+    # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, BLOCK_M):
         o_m = start_m + r_m0
         b_K = tl.load(p_K + o_K)  # [BLOCK_M, E]
@@ -83,13 +86,13 @@ def alibi_kernel(
         b_RGM = b_RGM_new  # [BLOCK_P]
         p_K += BLOCK_M * stride_K_m
         p_V += BLOCK_M * stride_V_m
-    # tiles where m < M is tested
+    # tiles that test m < M
     for start_m in tl.range(full_hi_m, M, BLOCK_M):
         o_m = start_m + r_m0
         b_K = tl.load(p_K + o_K, mask=(o_m < M)[:, None], other=0.0)  # [BLOCK_M, E]
         b_QKN = tl.dot(b_Q, tl.trans(b_K), input_precision="ieee")  # [BLOCK_P, BLOCK_M]
         b_S = scale * b_QKN - b_SLOPE.to(tl.float32) * tl.abs(o_p[:, None] - o_m[None, :])  # [BLOCK_P, BLOCK_M]
-        # points that no constraint admits
+        # culled points hold the identity of the reduction that follows
         b_S = tl.where((o_m < M)[None, :], b_S, float("-inf"))  # [BLOCK_P, BLOCK_M]
         b_LGM = tl.max(b_S, axis=1)  # [BLOCK_P]
         b_RGM_new = tl.maximum(b_RGM, b_LGM * 1.4426950408889634)  # [BLOCK_P]

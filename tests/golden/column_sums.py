@@ -5,6 +5,9 @@
     S[p, m] = exp(X[p, m] - C[m])
     Y[p, f] = S[p, m] * V[m, f] :: sum(m)
     out Y
+
+b_X is a block of X, p_X a pointer, o_x coordinates of a rank, i_x an index, r_x positions in a tile. A running state
+begins with R, what one tile adds to it with L, and what moves a state to a new reference with C.
 """
 
 import triton
@@ -28,7 +31,7 @@ def column_sums_0_kernel(
     full_hi_p = P // BLOCK_P * BLOCK_P
     p_X = X
     o_X = r_p0.to(tl.int64)[:, None] * stride_X_p + o_m.to(tl.int64)[None, :] * stride_X_m
-    # tiles where every point is live
+    # tiles whose points are all live
     for start_p in tl.range(0, full_hi_p, BLOCK_P):
         b_X = tl.load(p_X + o_X, mask=(o_m < M)[None, :], other=0.0)  # [BLOCK_P, BLOCK_M]
         # LC[m, p1] = X[p1 * P0 + p0, m] :: sum(p0)
@@ -36,7 +39,7 @@ def column_sums_0_kernel(
         # RC[m, p1 + 1] = RC[m, p1] + LC[m, p1]
         b_RC = b_RC + b_LC  # [BLOCK_M]
         p_X += BLOCK_P * stride_X_p
-    # tiles where p < P is tested
+    # tiles that test p < P
     for start_p in tl.range(full_hi_p, P, BLOCK_P):
         o_p = start_p + r_p0
         b_X = tl.load(p_X + o_X, mask=tl.trans((o_p < P)[None, :] & (o_m < M)[:, None]), other=0.0)  # [BLOCK_P, BLOCK_M]
@@ -73,7 +76,7 @@ def column_sums_1_kernel(
     o_C = r_m0.to(tl.int64) * stride_C_m
     p_V = V
     o_V = r_m0.to(tl.int64)[:, None] * stride_V_m + o_f.to(tl.int64)[None, :] * stride_V_f
-    # tiles where every point is live
+    # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, BLOCK_M):
         b_X = tl.load(p_X + o_X, mask=(o_p < P)[:, None], other=0.0)  # [BLOCK_P, BLOCK_M]
         b_C = tl.load(p_C + o_C)  # [BLOCK_M]
@@ -87,7 +90,7 @@ def column_sums_1_kernel(
         p_X += BLOCK_M * stride_X_m
         p_C += BLOCK_M * stride_C_m
         p_V += BLOCK_M * stride_V_m
-    # tiles where m < M is tested
+    # tiles that test m < M
     for start_m in tl.range(full_hi_m, M, BLOCK_M):
         o_m = start_m + r_m0
         b_X = tl.load(p_X + o_X, mask=(o_p < P)[:, None] & (o_m < M)[None, :], other=0.0)  # [BLOCK_P, BLOCK_M]

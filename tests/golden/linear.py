@@ -9,6 +9,9 @@
     SD[b, h, p] = FQ[b, h, p, e] * KS[b, h, e] :: sum(e)
     AV[b, h, p, f] = NV[b, h, p, f] / SD[b, h, p]
     out AV
+
+b_X is a block of X, p_X a pointer, o_x coordinates of a rank, i_x an index, r_x positions in a tile. A running state
+begins with R, what one tile adds to it with L, and what moves a state to a new reference with C.
 """
 
 import triton
@@ -42,7 +45,7 @@ def linear_0_kernel(
     o_K = r_m0.to(tl.int64)[:, None] * stride_K_m + o_e.to(tl.int64)[None, :] * stride_K_e
     p_V = V + i_b * stride_V_b + i_h * stride_V_h
     o_V = r_m0.to(tl.int64)[:, None] * stride_V_m + o_f.to(tl.int64)[None, :] * stride_V_f
-    # tiles where every point is live
+    # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, BLOCK_M):
         b_K = tl.load(p_K + o_K)  # [BLOCK_M, E]
         tmp_0 = b_K.to(tl.float32)
@@ -57,7 +60,7 @@ def linear_0_kernel(
         b_RKS = b_RKS + b_LKS  # [E]
         p_K += BLOCK_M * stride_K_m
         p_V += BLOCK_M * stride_V_m
-    # tiles where m < M is tested
+    # tiles that test m < M
     for start_m in tl.range(full_hi_m, M, BLOCK_M):
         o_m = start_m + r_m0
         b_K = tl.load(p_K + o_K, mask=(o_m < M)[:, None], other=0.0)  # [BLOCK_M, E]
@@ -65,7 +68,7 @@ def linear_0_kernel(
         b_FK = (tl.where(tmp_0 > 0, tmp_0, tl.exp(tl.minimum(tmp_0, 0.0)) - 1.0)) + 1  # [BLOCK_M, E]
         b_V = tl.load(p_V + o_V, mask=(o_m < M)[:, None], other=0.0)  # [BLOCK_M, F]
         b_RKV = tl.dot(tl.trans(b_FK.to(b_V.dtype)), b_V, b_RKV, input_precision="ieee")  # [E, F]
-        # points that no constraint admits
+        # culled points hold the identity of the reduction that follows
         b_FK = tl.where((o_m < M)[:, None], b_FK, 0.0)  # [BLOCK_M, E]
         b_LKS = tl.sum(b_FK, axis=0)  # [E]
         b_RKS = b_RKS + b_LKS  # [E]

@@ -3,6 +3,9 @@
     in A[p, k], W[k, m]
     Y[p, m] = A[p, k] + W[k, m] :: max(k)
     out Y
+
+b_X is a block of X, p_X a pointer, o_x coordinates of a rank, i_x an index, r_x positions in a tile. A running state
+begins with R, what one tile adds to it with L, and what moves a state to a new reference with C.
 """
 
 import triton
@@ -30,7 +33,7 @@ def max_plus_kernel(
     o_A = o_p.to(tl.int64)[:, None] * stride_A_p + r_k0.to(tl.int64)[None, :] * stride_A_k
     p_W = W
     o_W = r_k0.to(tl.int64)[:, None] * stride_W_k + o_m.to(tl.int64)[None, :] * stride_W_m
-    # tiles where every point is live
+    # tiles whose points are all live
     for start_k in tl.range(0, full_hi_k, BLOCK_K):
         b_A = tl.load(p_A + o_A, mask=(o_p < P)[:, None], other=0.0)  # [BLOCK_P, BLOCK_K]
         b_W = tl.load(p_W + o_W)  # [BLOCK_K, M]
@@ -40,7 +43,7 @@ def max_plus_kernel(
         b_RY = tl.maximum(b_RY, b_LY)  # [BLOCK_P, M]
         p_A += BLOCK_K * stride_A_k
         p_W += BLOCK_K * stride_W_k
-    # tiles where k < K is tested
+    # tiles that test k < K
     for start_k in tl.range(full_hi_k, K, BLOCK_K):
         o_k = start_k + r_k0
         b_A = tl.load(p_A + o_A, mask=(o_p < P)[:, None] & (o_k < K)[None, :], other=0.0)  # [BLOCK_P, BLOCK_K]

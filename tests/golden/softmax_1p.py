@@ -21,6 +21,9 @@
     end
     AV[b, h, p, f] = RNV[b, h, M1, p, f] / RD[b, h, M1, p]
     out AV
+
+b_X is a block of X, p_X a pointer, o_x coordinates of a rank, i_x an index, r_x positions in a tile. A running state
+begins with R, what one tile adds to it with L, and what moves a state to a new reference with C.
 """
 
 import triton
@@ -64,7 +67,7 @@ def softmax_1p_kernel(
     o_K = r_m0.to(tl.int64)[:, None] * stride_K_m + o_e.to(tl.int64)[None, :] * stride_K_e
     p_V = V + i_b * stride_V_b + i_h * stride_V_h
     o_V = r_m0.to(tl.int64)[:, None] * stride_V_m + o_f.to(tl.int64)[None, :] * stride_V_f
-    # tiles where every point is live
+    # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, M0):
         b_K = tl.load(p_K + o_K)  # [M0, E]
         b_QK_a = b_Q.to(tl.float32) * scale  # [BLOCK_P, E]
@@ -90,13 +93,13 @@ def softmax_1p_kernel(
         b_RM = b_RM_new  # [BLOCK_P]
         p_K += M0 * stride_K_m
         p_V += M0 * stride_V_m
-    # tiles where m < M is tested
+    # tiles that test m < M
     for start_m in tl.range(full_hi_m, hi_m, M0):
         o_m = start_m + r_m0
         b_K = tl.load(p_K + o_K, mask=(o_m < M)[:, None], other=0.0)  # [M0, E]
         b_QK_a = b_Q.to(tl.float32) * scale  # [BLOCK_P, E]
         b_QK = tl.dot(b_QK_a.to(b_K.dtype), tl.trans(b_K), input_precision="ieee")  # [BLOCK_P, M0]
-        # points that no constraint admits
+        # culled points hold the identity of the reduction that follows
         b_QK = tl.where((o_m < M)[None, :], b_QK, float("-inf"))  # [BLOCK_P, M0]
         b_LM = tl.max(b_QK, axis=1)  # [BLOCK_P]
         b_RM_new = tl.maximum(b_RM, b_LM * 1.4426950408889634)  # [BLOCK_P]

@@ -10,6 +10,9 @@
     A[b, h, p, m] = SN[b, h, p, m] / SD[b, h, p]
     AV[b, h, p, f] = A[b, h, p, m] * V[b, h, m, f] :: sum(m)
     out AV
+
+b_X is a block of X, p_X a pointer, o_x coordinates of a rank, i_x an index, r_x positions in a tile. A running state
+begins with R, what one tile adds to it with L, and what moves a state to a new reference with C.
 """
 
 import triton
@@ -56,7 +59,7 @@ def softmax_attention_kernel(
     o_K = r_m0.to(tl.int64)[:, None] * stride_K_m + o_e.to(tl.int64)[None, :] * stride_K_e
     p_V = V + i_b * stride_V_b + i_h * stride_V_h
     o_V = r_m0.to(tl.int64)[:, None] * stride_V_m + o_f.to(tl.int64)[None, :] * stride_V_f
-    # tiles where every point is live
+    # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, BLOCK_M):
         b_K = tl.load(p_K + o_K)  # [BLOCK_M, E]
         # QKN[b, h, p, m1, m0] = Q[b, h, p, e] * K[b, h, m1 * M0 + m0, e] :: sum(e)
@@ -81,13 +84,14 @@ def softmax_attention_kernel(
         b_RGMN = b_RGMN_new  # [BLOCK_P]
         p_K += BLOCK_M * stride_K_m
         p_V += BLOCK_M * stride_V_m
-    # tiles where m < M and m <= p is tested
+    # tiles that test m < M and m <= p
     for start_m in tl.range(full_hi_m, hi_m, BLOCK_M):
         o_m = start_m + r_m0
         b_K = tl.load(p_K + o_K, mask=(o_m < M)[:, None], other=0.0)  # [BLOCK_M, E]
         b_QKN = tl.dot(b_Q, tl.trans(b_K), input_precision="ieee")  # [BLOCK_P, BLOCK_M]
-        # points that no constraint admits
-        b_QKN = tl.where((o_m < M)[None, :] & (o_m[None, :] <= o_p[:, None]), b_QKN, float("-inf"))  # [BLOCK_P, BLOCK_M]
+        m_live = (o_m < M)[None, :] & (o_m[None, :] <= o_p[:, None])
+        # culled points hold the identity of the reduction that follows
+        b_QKN = tl.where(m_live, b_QKN, float("-inf"))  # [BLOCK_P, BLOCK_M]
         b_LGMN = tl.max(b_QKN, axis=1)  # [BLOCK_P]
         b_RGMN_new = tl.maximum(b_RGMN, b_LGMN * scale_log2e)  # [BLOCK_P]
         b_SN = tl.math.exp2(b_QKN * scale_log2e - tl.where(b_RGMN_new == float("-inf"), 0.0, b_RGMN_new)[:, None])  # [BLOCK_P, BLOCK_M]

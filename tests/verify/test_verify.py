@@ -92,6 +92,12 @@ def test_the_extent_of_a_rank_that_the_text_defines_replaces_its_definition() ->
     assert verification.passed, str(verification)
 
 
+def test_a_rank_that_the_text_defines_gets_no_extent_of_its_own() -> None:
+    cascade = parse("in X[m], Y[n]\nrank n = M // 2\nS[n] = Y[n] * X[n]\nout S")
+    verification = verify(cascade, extents={"M": 9}, dtypes=("float32",))
+    assert verification.passed and verification.extents == {"M": 9, "N": 4}
+
+
 def test_an_output_that_is_an_input_and_one_that_indexes() -> None:
     for text in ("in X[m]\nS[m] = 2 * X[m]\nout S, X", "in ROW[p], X[m,e]\nY[p,e] = 2 * X[ROW[p],e]\nout Y"):
         verification = verify(parse(text), dtypes=("bfloat16",))
