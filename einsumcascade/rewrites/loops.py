@@ -1,0 +1,257 @@
+"""Which loop each reduction over a rank belongs to, and how its state moves there.
+
+A reduction that depends on an earlier one over the same rank shares its loop if a correction can be derived; if none
+can, it waits for the loop to end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from einsumcascade.errors import Diagnostic, LoweringError
+from einsumcascade.language.ir import (
+    Cascade,
+    Definition,
+    Einsum,
+    Expr,
+    Num,
+    Read,
+    Scalar,
+    Var,
+    apply,
+    rank_of,
+    reads,
+    substitute,
+    transform,
+    variables,
+)
+from einsumcascade.rewrites.algebra import (
+    fresh,
+    inline,
+    inline_reads,
+    is_map,
+    is_positive,
+)
+from einsumcascade.rewrites.running_state import PRIME, Correction, Rejection, correction, leaves
+from einsumcascade.rewrites.step import Step
+
+
+@dataclass(slots=True)
+class State:
+    """One reduction over the rank, placed in a loop."""
+
+    einsum: Einsum
+    loop: int
+    how: Correction
+    summand: Expr
+    anchors: tuple[Read, ...] = ()
+
+
+@dataclass
+class Loops:
+    """Reductions over some variables, loop by loop.
+
+    Args:
+        cascade: what is rewritten. over: variables walked, outermost first. tile: extent of the tile of the last.
+    """
+
+    cascade: Cascade
+    over: tuple[str, ...]
+    tile: int
+    taken: set[str] = field(default_factory=set)
+    defs: dict[str, Einsum] = field(default_factory=dict)
+    ready: dict[str, int] = field(default_factory=dict)  # loops finished before a value without the rank exists
+    states: dict[str, State] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    memo: dict[tuple[str, int], str] = field(default_factory=dict)
+    corrections: dict[tuple[Expr, int], Read] = field(default_factory=dict)
+    inner: str = ""
+    index: str = ""
+
+    def new_variable(self, name: str) -> str:
+        while name in self.taken or rank_of(name) in self.taken:
+            name += "_"
+        self.taken |= {name, rank_of(name)}
+        return name
+
+    def point(self) -> dict[str, Expr]:
+        """The value of each variable walked, over the index and the tile's variable."""
+        last = self.over[-1]
+        tiles: Expr = Var(name=self.index)
+        out: dict[str, Expr] = {}
+        if len(self.over) > 1:
+            count = self.tiles()
+            tiles = apply("mod", Var(name=self.index), count)
+            rest: Expr = apply("floordiv", Var(name=self.index), count)
+            for n, v in enumerate(reversed(self.over[:-1])):
+                extent = Scalar(name=rank_of(v))
+                out[v] = rest if n == len(self.over) - 2 else apply("mod", rest, extent)
+                rest = apply("floordiv", rest, extent)
+        if not self.inner:
+            return {**out, last: tiles}
+        inner = Scalar(name=rank_of(self.inner))
+        out[last] = apply("add", apply("mul", tiles, inner), Var(name=self.inner))
+        return out
+
+    def tiles(self) -> Expr:
+        extent = Scalar(name=rank_of(self.over[-1]))
+        if not self.inner:
+            return extent
+        inner = Scalar(name=rank_of(self.inner))
+        return apply("floordiv", apply("sub", apply("add", extent, inner), Num(value=1)), inner)
+
+    def ranks(self) -> tuple[Definition, ...]:
+        count = self.tiles()
+        for v in self.over[:-1]:
+            count = apply("mul", Scalar(name=rank_of(v)), count)
+        index = Definition(name=self.index, expr=count)
+        return (Definition(name=self.inner, expr=Num(value=self.tile)), index) if self.inner else (index,)
+
+    def constraints(self) -> tuple[Expr, ...]:
+        point = self.point()
+        last = self.over[-1]
+        tail = (apply("lt", point[last], Scalar(name=rank_of(last))),) if self.inner else ()
+        return (*tail, *(substitute(c, point) for c in self.cascade.constraints if not self.is_outer(c)))
+
+    def is_outer(self, condition: Expr) -> bool:
+        """Whether a constraint would, at an index, cull a state's own update: it becomes a condition of reductions."""
+        if not set(variables(condition)) & set(self.over):
+            return False
+        left = set(variables(substitute(condition, self.point()))) - {self.index}
+        return any(left <= set(s.einsum.free) for s in self.states.values())
+
+    def conditions(self, s: Einsum) -> tuple[Expr, ...]:
+        """The conditions that a reduction must carry itself inside a loop."""
+        outer = (c for c in self.cascade.constraints if self.is_outer(c) and set(variables(c)) <= set(s.space))
+        return (*outer, *s.where) if s.reduce is not None else s.where
+
+    def streams(self, tensor: str) -> bool:
+        d = self.defs.get(tensor)
+        return d is not None and any(v in d.free for v in self.over)
+
+    def place(self, s: Einsum) -> None:
+        if any(v in s.free for v in self.over):
+            if not all(isinstance(i, Var) for i in s.indices):
+                raise not_lowered(s, "a tensor written at an offset of a looped rank")
+            return
+        if not set(s.ranks) & set(self.over):
+            self.ready[s.tensor] = max((self.finished(r) for r in reads(s.expr, *s.where)), default=0)
+            return
+        self.states[s.tensor] = state = self.state_of(s)
+        self.ready[s.tensor] = state.loop + 1
+
+    def finished(self, read: Read) -> int:
+        """How many loops must have ended before this read can be evaluated inside a stream or outside."""
+        if self.streams(read.tensor):
+            d = self.defs[read.tensor]
+            return max((self.finished(r) for r in reads(d.expr, *d.where)), default=0)
+        return self.ready.get(read.tensor, 0)
+
+    def state_of(self, s: Einsum) -> State:
+        need = max((self.finished(r) for r in reads(s.expr, *s.where)), default=0)
+        summand = inline_reads(s.expr, self.defs, lambda r, _: self.streams(r.tensor) and self.finished(r) == need)
+        if need == 0:
+            return State(s, 0, Correction(form="none"), s.expr)
+        anchors = tuple(
+            r for r in reads(summand, *s.where) if not self.streams(r.tensor) and self.ready.get(r.tensor, 0) == need
+        )
+        answer = self.derive_correction(s, summand, anchors, need)
+        if isinstance(answer, Rejection):
+            self.steps.append(
+                Step(
+                    rule="not streamed",
+                    kind="law",
+                    before=(str(s),),
+                    what=f"{s.tensor} waits for {', '.join(dict.fromkeys(a.tensor for a in anchors))}: "
+                    f"one more loop over {', '.join(map(rank_of, self.over))}",
+                    proof=(answer.reason,),
+                )
+            )
+            return State(s, need, Correction(form="none"), s.expr)
+        if answer.c is None:
+            return State(s, need - 1, answer, s.expr, anchors)
+        plain = transform(
+            answer.c,
+            lambda e: (
+                Read(tensor=e.tensor.replace(PRIME, "") + "_next", indices=e.indices)
+                if isinstance(e, Read) and e.tensor.endswith(PRIME)
+                else None
+            ),
+        )
+        self.steps.append(
+            Step(
+                rule="R3 running state",
+                kind=answer.kind,
+                before=(str(s),),
+                proof=answer.proof,
+                what=f"{s.tensor} keeps a running state, moved by C = {plain}",
+            )
+        )
+        return State(s, need - 1, answer, s.expr, anchors)
+
+    def derive_correction(
+        self, s: Einsum, summand: Expr, anchors: tuple[Read, ...], need: int
+    ) -> Correction | Rejection:
+        if any(self.streams(r.tensor) and self.finished(r) == need for r in reads(summand)):
+            return Rejection(reason="a value along the rank depends on a finished reduction through another reduction")
+        if any(set(variables(*a.indices)) & set(self.over) for a in anchors):
+            return Rejection(reason="a finished reduction is read at positions of the rank it was reduced over")
+        if any(reads(c) and {r.tensor for r in reads(c)} & {a.tensor for a in anchors} for c in s.where):
+            return Rejection(reason="a condition depends on a finished reduction")
+        for a in anchors:
+            if self.anchor_expr(a, need - 1, "old") is None:
+                return Rejection(reason=f"{a.tensor} is not a map of running states")
+        fixed = frozenset(e for e in leaves(summand) if not set(variables(e)) & set(self.over))
+        positive = tuple(e for e in leaves(summand) if e in fixed and is_positive(e, self.cascade))
+        assert s.reduce is not None
+        return correction(summand, anchors, reduce=s.reduce, positive=positive, fixed=fixed)
+
+    def anchor_expr(self, read: Read, loop: int, when: str) -> Expr | None:
+        """A reference over the states of a loop, at the generation before ("old") or after ("new") the tile."""
+        if read.tensor in self.states and self.states[read.tensor].loop == loop:
+            return self.generation(read, when)
+        if self.ready.get(read.tensor, 0) <= loop:
+            return read
+        d = self.defs[read.tensor]
+        if not is_map(d):
+            return None
+        ok = True
+
+        def leaf(e: Expr) -> Expr | None:
+            nonlocal ok
+            if isinstance(e, Read):
+                inner = self.anchor_expr(e, loop, when)
+                ok = ok and inner is not None
+                return inner or e
+            return None
+
+        out = transform(inline(read, d), leaf)
+        return out if ok else None
+
+    def generation(self, read: Read, when: str) -> Read:
+        at: Expr = Var(name=self.index)
+        if when == "new":
+            at = apply("add", at, Num(value=1))
+        elif when == "last":
+            at = Scalar(name=rank_of(self.index))
+        return Read(tensor=self.running(read.tensor), indices=(*read.indices, at))
+
+    def running(self, tensor: str) -> str:
+        key = (tensor, -1)
+        if key not in self.memo:
+            self.memo[key] = fresh("R" + tensor, self.taken)
+        return self.memo[key]
+
+
+def not_lowered(s: Einsum, what: str) -> LoweringError:
+    return LoweringError(
+        diagnostics=(
+            Diagnostic(
+                code="not-lowered-yet",
+                headline=f"{what} has no lowering yet",
+                span=s.span,
+                rule="reference, analysis and derivation work all the same",
+                hint=f"the Einsum is {s}",
+            ),
+        )
+    )
