@@ -44,6 +44,7 @@ class Body(Values):
 
     pending: dict[str, tuple[Dot, Expr]] = field(default_factory=dict)  # products held back for an accumulation
     renamed: dict[str, str] = field(default_factory=dict)  # states whose new generation has a name of its own
+    shared: set[Expr] = field(default_factory=set)  # constraints of the whole cascade, over values
     summands: dict[str, tuple[Expr, str]] = field(default_factory=dict)  # operand and reduction of each reduction
 
     # --- loops --------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ class Body(Values):
     def restore(self, s: Snapshot) -> None:
         """Forget what a segment computed."""
         self.env, self.loads, self.facts = dict(s.env), dict(s.loads), s.facts.copy()
-        self.renamed = {}
+        self.renamed, self.live = {}, {}
 
     def close(self) -> tuple[tuple[Value, ...], list[Stmt]]:
         """The states of a loop, and the moves of new generations into them at the end of its body."""
@@ -136,16 +137,24 @@ class Body(Values):
             out += self._map(e, expr, axes, tag, later, conditions)
         else:
             over = tuple(v for v in e.ranks if v in self.axes)
+            if any(self.axes[v].role == "grid" for v in over):
+                raise not_lowered(e, "a reduction over a rank that the programs of its kernel share")
             conditions += [self._inside(v) for v in over if self.axes[v].is_padded]
-            conditions = [
-                self._values(c, e, out, free_of)
-                for c in dict.fromkeys(conditions)
-                if c not in free_of and not self._left_to_readers(c, e)
-            ]
+            conditions = self._tested(conditions, e, out, free_of)
             out += self._reduction(e, expr, axes, over, tuple(conditions), tag, later)
         if e.tensor in self.outputs and tag == "cur":
             out.append(self._store(e, axes, tuple(tested), out, free_of))
         return out
+
+    def _tested(
+        self, conditions: list[Expr], e: Einsum, out: list[Stmt], free_of: frozenset[Expr]
+    ) -> list[Expr]:
+        """The conditions left to test, over values; an index out of range in one is a condition itself."""
+        left = [c for c in dict.fromkeys(conditions) if c not in free_of and not self._left_to_readers(c, e)]
+        found: list[Expr] = []
+        tested = [powers(self._values(c, e, out, free_of, found)) for c in left]
+        self.shared |= {t for c, t in zip(left, tested, strict=True) if c in self.cascade.constraints}
+        return list(dict.fromkeys([*found, *tested]))
 
     def _left_to_readers(self, c: Expr, e: Einsum) -> bool:
         """Whether a condition culls whole fibers of `e`, and every reader of it is culled at the same points."""
@@ -198,8 +207,9 @@ class Body(Values):
             done = self._dot(e, product_of_tiles, failing, tag, later)
             if done is not None:
                 return out + done
-        if failing and isinstance(expr, Read):
+        if failing and isinstance(expr, Read) and self._for_every_reader(expr, failing):
             out.append(self._masked(expr, failing, identity))
+            expr = Read(tensor=self.live.get(expr.tensor, expr.tensor))
         elif failing:
             expr = apply("select", _all(failing), expr, _number(identity))
         value = self._target(e, axes, tag, later)
@@ -211,15 +221,25 @@ class Body(Values):
         self._bind(e, value, tag)
         return out
 
+    def _for_every_reader(self, read: Read, failing: tuple[Expr, ...]) -> bool:
+        """Whether all readers of a value are culled where these conditions fail, so that it may be masked once."""
+        shared = {*self.shared, *(self._inside(v) for v in self.axes)}
+        return set(failing) <= shared and set(self._vars(*failing)) <= set(self.values[read.tensor])
+
     def _masked(self, read: Read, failing: tuple[Expr, ...], identity: float) -> Map:
         """Put the identity at culled points of a value, once for every reader."""
-        value = Value(name=read.tensor, axes=self._sorted({*self.values[read.tensor], *self._vars(*failing)}))
-        self.values[value.name] = value.axes
         old = self.facts[read.tensor]
-        self.facts.of[read.tensor] = Facts(
+        axes = self._sorted(self.values[read.tensor])
+        name = read.tensor
+        if old.is_input or axes != self.values[name]:
+            name = self._derived(name, "live")
+            self.live[read.tensor] = name
+        value = self._named(name, axes)
+        self.facts.of[name] = Facts(
             fills={**old.fills, **dict.fromkeys(failing, identity)},
             above=old.above,
             may_be_neg_inf=old.may_be_neg_inf or identity == -math.inf,
+            is_input=old.is_input and math.isfinite(identity),
         )
         return Map(
             value=value,
@@ -277,7 +297,7 @@ class Body(Values):
             if isinstance(expr, Read) and set(self.values[expr.tensor]) == set(wanted):
                 operands.append(Value(name=expr.tensor, axes=self.values[expr.tensor]))
             else:
-                value = self._named(f"b_{e.tensor}_{side}", self._sorted(wanted))
+                value = self._named(self._derived(f"b_{e.tensor}", side), self._sorted(wanted))
                 out.append(Map(value=value, expr=expr))
                 self.facts.of[value.name] = Facts(may_be_neg_inf=False)
                 operands.append(value)
@@ -347,7 +367,7 @@ class Body(Values):
                 for r in reads(x.expr, *x.where)
             )
             if old_is_read:
-                name += "_new"
+                name = self._derived(name, "new")
                 self.renamed[e.tensor] = name
         self.values[name] = axes
         return Value(name=name, axes=axes)
@@ -411,7 +431,7 @@ class Body(Values):
             if self.axes[v].role == "grid" or self.axes[v].is_padded
         ]
         expr = self.env[e.tensor, "cur"]
-        live = [self._values(c, e, out, free_of) for c in tested] if e.reduce is None else []
+        live = self._tested(list(tested), e, out, free_of) if e.reduce is None else []
         if live:
             expr = apply("select", _all(tuple(live)), expr, Num(value=0.0))
         return Store(tensor=e.tensor, indices=e.indices, expr=expr, axes=axes, mask=tuple(mask), note=str(e))

@@ -94,7 +94,8 @@ class _Printer(Memory):
             if isinstance(s, Load):
                 self.texts.loads.add(s.value.name)
             if isinstance(s, Load | Map | Reduce | Dot):
-                self.texts.axes_of[s.value.name] = s.value.axes
+                known = self.texts.axes_of.setdefault(s.value.name, s.value.axes)
+                assert known == s.value.axes, f"{s.value.name} has axes {known} and {s.value.axes}"
         for s in k.body:
             self._statement(s)
         body, self.lines = self.lines, []

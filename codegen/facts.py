@@ -101,7 +101,7 @@ class FactTable:
                         (value is None and self.is_finite(other)) or (value is not None and math.isfinite(value))
                     ):
                         return 0.0
-                    if x in (INF, -INF) and is_positive(other, self.cascade):
+                    if x in (INF, -INF) and value != 0 and is_positive(other, self.cascade):
                         return x
                 return a * b if a is not None and b is not None and math.isfinite(a * b) else None
             case "div" | "ieee_div":
@@ -195,6 +195,8 @@ class FactTable:
                     and is_positive(y, self.cascade, strict=False)
                     for x, y in ((a, b), (b, a))
                 )
+            case Apply(op="max"):
+                return any(self._away_from_zero(a) and is_positive(a, self.cascade) for a in expr.args)
             case Apply(op="sqrt" | "mul" | "neg" | "abs"):
                 return all(self._away_from_zero(a) for a in expr.args)
             case _:

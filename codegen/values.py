@@ -59,6 +59,8 @@ class Values:
     values: dict[str, tuple[str, ...]] = field(default_factory=dict)  # axes of every value by name
     names: dict[tuple[str, tuple[Expr, ...]], str] = field(default_factory=dict)
     seen: dict[Expr, None] = field(default_factory=dict)
+    live: dict[str, str] = field(default_factory=dict)  # the masked twin of an input's value
+    moving: set[str] = field(default_factory=set)  # values loaded anew in each step of the loop
     index: str | None = None
     states: frozenset[str] = frozenset()
     facts: FactTable = field(init=False)
@@ -71,6 +73,14 @@ class Values:
 
     def _value(self, tensor: str, axes: tuple[str, ...]) -> Value:
         return self._named(f"b_{tensor}", axes)
+
+    def _derived(self, name: str, suffix: str) -> str:
+        """A name made from another, `b_X_new`, that no tensor's value has."""
+        taken = {f"b_{t}" for t in (*self.tensors, *(e.tensor for e in self.cascade.einsums))}
+        candidate = f"{name}_{suffix}"
+        while candidate in taken:
+            candidate += "_"
+        return candidate
 
     def _named(self, name: str, axes: tuple[str, ...]) -> Value:
         self.values[name] = axes
@@ -132,7 +142,7 @@ class Values:
                 own.append(i)
         if not all(isinstance(i, Var) for i in own):
             raise not_lowered(e, f"reading the computed tile {x}")
-        for key in (tag, "cur", "last"):
+        for key in (tag,) if tag == "last" else (tag, "cur"):
             if (x.tensor, key) in self.env:
                 made = self._written(x.tensor)
                 here = [i.name for i in own if isinstance(i, Var) and i.name != self.index]
@@ -173,22 +183,27 @@ class Values:
         known = self.hoisted.get(key) or self.loads.get(key)
         if known is None:
             known = self._new_load(x.tensor, tuple(indices), tuple(mask), out)
-            moving = self.index is not None and self.index in variables(*indices, *mask)
-            computed = any(not self.facts[r.tensor].is_input for r in reads(*indices))
-            if moving or computed:
+            self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
+            self.live.pop(known.name, None)
+            moves = self.index is not None and self.index in variables(*indices, *mask)
+            computed = any(not self.facts[r.tensor].is_input or r.tensor in self.moving for r in reads(*indices, *mask))
+            if moves or computed:
+                self.moving.add(known.name)
                 self.loads[key] = known
             else:
                 self.prologue.append(out.pop())
                 self.hoisted[key] = known
-        self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
-        return Read(tensor=known.name)
+        elif known.name not in self.facts.of:
+            self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
+        return Read(tensor=self.live.get(known.name, known.name))
 
     def _new_load(self, tensor: str, indices: tuple[Expr, ...], mask: tuple[Expr, ...], out: list[Stmt]) -> Value:
         """A load under a name that the same elements always have, whatever their mask."""
         name = self.names.get((tensor, indices))
         if name is None:
             name, n = f"b_{tensor}", 2
-            while name in self.values:
+            others = {f"b_{t}" for t in (*self.tensors, *(e.tensor for e in self.cascade.einsums)) if t != tensor}
+            while name in self.values or name in others:
                 name, n = f"b_{tensor}{n}", n + 1
             self.names[tensor, indices] = name
         value = self._named(name, self._load_axes(indices))

@@ -100,7 +100,7 @@ _ROWS = (
        sympy=lambda sp, x, y: x - y * sp.floor(x / y), triton="{0} % {1}"),
     Op(name="pow", arity=2, symbol="**", precedence=8, array=lambda xp, x, y: x**y, sympy=lambda sp, x, y: x**y,
        triton="tl.exp2({1} * tl.log2({0}))"),
-    Op(name="neg", arity=1, symbol="-", precedence=7, array=lambda xp, x: -x, sympy=lambda sp, x: -x,
+    Op(name="neg", arity=1, symbol="-", precedence=7, array=lambda xp, x: x * -1, sympy=lambda sp, x: -x,
        triton="-{0}", cost="add"),
     Op(name="max", arity=2, array=lambda xp, x, y: xp.maximum(x, y), sympy=lambda sp, x, y: sp.Max(x, y),
        triton="tl.maximum({0}, {1})", cost="max", identity=-INF, is_associative=True, is_commutative=True,

@@ -167,7 +167,9 @@ def _unit(update: Einsum, block: Iter, cascade: Cascade) -> Expr | None:
     ):
         return None
     units: list[Expr] = []
-    for s in block.body:
+    # Where another loop subtracts the maximum itself from something, a rounded unit would cost digits.
+    blocks = [b for b in cascade.body if isinstance(b, Iter)]
+    for s in (x for b in blocks for x in b.body):
         if s is update or not isinstance(s, Einsum):
             continue
         everywhere = sum(r.tensor == update.tensor for x in _exprs(s) for r in _all_reads(x))
@@ -246,13 +248,19 @@ def _in_unit(cascade: Cascade, index: str, tensor: str, unit: Expr) -> Cascade:
                         inner.append(replace(x, expr=transform(x.expr, inside)))
                 body.append(replace(s, body=tuple(inner)))
             case Einsum():
-                body.append(replace(s, expr=transform(s.expr, after)))
+                where = tuple(transform(c, after) for c in s.where)
+                body.append(replace(s, expr=transform(s.expr, after), where=where))
             case Iter():
                 body.append(
                     replace(
                         s,
                         body=tuple(
-                            replace(x, expr=transform(x.expr, after)) if isinstance(x, Einsum) else x for x in s.body
+                            replace(
+                                x, expr=transform(x.expr, after), where=tuple(transform(c, after) for c in x.where)
+                            )
+                            if isinstance(x, Einsum)
+                            else x
+                            for x in s.body
                         ),
                     )
                 )

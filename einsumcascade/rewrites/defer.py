@@ -45,13 +45,27 @@ from einsumcascade.rewrites.step import Rewritten, Step
 
 
 def expand_means(cascade: Cascade) -> Rewritten:
-    """Write a mean as a sum over a count of live points: two reductions with laws of their own."""
+    """Write a mean as a sum over a count of live points, and any as a maximum: reductions with laws of their own."""
     taken = names_taken(cascade)
     steps: list[Step] = []
+
+    def one_any(s: Einsum) -> tuple[Statement, ...]:
+        truth = s.expr if isinstance(s.expr, Apply) and s.expr.row.condition else Apply(
+            op="ne", args=(s.expr, Num(value=0)))
+        most = fresh(s.tensor + "M", taken)
+        number = Apply(op="select", args=(truth, Num(value=1.0), Num(value=0.0)))
+        value = Apply(op="max", args=(Read(tensor=most, indices=s.indices), Num(value=0.0)))
+        new = (replace(s, tensor=most, expr=number, reduce="max"),
+               replace(s, reduce=None, ranks=(), where=(), expr=value))
+        steps.append(Step(rule="any", what=f"{s.tensor} is a maximum of zeros and ones", before=(str(s),),
+                          after=tuple(map(str, new))))
+        return new
 
     def one(s: Statement) -> tuple[Statement, ...]:
         if isinstance(s, Iter):
             return (replace(s, body=tuple(n for b in s.body for n in one(b))),)
+        if isinstance(s, Einsum) and s.reduce == "any":
+            return one_any(s)
         if not isinstance(s, Einsum) or s.reduce != "mean":
             return (s,)
         top = fresh(s.tensor + "S", taken)
@@ -59,6 +73,7 @@ def expand_means(cascade: Cascade) -> Rewritten:
             number: Expr = Scalar(name=rank_of(s.ranks[0]))
             for v in s.ranks[1:]:
                 number = Apply(op="mul", args=(number, Scalar(name=rank_of(v))))
+            number = Apply(op="max", args=(number, Num(value=1)))
             mean = Apply(op="div", args=(Read(tensor=top, indices=s.indices), number))
             pair = (replace(s, tensor=top, reduce="sum"), replace(s, reduce=None, ranks=(), expr=mean))
             steps.append(
