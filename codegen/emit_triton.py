@@ -18,6 +18,7 @@ from einsumcascade.codegen.memory import (
     suffix_of,
 )
 from einsumcascade.codegen.names import extent_name, safe
+from einsumcascade.codegen.texts import ATOM, Text
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, apply, rank_of, variable_of
 from einsumcascade.language.ops import REDUCTIONS
 
@@ -213,11 +214,13 @@ class _Printer(Memory):
 
     def _map(self, s: Map) -> None:
         t = self.texts.of(s.expr)
-        name = safe(s.value.name)
+        name = s.value.name
         if isinstance(s.expr, Num):
             shape = self.texts.shape(s.value.axes)
             self._assign(name, f"tl.full({shape}, {t.text}, tl.float32)", (), s.note)
             return
+        if isinstance(s.expr, Apply) and s.expr.row.condition:
+            t = Text(f"tl.cast({t.text}, tl.float32)", ATOM, t.axes)
         t = self.texts.expand(t, s.value.axes)
         text = t.text
         missing = set(s.value.axes) - set(self.texts.of(s.expr).axes)
@@ -233,6 +236,8 @@ class _Printer(Memory):
 
     def _reduce(self, s: Reduce) -> None:
         t = self.texts.of(s.expr)
+        if isinstance(s.expr, Apply) and s.expr.row.condition:
+            t = Text(f"tl.cast({t.text}, tl.float32)", ATOM, t.axes)
         row = REDUCTIONS[s.reduce]
         if not set(s.over) <= set(t.axes):
             text = f"tl.broadcast_to({self.texts.expand(t, s.axes).text}, {self.texts.shape(s.axes)})"
@@ -243,7 +248,7 @@ class _Printer(Memory):
         for v in sorted(s.over, key=axes.index, reverse=True):
             text = row.triton.format(text, axes.index(v))
             axes = tuple(a for a in axes if a != v)
-        self._assign(safe(s.value.name), self._grown(text, axes, s.value.axes), s.value.axes, s.note)
+        self._assign(s.value.name, self._grown(text, axes, s.value.axes), s.value.axes, s.note)
 
     def _dot(self, s: Dot) -> None:
         i, j = s.value.axes
@@ -252,14 +257,14 @@ class _Printer(Memory):
         if s.accumulate is not None:
             parts.append(self.texts.inside(s.accumulate, s.value.axes))
         text = f'tl.dot({", ".join(parts)}, input_precision="{self.precision}")'
-        self._assign(safe(s.value.name), text, s.value.axes, s.note)
+        self._assign(s.value.name, text, s.value.axes, s.note)
 
     def _operand(self, s: Dot, name: str, axes: tuple[str, str]) -> str:
         """An operand in the dtype that tensor cores take: that of the inputs."""
-        text = safe(name)
+        text = name
         if not self._is_main(name):
             other = s.right.name if name == s.left.name else s.left.name
-            main = f"{safe(other)}.dtype" if self._is_main(other) else f"{safe(self._main())}.dtype.element_ty"
+            main = f"{other}.dtype" if self._is_main(other) else f"{safe(self._main())}.dtype.element_ty"
             text += f".to({main})"
         return text if self.texts.axes_of[name] == axes else f"tl.trans({text})"
 

@@ -105,14 +105,14 @@ class Memory:
                 for i, v in zip(s.indices, self.kernel.tensors[s.tensor], strict=True)
                 if self._spans(i, loop)
             )
-            self._assign(safe(s.value.name), f"d_{name}.load([{at}])", s.value.axes, "")
+            self._assign(s.value.name, f"d_{name}.load([{at}])", s.value.axes, "")
             return
         tiled = bool(s.value.axes)
         text = f"p_{name} + o_{name}" if tiled else f"p_{name}"
         if s.mask:
             mask = self.texts.inside(conjunction(s.mask), s.value.axes)
             text += f", mask={mask}, other=0.0"
-        self._assign(safe(s.value.name), f"tl.load({text})", s.value.axes, "")
+        self._assign(s.value.name, f"tl.load({text})", s.value.axes, "")
 
     def _store(self, s: Store) -> None:
         self._address(s, None)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import builtins
 import keyword
+import re
 from collections.abc import Collection
 
+# Forms of the names that a kernel makes for itself.
+MADE = re.compile(r"(b|p|o|i|r|d|m)_|(BLOCK|stride|start|first|last|lo|hi|full_lo|full_hi|tmp)_|_multiply$")
 RESERVED = frozenset({"tl", "triton", "libdevice", "pid", *dir(builtins)})
 
 
@@ -15,6 +18,10 @@ def extent_name(rank: str, tensors: Collection[str]) -> str:
 
 
 def safe(name: str) -> str:
-    """An identifier for a name of a spec: itself, or with an underscore where Python or Triton own the word."""
+    """An identifier for a name of a spec: itself, or with `_` behind it where the word or its form is taken.
+
+    Taken are the words of Python and Triton, and the forms of names that a kernel makes: b_X, BLOCK_P, stride_X_p ...
+    """
     assert name.isidentifier() and name.isascii(), name
-    return name + "_" if keyword.iskeyword(name) or keyword.issoftkeyword(name) or name in RESERVED else name
+    taken = keyword.iskeyword(name) or keyword.issoftkeyword(name) or name in RESERVED or MADE.match(name)
+    return name + "_" if taken else name

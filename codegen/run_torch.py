@@ -156,7 +156,7 @@ class _Run:
         outer = self.position
         for g in loop.segments:
             lo, hi = int(self._of(g.lo).data), int(self._of(g.hi).data)
-            for start in range(lo, hi, loop.step):
+            for start in range(lo, min(hi, self._end(loop)), loop.step):
                 self.index[loop.index] = start // loop.step
                 if loop.inner is not None:
                     inner = Scalar(name=rank_of(loop.inner))
@@ -168,6 +168,10 @@ class _Run:
                     self._unaligned()
                 self._block(g.body)
         self.position = outer
+
+    def _end(self, loop: Loop) -> int:
+        """Positions that a loop can have: those within its rank."""
+        return int(self._scalar(Scalar(name=loop.rank))) if loop.inner is not None else 1 << 62
 
     def _unaligned(self) -> None:
         """A loop whose position is not a tile of one rank: its tile variable walks its whole extent."""
@@ -309,12 +313,20 @@ class _Run:
             return Tile(self._plain(expr, parts), ())
         whole = all(not isinstance(p.data, torch.Tensor) or not p.data.is_floating_point() for p in parts)
         parts = [p if whole and expr.op != "div" else self._wide(p) for p in parts]
+        if not expr.row.condition:
+            parts = [p if expr.op == "select" and n == 0 else self._counted(p) for n, p in enumerate(parts)]
         axes = self._union(parts)
         args = [self._aligned(p, axes) for p in parts]
         if not expr.row.symbol and not expr.op.startswith("ieee"):
             args = [a if isinstance(a, torch.Tensor) else torch.tensor(
                 a, dtype=torch.bool if isinstance(a, bool) else self.dtype, device=self.device) for a in args]
         return Tile(expr.row.array(torch, *args), axes)
+
+    def _counted(self, t: Tile) -> Tile:
+        """Truth values as numbers."""
+        if isinstance(t.data, torch.Tensor) and t.data.dtype == torch.bool:
+            return replace(t, data=t.data.to(self.dtype))
+        return t
 
     def _plain(self, expr: Apply, parts: list[Tile]) -> float:
         value = Apply(op=expr.op, args=tuple(Num(value=p.data) for p in parts))

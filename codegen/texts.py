@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.names import extent_name, safe
+from einsumcascade.codegen.values import is_natural
 from einsumcascade.language.ir import (
     Apply,
     Expr,
@@ -114,7 +115,7 @@ class Texts:
                 return Text(name, ATOM, ())
             case Read():
                 axes = self.axes_of.get(expr.tensor, ())
-                text = safe(expr.tensor)
+                text = expr.tensor
                 if expr.tensor in self.loads and not raw:
                     text += ".to(tl.float32)"
                 return Text(text, ATOM, axes)
@@ -134,7 +135,10 @@ class Texts:
             return Text(f"tl.cdiv({', '.join(self.plain(e) for e in rounded_up)})", ATOM, ())
         compares = expr.row.condition and expr.op not in ("and", "or", "not")
         parts = [self.of(a, raw=raw or compares) for a in expr.args]
+        parts = [self._as_number(expr, n, t, raw=raw or compares) for n, t in enumerate(parts)]
         axes = self._union(parts)
+        if expr.op in ("floordiv", "mod") and not all(map(is_natural, expr.args)):
+            return self._floored(expr, [self.expand(t, axes) for t in parts], axes)
         if expr.op in ("and", "or"):
             left, right = (self._bracketed(self.expand(p, axes), ATOM) for p in parts)
             return Text(f"{left} {'&' if expr.op == 'and' else '|'} {right}", 8, axes)
@@ -159,6 +163,27 @@ class Texts:
         texts = [e.text if calls else self._bracketed(self._once(e) if repeated else e, 13) for e in expanded]
         text = template.format(*texts)
         return Text(text, ATOM if calls else 1, axes)
+
+    def _as_number(self, expr: Apply, n: int, t: Text, *, raw: bool) -> Text:
+        """An operand as the operator wants it: truth values as 0 and 1, coordinates as real numbers where they grow."""
+        arg = expr.args[n]
+        truth = isinstance(arg, Apply) and arg.row.condition
+        if truth and not expr.row.condition and not (expr.op == "select" and n == 0):
+            return Text(f"tl.cast({t.text}, tl.float32)", ATOM, t.axes)
+        function = not expr.row.symbol and expr.op not in ("select", "max", "min", "abs", "ieee_sub", "ieee_div")
+        product = expr.op == "mul" and not raw and all(_is_whole(a) and variables(a) for a in expr.args)
+        if _is_whole(arg) and (product or function or expr.op == "pow"):
+            return Text(f"tl.cast({t.text}, tl.float32)", ATOM, t.axes)
+        return t
+
+    def _floored(self, expr: Apply, parts: list[Text], axes: tuple[str, ...]) -> Text:
+        """Floor division and its remainder where an operand may be negative: the hardware's round towards zero."""
+        x, y = (self._bracketed(t, ATOM) for t in parts)
+        if all(map(_is_whole, expr.args)):
+            rest = f"(({x} % {y} + {y}) % {y})"
+            return Text(rest, ATOM, axes) if expr.op == "mod" else Text(f"({x} - {rest}) // {y}", 12, axes)
+        quotient = f"tl.floor({x} / {y})"
+        return Text(quotient, ATOM, axes) if expr.op == "floordiv" else Text(f"{x} - {y} * {quotient}", 11, axes)
 
     def _once(self, t: Text) -> Text:
         """Name a text that a template uses more than once."""
@@ -238,6 +263,21 @@ def _rounded_up(expr: Apply) -> tuple[Expr, Expr] | None:
             return x, y
         case _:
             return None
+
+
+def _is_whole(expr: Expr) -> bool:
+    """Whether an expression is a whole number by itself: coordinates, extents and whole literals."""
+    match expr:
+        case Apply(op="add" | "sub" | "ieee_sub" | "mul" | "floordiv" | "mod" | "neg" | "max" | "min" | "abs"):
+            return all(map(_is_whole, expr.args))
+        case Num():
+            return isinstance(expr.value, int)
+        case Var():
+            return True
+        case Scalar():
+            return expr.is_extent
+        case _:
+            return False
 
 
 def _is_integer(expr: Expr) -> bool:

@@ -170,7 +170,7 @@ class Values:
             if i == Var(name=d):
                 if d in self.axes and (self.axes[d].role == "grid" or self.axes[d].is_padded):
                     mask.append(bound)
-            elif bound in self.cascade.constraints and _is_natural(i):
+            elif bound in self.cascade.constraints and is_natural(i):
                 if bound not in free_of:
                     mask.append(bound)
             elif not (isinstance(i, Num) and i.value == 0) and self.in_range.get(i) != rank_of(d):
@@ -219,7 +219,7 @@ class Values:
         return self._sorted(flat)
 
 
-def _is_natural(index: Expr) -> bool:
+def is_natural(index: Expr) -> bool:
     """Whether an index is a sum of products of coordinates and whole numbers, so never negative."""
     match index:
         case Var():
@@ -229,6 +229,6 @@ def _is_natural(index: Expr) -> bool:
         case Num():
             return index.value >= 0
         case Apply(op="add" | "mul" | "floordiv" | "mod"):
-            return all(map(_is_natural, index.args))
+            return all(map(is_natural, index.args))
         case _:
             return False
