@@ -128,6 +128,39 @@ def _ones(s: Einsum) -> Expr:
     return out
 
 
+def localise(cascade: Cascade) -> Rewritten:
+    """Write a constraint over ranks that nothing reduces as a condition of each reduction.
+
+        constraint p < n;  S[p] = X[p,m] :: sum(m)   ->   S[p] = X[p,m] :: sum(m) where p < n
+
+    Such a constraint empties whole fibers, which gives their reduction its identity; an Einsum that only maps a
+    reduction's result would be culled there and have no value at all.
+    """
+    reduced = {v for e in cascade.einsums for v in e.ranks}
+    moved = tuple(c for c in cascade.constraints if variables(c) and not set(variables(c)) & reduced)
+    if not moved:
+        return Rewritten(cascade=cascade)
+    steps: list[Step] = []
+
+    def one(s: Statement) -> Statement:
+        if isinstance(s, Iter):
+            return replace(s, body=tuple(one(b) for b in s.body))
+        if not isinstance(s, Einsum) or s.reduce is None:
+            return s
+        own = tuple(c for c in moved if set(variables(c)) <= set(s.space))
+        return replace(s, where=(*s.where, *own)) if own else s
+
+    body = tuple(one(s) for s in cascade.body)
+    kept = tuple(c for c in cascade.constraints if c not in moved)
+    steps.append(
+        Step(
+            rule="local constraint",
+            what=f"{', '.join(map(str, moved))} empties whole fibers: it becomes a condition of the reductions",
+        )
+    )
+    return Rewritten(cascade=replace(cascade, body=body, constraints=kept), steps=tuple(steps))
+
+
 def defer(cascade: Cascade) -> Rewritten:
     """Apply R1 and R8 wherever they hold, to a fixed point.
 

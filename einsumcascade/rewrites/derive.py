@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from einsumcascade.language.ir import Cascade, Einsum, rank_of, variable_of
-from einsumcascade.rewrites.defer import defer, expand_means
+from einsumcascade.rewrites.defer import defer, expand_means, localise
 from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.rewrites.step import Rewritten, Step
 
@@ -63,9 +63,10 @@ class Derivation:
 
 def simplify(cascade: Cascade) -> Rewritten:
     """Apply the rewrites that need no choice of tile: means, deferral, positive factors."""
-    means = expand_means(cascade)
+    local = localise(cascade)
+    means = expand_means(local.cascade)
     deferred = defer(means.cascade)
-    return Rewritten(cascade=deferred.cascade, steps=means.steps + deferred.steps)
+    return Rewritten(cascade=deferred.cascade, steps=local.steps + means.steps + deferred.steps)
 
 
 def derive(cascade: Cascade | str, *, rank: str | None = None, tile: int = DEFAULT_TILE) -> Derivation:

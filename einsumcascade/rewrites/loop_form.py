@@ -36,6 +36,7 @@ from einsumcascade.language.ir import (
     substitute,
     transform,
     variables,
+    walk,
 )
 from einsumcascade.rewrites.algebra import (
     carries,
@@ -90,6 +91,8 @@ def loop_form(cascade: Cascade, *, over: tuple[str, ...], tile: int) -> LoopForm
 class _LoopForm(Loops):
     """The loops written out as iterations."""
 
+    kept: frozenset[str] = frozenset()
+
     def run(self) -> LoopForm:
         self.taken = names_taken(self.cascade)
         self.defs = producers(self.cascade)
@@ -99,6 +102,9 @@ class _LoopForm(Loops):
         for s in self.cascade.body:
             if isinstance(s, Einsum):
                 self.place(s)
+            elif isinstance(s, Iter):
+                self._place_block(s)
+        self.kept = self._kept()
         loops = 1 + max((s.loop for s in self.states.values()), default=0)
         body: list[Statement] = []
         emitted: set[str] = set()
@@ -107,8 +113,11 @@ class _LoopForm(Loops):
             inits, block = self._loop(loop)
             body += [*inits, block]
         body += self._straight(loops, emitted)
+        constraints = self.constraints()
+        if self.kept:
+            constraints += tuple(c for c in self.cascade.constraints if c not in constraints)
         cascade = replace(
-            self.cascade, ranks=self.cascade.ranks + self.ranks(), body=tuple(body), constraints=self.constraints()
+            self.cascade, ranks=self.cascade.ranks + self.ranks(), body=tuple(body), constraints=constraints
         )
         return LoopForm(
             cascade=drop_dead(cascade),
@@ -119,17 +128,50 @@ class _LoopForm(Loops):
             steps=tuple(self.steps),
         )
 
+    def _place_block(self, block: Iter) -> None:
+        """A block of the text's own: it runs as a whole once what it reads is finished."""
+        inner = [x for x in walk(block.body) if isinstance(x, Einsum)]
+        if any(set(self.over) & {*x.space, block.var} for x in inner):
+            raise not_lowered(inner[0], f"a reduction over {', '.join(self.over)}, which an iteration walks too,")
+        writes = {x.tensor for x in inner}
+        everything = [r for x in inner for r in reads(x.expr, *x.where) if r.tensor not in writes]
+        ready = max((self.finished(r) for r in everything), default=0)
+        for t in writes:
+            self.ready[t] = ready
+
+    def _kept(self) -> frozenset[str]:
+        """Tensors along the rank that are needed outside the loops: outputs, what they read, elements read by index."""
+        wanted = [s for s in self.cascade.einsums if s.tensor in self.cascade.output_names and self.streams(s.tensor)]
+        outside = [s for s in self.cascade.einsums if not self.streams(s.tensor) and s.tensor not in self.states]
+        names = {s.tensor for s in wanted}
+        pending = wanted + outside
+        while pending:
+            s = pending.pop()
+            for r in reads(s.expr, *s.where):
+                if self.streams(r.tensor) and r.tensor not in names:
+                    names.add(r.tensor)
+                    pending.append(self.defs[r.tensor])
+        return frozenset(names)
+
     def _straight(self, loop: int, emitted: set[str]) -> list[Statement]:
-        """Einsums without the rank that can run once `loop` loops have ended."""
+        """Statements outside the loops that can run once `loop` loops have ended."""
         out: list[Statement] = []
         for s in self.cascade.body:
-            if not isinstance(s, Einsum):
-                if loop == 0:
-                    out.append(s)
+            if isinstance(s, Iter):
+                if any(x.tensor in emitted for x in walk(s.body) if isinstance(x, Einsum)):
+                    continue
+                inner = [x for x in s.body if isinstance(x, Einsum)]
+                if all(self.ready[x.tensor] == loop for x in inner):
+                    emitted |= {x.tensor for x in inner}
+                    inits = [x for x in self.cascade.body if isinstance(x, Init) and x.tensor in emitted]
+                    out += [replace(x, expr=self._final(x.expr)) for x in inits]
+                    out.append(replace(s, body=tuple(self._finally(x) for x in s.body)))
                 continue
-            if s.tensor in emitted or any(v in s.free for v in self.over):
+            if not isinstance(s, Einsum) or s.tensor in emitted:
                 continue
-            if self.ready[s.tensor] != loop:
+            if self.streams(s.tensor) and s.tensor not in self.kept:
+                continue
+            if self.finished(Read(tensor=s.tensor, indices=s.indices)) != loop:
                 continue
             emitted.add(s.tensor)
             if s.tensor in self.states:
@@ -137,8 +179,14 @@ class _LoopForm(Loops):
                     last = self.generation(Read(tensor=s.tensor, indices=s.indices), "last")
                     out.append(replace(s, expr=last, reduce=None, ranks=(), where=()))
                 continue
-            out.append(replace(s, expr=self._final(s.expr), where=tuple(self._final(c) for c in s.where)))
+            out.append(self._finally(s))
         return out
+
+    def _finally(self, s: Statement) -> Statement:
+        """A statement outside the loops, over final states."""
+        if not isinstance(s, Einsum):
+            return s
+        return replace(s, expr=self._final(s.expr), where=tuple(self._final(c) for c in s.where))
 
     def _final(self, expr: Expr) -> Expr:
         """Read the last generation of every state."""
@@ -303,7 +351,7 @@ class _LoopForm(Loops):
             expr = self._inside(d.expr, loop, body, placed, anchored)
             where = tuple(self._inside(c, loop, body, placed, anchored) for c in self.conditions(d))
             key = (read.tensor, loop)
-            first = not any(k[0] == read.tensor and k[1] >= 0 for k in self.memo)
+            first = read.tensor not in self.kept and not any(k[0] == read.tensor and k[1] >= 0 for k in self.memo)
             name = self.memo[key] = read.tensor if first else fresh(read.tensor, self.taken)
             own_left = tuple(i for i in d.indices if isinstance(i, Var) and i.name not in self.over)
             body.append(replace(d, tensor=name, indices=own_left + tiled, expr=expr, where=where))
