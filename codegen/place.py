@@ -157,6 +157,9 @@ class _Placer:
                 continue
             n = self.binding.extents[rank_of(v)]
             out[v] = Axis(var=v, rank=rank_of(v), size=padded(n), extent=n, role="whole")
+        for e in self.cascade.body:
+            if isinstance(e, Einsum) and set(e.space) & iterated:
+                raise not_lowered(e, f"an Einsum over '{next(iter(set(e.space) & iterated))}' beside its iteration")
         unknown = [v for v in space if v not in out and v not in iterated and v not in self.kernel.residents]
         if unknown:
             writer = next(e for e in self.cascade.einsums if unknown[0] in e.space)

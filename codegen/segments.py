@@ -141,8 +141,10 @@ def _is_natural(expr: Expr) -> bool:
     match expr:
         case Num():
             return expr.value >= 0
-        case Read() | Scalar():
+        case Read():
             return True
+        case Scalar():
+            return expr.is_extent
         case Apply(op="add"):
             return all(map(_is_natural, expr.args))
         case _:

@@ -190,9 +190,13 @@ class _Partition:
             elif isinstance(s, Iter):
                 inner = [x for x in walk(s.body) if isinstance(x, Einsum)]
                 if any(isinstance(x, Iter) for x in walk(s.body)) or s.descending:
-                    raise _not_lowered(s, "a nested or descending iteration")
+                    raise not_lowered(s, "a nested or descending iteration")
                 own = tuple(inits[t] for t in dict.fromkeys(x.tensor for x in inner) if t in inits)
                 free = dict.fromkeys(v for x in inner for v in x.free if v != s.var)
+                states = {t.tensor for t in own}
+                for e in inner:
+                    if e.tensor in states & set(self.cascade.output_names):
+                        raise not_lowered(e, f"every generation of {e.tensor} as an output")
                 u = _Unit((*own, s), tuple(x.tensor for x in inner), self._unbounded(tuple(free)), (s.var,))
                 self._add(u)
             elif loops := self._unbounded(s.ranks):
@@ -273,7 +277,7 @@ class _Partition:
                 for u, _ in self._cone(statements)[1].values():
                     if u not in g.units:
                         if not isinstance(u.statements[-1], Einsum):
-                            raise _not_lowered(u.statements[-1], "an iterative result read by another kernel")
+                            raise not_lowered(u.statements[-1], "an iterative result read by another kernel")
                         needed |= set(u.writes)
         return needed
 
@@ -334,7 +338,7 @@ def identifier(name: str) -> str:
     return clean if clean[:1].isalpha() else "k_" + clean
 
 
-def _not_lowered(s: Statement, what: str) -> LoweringError:
+def not_lowered(s: Statement, what: str) -> LoweringError:
     return LoweringError(
         diagnostics=(
             Diagnostic(

@@ -61,6 +61,8 @@ TEXTS = {
     "name-clash": "in X[m], M\nconst c = M\nS = c * X[m]\nout S",
     "unbound-rank": "in X[m]\nS[k] = X[k]\nout S",
     "not-a-condition": "in X[p, m]\nconstraint p - m\nS[p] = X[p, m]\nout S",
+    "not-a-number": "in X[p, m]\nS[p] = (X[p, m] > 0) * X[p, m]\nout S",
+    "constant-case": "in X[p, m]\nconst R = 2\nS[p] = R * X[p, m]\nout S",
     "no-output": "in X[m]\nS = X[m]",
     "unknown-dtype": "in X[m]\nS = X[m]\nout S: double",
 }

@@ -100,6 +100,15 @@ def _declarations(cascade: Cascade) -> Iterator[Diagnostic]:
                 rule="a name means one thing",
             )
         seen[name] = kind
+    for c in cascade.constants:
+        if c.name[0].isupper():
+            yield Diagnostic(
+                code="constant-case",
+                headline=f"'{c.name}' is no name of a constant",
+                span=c.span,
+                rule="constants are lower case; an upper-case name is a tensor or an extent",
+                hint=f"const {c.name.lower()} = ...",
+            )
     for i in cascade.inputs:
         for v in i.indices:
             if v[0].isupper():
@@ -199,6 +208,7 @@ def _statements(
                 written |= inner
             case Init() | Einsum():
                 exprs = (s.expr, *s.where) if isinstance(s, Einsum) else (s.expr,)
+                yield from _numbers(s.expr, truth=isinstance(s, Einsum) and s.reduce == "any")
                 yield from _accesses(exprs, arity, written)
                 for v in variables(*s.indices, *exprs):
                     if v not in known:
@@ -282,6 +292,23 @@ def _accesses(exprs: tuple[Expr, ...], arity: dict[str, int], written: set[str])
                 headline=f"{r.tensor} has {arity[r.tensor]} ranks, here are {len(r.indices)} indices",
                 rule="a read has one index expression for each rank",
             )
+
+
+def _numbers(expr: Expr, *, truth: bool) -> Iterator[Diagnostic]:
+    """Conditions that stand where a number is wanted; `truth`: a condition is wanted here."""
+    if not isinstance(expr, Apply):
+        return
+    if expr.row.condition and not truth:
+        yield Diagnostic(
+            code="not-a-number",
+            headline=f"'{expr}' is a condition, not a number",
+            span=expr.span,
+            rule="arithmetic is on numbers; `any` alone reduces conditions",
+            hint=f"select({expr}, 1, 0)",
+        )
+    for n, a in enumerate(expr.args):
+        wants_truth = expr.op in ("and", "or", "not") or (expr.op == "select" and n == 0)
+        yield from _numbers(a, truth=wants_truth)
 
 
 def _condition(expr: Expr, cascade: Cascade) -> Iterator[Diagnostic]:

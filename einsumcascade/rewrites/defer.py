@@ -137,7 +137,7 @@ def localise(cascade: Cascade) -> Rewritten:
     reduction's result would be culled there and have no value at all.
     """
     reduced = {v for e in cascade.einsums for v in e.ranks}
-    moved = tuple(c for c in cascade.constraints if variables(c) and not set(variables(c)) & reduced)
+    moved = tuple(c for c in cascade.constraints if not set(variables(c)) & reduced)
     if not moved:
         return Rewritten(cascade=cascade)
     steps: list[Step] = []
