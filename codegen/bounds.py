@@ -144,7 +144,7 @@ def floor_to(expr: Expr, step: int, symbol: Expr) -> Expr:
     """Round a position down to a multiple of the step."""
     if step == 1 or expr == Num(value=0):
         return expr
-    return apply("mul", apply("floordiv", expr, symbol), symbol)
+    return apply("mul", apply("quotient", expr, symbol), symbol)
 
 
 def ceil_to(expr: Expr, step: int, symbol: Expr) -> Expr:
@@ -152,4 +152,4 @@ def ceil_to(expr: Expr, step: int, symbol: Expr) -> Expr:
     if step == 1 or expr == Num(value=0):
         return expr
     up = apply("ieee_sub", apply("add", expr, symbol), Num(value=1))
-    return apply("mul", apply("floordiv", up, symbol), symbol)
+    return apply("mul", apply("quotient", up, symbol), symbol)

@@ -312,7 +312,7 @@ class _Run:
         if not any(isinstance(p.data, torch.Tensor) for p in parts):
             return Tile(self._plain(expr, parts), ())
         whole = all(not isinstance(p.data, torch.Tensor) or not p.data.is_floating_point() for p in parts)
-        counts = whole and (expr.row.symbol not in ("", "/", "**") or expr.op in ("ieee_sub", "max", "min", "abs"))
+        counts = whole and (expr.row.symbol not in ("", "/", "**") or expr.op in ("ieee_sub", "quotient", "max", "min", "abs"))
         parts = [p if counts else self._wide(p) for p in parts]
         if not expr.row.condition:
             parts = [p if expr.op == "select" and n == 0 else self._counted(p) for n, p in enumerate(parts)]

@@ -144,7 +144,17 @@ class Texts:
             return Text(f"{left} {'&' if expr.op == 'and' else '|'} {right}", 8, axes)
         template = expr.row.ieee if expr.op in ("sub", "div") and _is_integer(expr) else expr.row.triton
         assert template is not None, expr.op
-        plain = {"add": 11, "sub": 11, "ieee_sub": 11, "mul": 12, "ieee_div": 12, "div": 12, "floordiv": 12, "mod": 12}
+        plain = {
+            "add": 11,
+            "sub": 11,
+            "ieee_sub": 11,
+            "mul": 12,
+            "ieee_div": 12,
+            "div": 12,
+            "floordiv": 12,
+            "mod": 12,
+            "quotient": 12,
+        }
         if expr.op in plain and "tl." not in template:
             p = plain[expr.op]
             left, right = (
@@ -170,7 +180,15 @@ class Texts:
         truth = isinstance(arg, Apply) and arg.row.condition
         if truth and not expr.row.condition and not (expr.op == "select" and n == 0):
             return Text(f"tl.cast({t.text}, tl.float32)", ATOM, t.axes)
-        function = not expr.row.symbol and expr.op not in ("select", "max", "min", "abs", "ieee_sub", "ieee_div")
+        function = not expr.row.symbol and expr.op not in (
+            "select",
+            "max",
+            "min",
+            "abs",
+            "ieee_sub",
+            "ieee_div",
+            "quotient",
+        )
         product = expr.op == "mul" and not raw and all(_is_whole(a) and variables(a) for a in expr.args)
         if _is_whole(arg) and (product or function or expr.op == "pow"):
             return Text(f"tl.cast({t.text}, tl.float32)", ATOM, t.axes)

@@ -307,7 +307,7 @@ def _numbers(expr: Expr, *, truth: bool) -> Iterator[Diagnostic]:
             hint=f"select({expr}, 1, 0)",
         )
     for n, a in enumerate(expr.args):
-        wants_truth = expr.op in ("and", "or", "not") or (expr.op == "select" and n == 0)
+        wants_truth = expr.op in ("and", "or", "not", "eq", "ne") or (expr.op == "select" and n == 0)
         yield from _numbers(a, truth=wants_truth)
 
 

@@ -35,6 +35,7 @@ class Op:
         low, high: bounds of the value whatever the operands; None: none known.
         monotone: non-decreasing in its only operand.
         positive: the value is > 0 for every finite operand.
+        internal: for lowerings only: no text may write it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Op:
     high: float | None = None
     monotone: bool = False
     positive: bool = False
+    internal: bool = False
 
 
 def _sub(xp: Any, x: Any, y: Any) -> Any:
@@ -110,9 +112,11 @@ _ROWS = (
        is_idempotent=True),
     # plain IEEE forms, which lowerings use where the value rules cannot bite
     Op(name="ieee_sub", arity=2, array=lambda xp, x, y: x - y, sympy=lambda sp, x, y: x - y, triton="{0} - {1}",
-       cost="add"),
+       cost="add", internal=True),
     Op(name="ieee_div", arity=2, array=lambda xp, x, y: x / y, sympy=lambda sp, x, y: x / y, triton="{0} / {1}",
-       cost="divide"),
+       cost="divide", internal=True),
+    Op(name="quotient", arity=2, array=lambda xp, x, y: xp.floor_divide(x, y),
+       sympy=lambda sp, x, y: sp.floor(x / y), triton="{0} // {1}", internal=True),  # of numbers >= 0, where rounding is one
     # conditions
     Op(name="lt", arity=2, symbol="<", precedence=4, array=lambda xp, x, y: x < y, triton="{0} < {1}", condition=True),
     Op(name="le", arity=2, symbol="<=", precedence=4, array=lambda xp, x, y: x <= y, triton="{0} <= {1}",
@@ -207,4 +211,4 @@ REDUCTIONS: dict[str, Reduction] = {
         Reduction(name="mean", op=OPS["add"], empty=0.0, numpy_ufunc="add", triton="tl.sum({0}, axis={1})"),
     )
 }
-FUNCTIONS: tuple[str, ...] = tuple(op.name for op in _ROWS if not op.symbol)
+FUNCTIONS: tuple[str, ...] = tuple(op.name for op in _ROWS if not op.symbol and not op.internal)

@@ -54,7 +54,7 @@ def value(expr: Expr, at: Mapping[str, int]) -> int:
                     return x[0] * x[1]
                 case "neg":
                     return -x[0]
-                case "floordiv":
+                case "floordiv" | "quotient":
                     return x[0] // x[1]
                 case "mod":
                     return x[0] % x[1]
