@@ -146,9 +146,7 @@ class Body(Values):
             out.append(self._store(e, axes, tuple(tested), out, free_of))
         return out
 
-    def _tested(
-        self, conditions: list[Expr], e: Einsum, out: list[Stmt], free_of: frozenset[Expr]
-    ) -> list[Expr]:
+    def _tested(self, conditions: list[Expr], e: Einsum, out: list[Stmt], free_of: frozenset[Expr]) -> list[Expr]:
         """The conditions left to test, over values; an index out of range in one is a condition itself."""
         left = [c for c in dict.fromkeys(conditions) if c not in free_of and not self._left_to_readers(c, e)]
         found: list[Expr] = []

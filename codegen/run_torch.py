@@ -125,10 +125,10 @@ class _Run:
 
     def _bounding(self) -> set[str]:
         """Batch variables that a loop bound depends on: they cannot share a loop."""
-        bounds = {r.tensor for s in self.kernel.body if isinstance(s, Loop) for g in s.segments
-                  for r in reads(g.lo, g.hi)}
-        return {v for s in self.kernel.body if isinstance(s, Map) and s.value.name in bounds
-                for v in variables(s.expr)}
+        bounds = {
+            r.tensor for s in self.kernel.body if isinstance(s, Loop) for g in s.segments for r in reads(g.lo, g.hi)
+        }
+        return {v for s in self.kernel.body if isinstance(s, Map) and s.value.name in bounds for v in variables(s.expr)}
 
     # --- statements ---------------------------------------------------------------------------------------------
 
@@ -312,15 +312,21 @@ class _Run:
         if not any(isinstance(p.data, torch.Tensor) for p in parts):
             return Tile(self._plain(expr, parts), ())
         whole = all(not isinstance(p.data, torch.Tensor) or not p.data.is_floating_point() for p in parts)
-        counts = whole and (expr.row.symbol not in ("", "/", "**") or expr.op in ("ieee_sub", "quotient", "max", "min", "abs"))
+        counts = whole and (
+            expr.row.symbol not in ("", "/", "**") or expr.op in ("ieee_sub", "quotient", "max", "min", "abs")
+        )
         parts = [p if counts else self._wide(p) for p in parts]
         if not expr.row.condition:
             parts = [p if expr.op == "select" and n == 0 else self._counted(p) for n, p in enumerate(parts)]
         axes = self._union(parts)
         args = [self._aligned(p, axes) for p in parts]
         if not expr.row.symbol and not expr.op.startswith("ieee"):
-            args = [a if isinstance(a, torch.Tensor) else torch.tensor(
-                a, dtype=torch.bool if isinstance(a, bool) else self.dtype, device=self.device) for a in args]
+            args = [
+                a
+                if isinstance(a, torch.Tensor)
+                else torch.tensor(a, dtype=torch.bool if isinstance(a, bool) else self.dtype, device=self.device)
+                for a in args
+            ]
         return Tile(expr.row.array(torch, *args), axes)
 
     def _counted(self, t: Tile) -> Tile:
@@ -355,5 +361,3 @@ class _Run:
         if len(here) == len(axes):
             return data
         return data[tuple(slice(None) if v in here else None for v in axes)]
-
-

@@ -23,8 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
     build = f"PyTorch {torch.__version__}"
-    reason = (f"{build} is built for CPUs" if torch.version.cuda is None
-              else f"{build} for CUDA {torch.version.cuda} finds {torch.cuda.device_count()} GPUs")
+    reason = (
+        f"{build} is built for CPUs"
+        if torch.version.cuda is None
+        else f"{build} for CUDA {torch.version.cuda} finds {torch.cuda.device_count()} GPUs"
+    )
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -64,8 +64,9 @@ def parsed(text: str) -> Cascade:
     return parse(text, name="random.cascade")
 
 
-def random_inputs(cascade: Cascade, extents: Mapping[str, int], *, seed: int = 0,
-                  spread: float = 1.0) -> dict[str, np.ndarray[Any, Any]]:
+def random_inputs(
+    cascade: Cascade, extents: Mapping[str, int], *, seed: int = 0, spread: float = 1.0
+) -> dict[str, np.ndarray[Any, Any]]:
     """Normal inputs; `LEN` is a length of the keys, `DM` and `DP` are document numbers, `Q` has a spread of its own."""
     rng = np.random.default_rng(seed)
     out = {}
@@ -110,27 +111,61 @@ class _Text:
             self.inputs.append(declaration)
 
     def __str__(self) -> str:
-        return "\n".join([
-            "in " + ", ".join(self.inputs),
-            *(f"const {c}" for c in self.constants),
-            *(f"constraint {c}" for c in self.constraints),
-            *self.body,
-            "out " + ", ".join(self.outputs),
-        ]) + "\n"
+        return (
+            "\n".join(
+                [
+                    "in " + ", ".join(self.inputs),
+                    *(f"const {c}" for c in self.constants),
+                    *(f"constraint {c}" for c in self.constraints),
+                    *self.body,
+                    "out " + ", ".join(self.outputs),
+                ]
+            )
+            + "\n"
+        )
 
 
 BATCHES = (("", ""), ("b,", "b,"), ("h,", "h,"), ("b,h,", "b,h,"), ("b,h,", "h,"), ("g,r,", "g,"))
 MASKS = (
-    ("m <= p",), ("m <= p",), ("m < p",), ("m <= p", "p - m < w"), ("p - m < w", "m - p < w"),
-    ("m >= p",), ("m // 8 == p // 8",), ("m % 3 == 0",), ("m <= p or m < 4",), ("m <= p + 3",),
-    ("m < LEN",), ("DM[m] == DP[p]",), ("m <= p", "DM[m] == DP[p]"), ("2 * m <= p",), ("m != p",),
+    ("m <= p",),
+    ("m <= p",),
+    ("m < p",),
+    ("m <= p", "p - m < w"),
+    ("p - m < w", "m - p < w"),
+    ("m >= p",),
+    ("m // 8 == p // 8",),
+    ("m % 3 == 0",),
+    ("m <= p or m < 4",),
+    ("m <= p + 3",),
+    ("m < LEN",),
+    ("DM[m] == DP[p]",),
+    ("m <= p", "DM[m] == DP[p]"),
+    ("2 * m <= p",),
+    ("m != p",),
 )
 KEY_MASKS = (("m < LEN",), ("m % 3 == 0",), ("m < 5",))
 PAIR_MASKS = (("m >= n",), ("m <= p", "n <= p"), ("n <= m", "m <= p"), ("n < 3",))
 SCORES = ("{x}", "{x}", "{x}", "20 * tanh({x} / 20)", "sigmoid({x})", "relu({x})", "{x} + 0.5", "{x} * {x}")
 BIASED = ("{x} - SLOPE[{h}] * (p - m)", "{x} - 0.25 * abs(p - m)", "{x} + BIAS[p,m]")
-ONE_LOOP = ("softmax", "softmax", "softmax", "immediate", "square", "root", "double", "shifted", "sink", "epsilon",
-            "rms", "mean", "sum", "maxplus", "lse", "ratio", "sharp")
+ONE_LOOP = (
+    "softmax",
+    "softmax",
+    "softmax",
+    "immediate",
+    "square",
+    "root",
+    "double",
+    "shifted",
+    "sink",
+    "epsilon",
+    "rms",
+    "mean",
+    "sum",
+    "maxplus",
+    "lse",
+    "ratio",
+    "sharp",
+)
 TWO_LOOPS = ("threshold", "tanh", "hinge", "temperature", "centre")
 
 
@@ -155,8 +190,11 @@ def random_text(rng: random.Random) -> str:
                 t.need("DM[m]")
                 t.need("DP[p]")
             if "w" in c.split():
-                t.constants = [*t.constants, f"w = {pick((1, 5, 20))}"] if not any(
-                    k.startswith("w ") for k in t.constants) else t.constants
+                t.constants = (
+                    [*t.constants, f"w = {pick((1, 5, 20))}"]
+                    if not any(k.startswith("w ") for k in t.constants)
+                    else t.constants
+                )
     kind = pick(TWO_LOOPS) if rng.random() < 0.2 else pick(ONE_LOOP)
     _weights(t, pick, kind, q, keys_batch, over)
     _epilogue(t, pick, q)
@@ -322,8 +360,13 @@ def random_case(seed: int, tiles: tuple[int, ...] = TILES) -> Case:
     """The case of a seed."""
     rng = random.Random(seed)
     text = random_text(rng)
-    return Case(text=text, extents=random_extents(rng, parsed(text)), seed=rng.randrange(1 << 16),
-                tiles=tuple(rng.choice(tiles) for _ in range(4)), spread=rng.choice((1.0, 1.0, 1.0, 4.0)))
+    return Case(
+        text=text,
+        extents=random_extents(rng, parsed(text)),
+        seed=rng.randrange(1 << 16),
+        tiles=tuple(rng.choice(tiles) for _ in range(4)),
+        spread=rng.choice((1.0, 1.0, 1.0, 4.0)),
+    )
 
 
 def cases(tiles: tuple[int, ...] = TILES) -> st.SearchStrategy[Case]:

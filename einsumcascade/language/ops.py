@@ -116,7 +116,7 @@ _ROWS = (
     Op(name="ieee_div", arity=2, array=lambda xp, x, y: x / y, sympy=lambda sp, x, y: x / y, triton="{0} / {1}",
        cost="divide", internal=True),
     Op(name="quotient", arity=2, array=lambda xp, x, y: xp.floor_divide(x, y),
-       sympy=lambda sp, x, y: sp.floor(x / y), triton="{0} // {1}", internal=True),  # of numbers >= 0, where rounding is one
+       sympy=lambda sp, x, y: sp.floor(x / y), triton="{0} // {1}", internal=True),  # of numbers >= 0
     # conditions
     Op(name="lt", arity=2, symbol="<", precedence=4, array=lambda xp, x, y: x < y, triton="{0} < {1}", condition=True),
     Op(name="le", arity=2, symbol="<=", precedence=4, array=lambda xp, x, y: x <= y, triton="{0} <= {1}",

@@ -255,9 +255,7 @@ def _in_unit(cascade: Cascade, index: str, tensor: str, unit: Expr) -> Cascade:
                     replace(
                         s,
                         body=tuple(
-                            replace(
-                                x, expr=transform(x.expr, after), where=tuple(transform(c, after) for c in x.where)
-                            )
+                            replace(x, expr=transform(x.expr, after), where=tuple(transform(c, after) for c in x.where))
                             if isinstance(x, Einsum)
                             else x
                             for x in s.body

@@ -50,15 +50,26 @@ def expand_means(cascade: Cascade) -> Rewritten:
     steps: list[Step] = []
 
     def one_any(s: Einsum) -> tuple[Statement, ...]:
-        truth = s.expr if isinstance(s.expr, Apply) and s.expr.row.condition else Apply(
-            op="ne", args=(s.expr, Num(value=0)))
+        truth = (
+            s.expr
+            if isinstance(s.expr, Apply) and s.expr.row.condition
+            else Apply(op="ne", args=(s.expr, Num(value=0)))
+        )
         most = fresh(s.tensor + "M", taken)
         number = Apply(op="select", args=(truth, Num(value=1.0), Num(value=0.0)))
         value = Apply(op="max", args=(Read(tensor=most, indices=s.indices), Num(value=0.0)))
-        new = (replace(s, tensor=most, expr=number, reduce="max"),
-               replace(s, reduce=None, ranks=(), where=(), expr=value))
-        steps.append(Step(rule="any", what=f"{s.tensor} is a maximum of zeros and ones", before=(str(s),),
-                          after=tuple(map(str, new))))
+        new = (
+            replace(s, tensor=most, expr=number, reduce="max"),
+            replace(s, reduce=None, ranks=(), where=(), expr=value),
+        )
+        steps.append(
+            Step(
+                rule="any",
+                what=f"{s.tensor} is a maximum of zeros and ones",
+                before=(str(s),),
+                after=tuple(map(str, new)),
+            )
+        )
         return new
 
     def one(s: Statement) -> tuple[Statement, ...]:

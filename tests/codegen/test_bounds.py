@@ -27,10 +27,33 @@ O[p,f] = S[p,m] * V[m,f] :: sum(m)
 out O
 """
 MASKS = (
-    ("m <= p",), ("m < p",), ("p >= m",), ("p > m",), ("m == p",), ("m >= p",), ("p - m < w",), ("m <= p", "p - m < w"),
-    ("p - m < w", "m - p < w"), ("m <= p + 3",), ("m + 2 <= p",), ("m < 5",), ("m >= 4",), ("m >= p - w",), ("m < w",),
-    ("m // 4 == p // 4",), ("m % 3 == 0",), ("m <= p or m < 4",), ("2 * m <= p",), ("m <= 2 * p",), ("m != p",),
-    ("m < 0",), ("m - M < p - P + 1",), ("M - m > p",), ("m <= p", "m >= 3", "m < 9"), ("p < 4",), ("m < M - 2",),
+    ("m <= p",),
+    ("m < p",),
+    ("p >= m",),
+    ("p > m",),
+    ("m == p",),
+    ("m >= p",),
+    ("p - m < w",),
+    ("m <= p", "p - m < w"),
+    ("p - m < w", "m - p < w"),
+    ("m <= p + 3",),
+    ("m + 2 <= p",),
+    ("m < 5",),
+    ("m >= 4",),
+    ("m >= p - w",),
+    ("m < w",),
+    ("m // 4 == p // 4",),
+    ("m % 3 == 0",),
+    ("m <= p or m < 4",),
+    ("2 * m <= p",),
+    ("m <= 2 * p",),
+    ("m != p",),
+    ("m < 0",),
+    ("m - M < p - P + 1",),
+    ("M - m > p",),
+    ("m <= p", "m >= 3", "m < 9"),
+    ("p < 4",),
+    ("m < M - 2",),
 )
 
 
@@ -61,8 +84,14 @@ def value(expr: Expr, at: Mapping[str, int]) -> int:
                 case "max" | "min":
                     return max(x) if expr.op == "max" else min(x)
                 case "lt" | "le" | "gt" | "ge" | "eq" | "ne":
-                    return {"lt": x[0] < x[1], "le": x[0] <= x[1], "gt": x[0] > x[1], "ge": x[0] >= x[1],
-                            "eq": x[0] == x[1], "ne": x[0] != x[1]}[expr.op]
+                    return {
+                        "lt": x[0] < x[1],
+                        "le": x[0] <= x[1],
+                        "gt": x[0] > x[1],
+                        "ge": x[0] >= x[1],
+                        "eq": x[0] == x[1],
+                        "ne": x[0] != x[1],
+                    }[expr.op]
                 case "and" | "or":
                     return bool(x[0]) and bool(x[1]) if expr.op == "and" else bool(x[0]) or bool(x[1])
     raise AssertionError(expr)
@@ -85,8 +114,11 @@ def visits(kernel: TileKernel, binding: Binding, corner: int) -> list[tuple[int,
     at |= {a.rank: a.size for a in kernel.axes.values() if a.role == "loop"}
     out = []
     for s in kernel.body:
-        if isinstance(s, Map) and not s.value.axes and all(
-                not isinstance(e, Read) or e.tensor in at for e in subexpressions(s.expr)):
+        if (
+            isinstance(s, Map)
+            and not s.value.axes
+            and all(not isinstance(e, Read) or e.tensor in at for e in subexpressions(s.expr))
+        ):
             at[s.value.name] = value(s.expr, at)
         if isinstance(s, Loop):
             for g in s.segments:
@@ -113,35 +145,51 @@ def check(constraints: tuple[str, ...], p: int, m: int, tile: tuple[int, int], w
                 for q, k in itertools.product(rows, range(s, s + loop.step)):
                     assert k < m, f"a full tile holds m={k} beyond M={m}"
                     assert all(value(c, {"p": q, "m": k, "P": p, "M": m, "w": w}) for c in cascade.constraints), (
-                        f"a full tile holds the culled point p={q}, m={k}")
+                        f"a full tile holds the culled point p={q}, m={k}"
+                    )
 
 
 @pytest.mark.parametrize("constraints", [(), *MASKS], ids=" and ".join)
 def test_tiles_cover_the_live_points_and_full_tiles_are_live(constraints: tuple[str, ...]) -> None:
-    for p, m, tile in ((1, 1, (4, 4)), (7, 9, (4, 2)), (16, 16, (4, 4)), (5, 23, (8, 4)), (23, 5, (2, 8)),
-                       (9, 40, (4, 16))):
+    for p, m, tile in (
+        (1, 1, (4, 4)),
+        (7, 9, (4, 2)),
+        (16, 16, (4, 4)),
+        (5, 23, (8, 4)),
+        (23, 5, (2, 8)),
+        (9, 40, (4, 16)),
+    ):
         for w in (0, 1, 5, 100):
             check(constraints, p, m, tile, w)
 
 
 @settings(max_examples=150)
-@given(st.lists(st.sampled_from(sorted({c for cs in MASKS for c in cs})), max_size=3, unique=True),
-       st.integers(1, 24), st.integers(1, 24), st.sampled_from((2, 4, 8)), st.sampled_from((2, 4, 8)),
-       st.integers(0, 12))
+@given(
+    st.lists(st.sampled_from(sorted({c for cs in MASKS for c in cs})), max_size=3, unique=True),
+    st.integers(1, 24),
+    st.integers(1, 24),
+    st.sampled_from((2, 4, 8)),
+    st.sampled_from((2, 4, 8)),
+    st.integers(0, 12),
+)
 def test_any_conjunction_of_masks(masks: list[str], p: int, m: int, rows: int, columns: int, w: int) -> None:
     check(tuple(masks), p, m, (rows, columns), w)
 
 
-@pytest.mark.parametrize("constraints", [("m <= p",), ("m <= p", "p - m < w"), ("m < 5",), ("m >= p",), ("m == p",)],
-                         ids=" and ".join)
+@pytest.mark.parametrize(
+    "constraints", [("m <= p",), ("m <= p", "p - m < w"), ("m < 5",), ("m >= p",), ("m == p",)], ids=" and ".join
+)
 def test_dead_tiles_are_not_visited(constraints: tuple[str, ...]) -> None:
     """For one comparison a side the bounds are exact: every tile visited has a live point."""
     kernel, binding = lowered(constraints, 32, 64, (4, 4), 5)
     cascade = parse(TEXT.format(w=5, constraints="\n".join(f"constraint {c}" for c in constraints)))
     for corner in range(0, 32, 4):
         for start, _ in visits(kernel, binding, corner):
-            assert any(all(value(c, {"p": q, "m": k, "w": 5}) for c in cascade.constraints)
-                       for q in range(corner, corner + 4) for k in range(start, start + 4))
+            assert any(
+                all(value(c, {"p": q, "m": k, "w": 5}) for c in cascade.constraints)
+                for q in range(corner, corner + 4)
+                for k in range(start, start + 4)
+            )
 
 
 def test_most_tiles_of_a_causal_mask_are_full() -> None:
@@ -150,9 +198,15 @@ def test_most_tiles_of_a_causal_mask_are_full() -> None:
     assert sum(bool(t) for t in found) == 16 and len(found) == 16 * 17 // 2
 
 
-@pytest.mark.parametrize(("text", "form"), [
-    ("p - m", {"p": 1, "m": -1}), ("2 * p + 3 - p", {"p": 1, 1: 3}), ("m - m", {}), ("-(p)", {"p": -1}),
-])
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("p - m", {"p": 1, "m": -1}),
+        ("2 * p + 3 - p", {"p": 1, 1: 3}),
+        ("m - m", {}),
+        ("-(p)", {"p": -1}),
+    ],
+)
 def test_linear_forms_collect_terms(text: str, form: dict[object, int]) -> None:
     expr = parse(f"in X[p,m]\nY[p,m] = X[p,m] * ({text})\nout Y").einsums[0].expr
     assert isinstance(expr, Apply)

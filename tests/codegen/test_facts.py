@@ -31,20 +31,46 @@ MASKED = Facts(fills={DEAD: -INF}, may_be_neg_inf=True)
 ZEROED = Facts(fills={DEAD: 0.0}, may_be_neg_inf=False)
 
 
-@pytest.mark.parametrize(("text", "may"), [
-    ("Y", False), ("X", True), ("X - Y", True), ("Y - X", False), ("max(X, Y)", False), ("max(X, X)", True),
-    ("exp(X)", False), ("tanh(X)", False), ("log(Y)", True), ("X * c", True), ("Y + 1", False), ("-inf", True),
-    ("select(m < 3, Y, X)", True),
-])
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        ("Y", False),
+        ("X", True),
+        ("X - Y", True),
+        ("Y - X", False),
+        ("max(X, Y)", False),
+        ("max(X, X)", True),
+        ("exp(X)", False),
+        ("tanh(X)", False),
+        ("log(Y)", True),
+        ("X * c", True),
+        ("Y + 1", False),
+        ("-inf", True),
+        ("select(m < 3, Y, X)", True),
+    ],
+)
 def test_where_a_value_can_be_minus_infinity(text: str, may: bool) -> None:
     assert table(X=SUNK, Y=FINITE).may_be_neg_inf(expr(text.replace("X", "X[m]").replace("Y", "Y[m]"))) is may
 
 
-@pytest.mark.parametrize(("text", "fill"), [
-    ("X[m]", -INF), ("exp(X[m])", 0.0), ("exp(X[m]) * Y[m]", 0.0), ("X[m] * 2", -INF), ("X[m] - 1", -INF),
-    ("sigmoid(X[m])", 0.0), ("relu(X[m])", 0.0), ("exp(X[m]) ** 2", None), ("Y[m]", None), ("X[m] + Y[m]", -INF),
-    ("exp(X[m]) + 1", 1.0), ("tanh(exp(X[m]))", 0.0), ("X[m] * Y[m]", None),
-])
+@pytest.mark.parametrize(
+    ("text", "fill"),
+    [
+        ("X[m]", -INF),
+        ("exp(X[m])", 0.0),
+        ("exp(X[m]) * Y[m]", 0.0),
+        ("X[m] * 2", -INF),
+        ("X[m] - 1", -INF),
+        ("sigmoid(X[m])", 0.0),
+        ("relu(X[m])", 0.0),
+        ("exp(X[m]) ** 2", None),
+        ("Y[m]", None),
+        ("X[m] + Y[m]", -INF),
+        ("exp(X[m]) + 1", 1.0),
+        ("tanh(exp(X[m]))", 0.0),
+        ("X[m] * Y[m]", None),
+    ],
+)
 def test_what_a_culled_point_holds(text: str, fill: float | None) -> None:
     assert table(X=MASKED, Y=Facts(may_be_neg_inf=False, is_input=True)).fill(expr(text), DEAD) == fill
 
@@ -68,14 +94,21 @@ def test_a_difference_of_two_that_may_sink_is_guarded_on_the_bound_alone() -> No
     t.of["G"] = Facts(may_be_neg_inf=True, above=t.above(Read(tensor="X")))
     found = t.guarded(expr("X[m] - G[m]"))
     assert str(found) == "X - select(G == -inf, 0.0, G)" or [
-        e.op for e in subexpressions(found) if hasattr(e, "op")] == ["ieee_sub", "select", "eq"]
+        e.op for e in subexpressions(found) if hasattr(e, "op")
+    ] == ["ieee_sub", "select", "eq"]
 
 
-@pytest.mark.parametrize(("text", "ops"), [
-    ("X[m] - Y[m]", ["ieee_sub"]), ("Y[m] - Y[m]", ["ieee_sub"]), ("X[m] / 2", ["ieee_div"]), ("Y[m] / Y[m]", ["div"]),
-    # An exponential underflows to 0, though no exponential is 0.
-    ("Y[m] / exp(Y[m])", ["div", "exp"]),
-])
+@pytest.mark.parametrize(
+    ("text", "ops"),
+    [
+        ("X[m] - Y[m]", ["ieee_sub"]),
+        ("Y[m] - Y[m]", ["ieee_sub"]),
+        ("X[m] / 2", ["ieee_div"]),
+        ("Y[m] / Y[m]", ["div"]),
+        # An exponential underflows to 0, though no exponential is 0.
+        ("Y[m] / exp(Y[m])", ["div", "exp"]),
+    ],
+)
 def test_guards_stand_only_where_a_value_rule_can_bite(text: str, ops: list[str]) -> None:
     found = table(X=SUNK, Y=FINITE).guarded(expr(text))
     assert [e.op for e in subexpressions(found) if hasattr(e, "op")] == ops

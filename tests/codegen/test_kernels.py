@@ -60,8 +60,9 @@ def built(case: Case, inputs: Mapping[str, torch.Tensor], dtype: str, *, cpu: bo
     return build(case.cascade, extents=binding.extents, dtype=dtype, target=TARGET, schedule=schedule), binding
 
 
-def verdicts(case: Case, inputs: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor],
-             dtype: str) -> dict[str, Verdict]:
+def verdicts(
+    case: Case, inputs: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], dtype: str
+) -> dict[str, Verdict]:
     expected, plain = run(case.cascade, inputs), run_plain(case.cascade, inputs)
     room = conditioning(case.cascade, inputs, EPS[dtype])
     return {n: judge(found[n], expected[n], plain[n], room[n]) for n in expected}
@@ -72,8 +73,9 @@ def require(case: Case, inputs: Mapping[str, torch.Tensor], found: Mapping[str, 
         assert verdict.passed, f"{name}: {verdict}\n{case.text}"
 
 
-def interpreted(case: Case, dtype: str, inputs: Mapping[str, torch.Tensor] | None = None,
-                triton: Path | None = None) -> dict[str, torch.Tensor]:
+def interpreted(
+    case: Case, dtype: str, inputs: Mapping[str, torch.Tensor] | None = None, triton: Path | None = None
+) -> dict[str, torch.Tensor]:
     """Run the text, outputs poisoned, and require every output to be within its bound."""
     inputs = tensors(case, dtype) if inputs is None else inputs
     made, binding = built(case, inputs, dtype)
@@ -85,12 +87,15 @@ def interpreted(case: Case, dtype: str, inputs: Mapping[str, torch.Tensor] | Non
 def fits(case: Case, dtype: str) -> bool:
     """Whether every finite output is a number of its dtype: beyond, float16 has no answer to judge."""
     largest = torch.finfo(getattr(torch, dtype)).max
-    return all(float(abs(v[abs(v) < float("inf")]).max(initial=0.0)) < largest
-               for v in run(case.cascade, tensors(case, dtype)).values())
+    return all(
+        float(abs(v[abs(v) < float("inf")]).max(initial=0.0)) < largest
+        for v in run(case.cascade, tensors(case, dtype)).values()
+    )
 
 
-def on_cpu(case: Case, dtype: str, inputs: Mapping[str, torch.Tensor] | None = None, *,
-           tiles_of_case: bool = True) -> dict[str, torch.Tensor]:
+def on_cpu(
+    case: Case, dtype: str, inputs: Mapping[str, torch.Tensor] | None = None, *, tiles_of_case: bool = True
+) -> dict[str, torch.Tensor]:
     inputs = tensors(case, dtype) if inputs is None else inputs
     made, binding = built(case, inputs, dtype, cpu=not tiles_of_case)
     found = run_on_cpu(made, inputs, binding)
@@ -101,44 +106,72 @@ def on_cpu(case: Case, dtype: str, inputs: Mapping[str, torch.Tensor] | None = N
 # --- counterexamples that were found, and what they broke -----------------------------------------------------------
 
 # A tensor and an extent of one name are two parameters.
-CLASH = Case(text="in Q[g,p,e], K[g,m,e], V[g,m,f], G[g,p,f]\nS[g,p,m] = Q[g,p,e] * K[g,m,e] :: sum(e)\n"
-                  "O[g,p,f] = G[g,p,f] * sigmoid(S[g,p,m]) * V[g,m,f] :: sum(m)\nout O\n",
-             extents={"G": 2, "P": 17, "M": 13, "E": 3, "F": 3})
+CLASH = Case(
+    text="in Q[g,p,e], K[g,m,e], V[g,m,f], G[g,p,f]\nS[g,p,m] = Q[g,p,e] * K[g,m,e] :: sum(e)\n"
+    "O[g,p,f] = G[g,p,f] * sigmoid(S[g,p,m]) * V[g,m,f] :: sum(m)\nout O\n",
+    extents={"G": 2, "P": 17, "M": 13, "E": 3, "F": 3},
+)
 # A mask on the outer of two key ranks must not cull the update of a state.
-PAIR = Case(text="in Q[p,e], K[m,e], K2[n,e], V[m,f], V2[n,f]\nconstraint m <= p, n <= p\n"
-                 "S[p,m,n] = Q[p,e] * K[m,e] * K2[n,e] :: sum(e)\nGM[p] = S[p,m,n] :: max(m,n)\n"
-                 "SN[p,m,n] = exp(S[p,m,n] - GM[p])\nSD[p] = SN[p,m,n] :: sum(m,n)\n"
-                 "O[p,f] = SN[p,m,n] * V[m,f] * V2[n,f] / SD[p] :: sum(m,n)\nout O\n",
-            extents={"P": 7, "M": 13, "N": 3, "E": 3, "F": 3})
+PAIR = Case(
+    text="in Q[p,e], K[m,e], K2[n,e], V[m,f], V2[n,f]\nconstraint m <= p, n <= p\n"
+    "S[p,m,n] = Q[p,e] * K[m,e] * K2[n,e] :: sum(e)\nGM[p] = S[p,m,n] :: max(m,n)\n"
+    "SN[p,m,n] = exp(S[p,m,n] - GM[p])\nSD[p] = SN[p,m,n] :: sum(m,n)\n"
+    "O[p,f] = SN[p,m,n] * V[m,f] * V2[n,f] / SD[p] :: sum(m,n)\nout O\n",
+    extents={"P": 7, "M": 13, "N": 3, "E": 3, "F": 3},
+)
 # A scaled maximum read by a second loop.
-SOFTCAP = Case(text="in Q[p,e], K[m,e], V[m,f]\nQK[p,m] = Q[p,e] * K[m,e] :: sum(e)\nS[p,m] = 20 * tanh(QK[p,m] / 20)\n"
-                    "GM[p] = S[p,m] :: max(m)\nSN[p,m] = exp(S[p,m] - GM[p])\nSD[p] = SN[p,m] :: sum(m)\n"
-                    "O[p,f] = tanh(SN[p,m] / SD[p]) * V[m,f] :: sum(m)\nout O\n",
-               extents={"P": 17, "M": 37, "E": 3, "F": 3})
+SOFTCAP = Case(
+    text="in Q[p,e], K[m,e], V[m,f]\nQK[p,m] = Q[p,e] * K[m,e] :: sum(e)\nS[p,m] = 20 * tanh(QK[p,m] / 20)\n"
+    "GM[p] = S[p,m] :: max(m)\nSN[p,m] = exp(S[p,m] - GM[p])\nSD[p] = SN[p,m] :: sum(m)\n"
+    "O[p,f] = tanh(SN[p,m] / SD[p]) * V[m,f] :: sum(m)\nout O\n",
+    extents={"P": 17, "M": 37, "E": 3, "F": 3},
+)
 # A correction that is 1 only up to rounding drifts with the number of tiles.
-DRIFT = Case(text="in Q[p,e], K[m,e], K2[n,e], V[m,f], V2[n,f]\nQK[p,m,n] = Q[p,e] * K[m,e] * K2[n,e] :: sum(e)\n"
-                  "S[p,m,n] = QK[p,m,n] + 0.5\nGM[p] = S[p,m,n] :: max(m,n)\nSN[p,m,n] = exp(S[p,m,n] - GM[p])\n"
-                  "S2[p] = SN[p,m,n] * SN[p,m,n] :: sum(m,n)\n"
-                  "O[p,f] = SN[p,m,n] * V[m,f] * V2[n,f] / sqrt(S2[p]) :: sum(m,n)\nout O\n",
-             extents={"P": 13, "M": 13, "N": 1, "E": 1, "F": 17}, seed=55352, spread=4.0)
+DRIFT = Case(
+    text="in Q[p,e], K[m,e], K2[n,e], V[m,f], V2[n,f]\nQK[p,m,n] = Q[p,e] * K[m,e] * K2[n,e] :: sum(e)\n"
+    "S[p,m,n] = QK[p,m,n] + 0.5\nGM[p] = S[p,m,n] :: max(m,n)\nSN[p,m,n] = exp(S[p,m,n] - GM[p])\n"
+    "S2[p] = SN[p,m,n] * SN[p,m,n] :: sum(m,n)\n"
+    "O[p,f] = SN[p,m,n] * V[m,f] * V2[n,f] / sqrt(S2[p]) :: sum(m,n)\nout O\n",
+    extents={"P": 13, "M": 13, "N": 1, "E": 1, "F": 17},
+    seed=55352,
+    spread=4.0,
+)
 # Row statistics that are single numbers meet a block: no query rank at all.
-ROW = Case(text="in Q[b,e], K[b,m,e], LEN, V[b,m,f]\nconstraint m < LEN\nS[b,m] = Q[b,e] * K[b,m,e] :: sum(e)\n"
-                "GM[b] = S[b,m] :: max(m)\nO[b,f] = S[b,m] - GM[b] + V[b,m,f] :: max(m)\nout O\n",
-           extents={"B": 2, "M": 13, "E": 20, "F": 1}, tiles=(32, 16))
+ROW = Case(
+    text="in Q[b,e], K[b,m,e], LEN, V[b,m,f]\nconstraint m < LEN\nS[b,m] = Q[b,e] * K[b,m,e] :: sum(e)\n"
+    "GM[b] = S[b,m] :: max(m)\nO[b,f] = S[b,m] - GM[b] + V[b,m,f] :: max(m)\nout O\n",
+    extents={"B": 2, "M": 13, "E": 20, "F": 1},
+    tiles=(32, 16),
+)
 # An operator that hides the reference from algebra.
-HIDDEN = Case(text="in Q[p,e], K[m,e], V[m,f]\nS[p,m] = Q[p,e] * K[m,e] :: sum(e)\nGM[p] = S[p,m] :: mean(m)\n"
-                   "O[p,f] = lrelu(S[p,m] - GM[p]) * V[m,f] :: sum(m)\nout O\n",
-              extents={"P": 17, "M": 37, "E": 3, "F": 3}, tiles=(16,))
+HIDDEN = Case(
+    text="in Q[p,e], K[m,e], V[m,f]\nS[p,m] = Q[p,e] * K[m,e] :: sum(e)\nGM[p] = S[p,m] :: mean(m)\n"
+    "O[p,f] = lrelu(S[p,m] - GM[p]) * V[m,f] :: sum(m)\nout O\n",
+    extents={"P": 17, "M": 37, "E": 3, "F": 3},
+    tiles=(16,),
+)
 # An exponent whose factor is negative: the first reference is infinite.
-COLD = Case(text="in Q[p,e], K[m,e], V[m,f], T[p]\nS[p,m] = Q[p,e] * K[m,e] :: sum(e)\nGM[p] = S[p,m] :: min(m)\n"
-                 "SN[p,m] = exp(GM[p] - S[p,m])\nSD[p] = SN[p,m] :: sum(m)\n"
-                 "O[p,f] = SN[p,m] * V[m,f] / SD[p] :: sum(m)\nout O\n",
-            extents={"P": 17, "M": 37, "E": 3, "F": 3}, tiles=(16,))
+COLD = Case(
+    text="in Q[p,e], K[m,e], V[m,f], T[p]\nS[p,m] = Q[p,e] * K[m,e] :: sum(e)\nGM[p] = S[p,m] :: min(m)\n"
+    "SN[p,m] = exp(GM[p] - S[p,m])\nSD[p] = SN[p,m] :: sum(m)\n"
+    "O[p,f] = SN[p,m] * V[m,f] / SD[p] :: sum(m)\nout O\n",
+    extents={"P": 17, "M": 37, "E": 3, "F": 3},
+    tiles=(16,),
+)
 # Tiles of one key: a condition over the index alone is a single truth value.
-SINGLE = Case(text=SOFTMAX.format(constraints="constraint m % 3 == 0"), extents={"P": 5, "M": 7, "E": 3, "F": 3},
-              tiles=(4, 1))
-FOUND = {"single": SINGLE, "clash": CLASH, "pair": PAIR, "softcap": SOFTCAP, "drift": DRIFT, "row": ROW,
-         "hidden": HIDDEN, "cold": COLD}
+SINGLE = Case(
+    text=SOFTMAX.format(constraints="constraint m % 3 == 0"), extents={"P": 5, "M": 7, "E": 3, "F": 3}, tiles=(4, 1)
+)
+FOUND = {
+    "single": SINGLE,
+    "clash": CLASH,
+    "pair": PAIR,
+    "softcap": SOFTCAP,
+    "drift": DRIFT,
+    "row": ROW,
+    "hidden": HIDDEN,
+    "cold": COLD,
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -338,13 +371,17 @@ def mutated(case: Case, pattern: str, replacement: str) -> dict[str, Verdict]:
     return verdicts(case, inputs, run_interpreted(replace(made, source=broken), inputs, binding), "float32")
 
 
-@pytest.mark.parametrize(("pattern", "replacement"), [
-    (r"(?m)^( *b_CGM) = .*$", r"\1 = b_RSD * 0.0 + 1.0"),
-    (r"b_CGM\[:, None\] \* b_RNV", "b_RNV"),
-    (r"b_CGM \* b_RSD", "b_RSD"),
-    (r"tl\.maximum\(b_RGM, ([^\n]*)\)", r"tl.minimum(b_RGM, \1)"),
-    (r"(o_m(?:\[None, :\])?) <= ", r"\1 < "),
-], ids=["no correction", "no correction of the numerator", "no correction of the sum", "a minimum", "a smaller mask"])
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        (r"(?m)^( *b_CGM) = .*$", r"\1 = b_RSD * 0.0 + 1.0"),
+        (r"b_CGM\[:, None\] \* b_RNV", "b_RNV"),
+        (r"b_CGM \* b_RSD", "b_RSD"),
+        (r"tl\.maximum\(b_RGM, ([^\n]*)\)", r"tl.minimum(b_RGM, \1)"),
+        (r"(o_m(?:\[None, :\])?) <= ", r"\1 < "),
+    ],
+    ids=["no correction", "no correction of the numerator", "no correction of the sum", "a minimum", "a smaller mask"],
+)
 def test_a_broken_text_is_caught(pattern: str, replacement: str) -> None:
     case = softmax("m <= p")
     assert not all(v.passed for v in mutated(case, pattern, replacement).values())
@@ -352,10 +389,17 @@ def test_a_broken_text_is_caught(pattern: str, replacement: str) -> None:
 
 def rescaled() -> list[Case]:
     """Softmax-like cases whose keys span several tiles and whose scores have no bound."""
-    return [replace(c, tiles=(16, 16, 16, 16), spread=4.0) for c in sample(1200, first=9000)
-            if c.extents["M"] > 32 and c.extents.get("P", 1) > 12 and
-            "K2" not in c.text and "exp(S" in c.text and "constraint" not in c.text
-            and "+ 0.5" not in c.text and re.search(r"S\[.*m\] = QK\[[^\]]*\]$", c.text, re.MULTILINE)]
+    return [
+        replace(c, tiles=(16, 16, 16, 16), spread=4.0)
+        for c in sample(1200, first=9000)
+        if c.extents["M"] > 32
+        and c.extents.get("P", 1) > 12
+        and "K2" not in c.text
+        and "exp(S" in c.text
+        and "constraint" not in c.text
+        and "+ 0.5" not in c.text
+        and re.search(r"S\[.*m\] = QK\[[^\]]*\]$", c.text, re.MULTILINE)
+    ]
 
 
 @pytest.mark.parametrize("number", range(8))
@@ -369,17 +413,17 @@ def test_a_missing_rescale_is_caught_in_random_cascades(number: int) -> None:
 
 PROGRAMS = {
     "entropy": "in Q[p,e], K[m,e]\nS[p,m] = Q[p,e] * K[m,e] :: sum(e)\nGM[p] = S[p,m] :: max(m)\n"
-               "SN[p,m] = exp(S[p,m] - GM[p])\nSD[p] = SN[p,m] :: sum(m)\nSS[p] = SN[p,m] * S[p,m] :: sum(m)\n"
-               "EN[p] = log(SD[p]) + GM[p] - SS[p] / SD[p]\nout EN\n",
+    "SN[p,m] = exp(S[p,m] - GM[p])\nSD[p] = SN[p,m] :: sum(m)\nSS[p] = SN[p,m] * S[p,m] :: sum(m)\n"
+    "EN[p] = log(SD[p]) + GM[p] - SS[p] / SD[p]\nout EN\n",
     "column mean": "in Q[p,e], K[m,e]\nS[p,m] = Q[p,e] * K[m,e] :: sum(e)\nGM[p] = S[p,m] :: max(m)\n"
-                   "SN[p,m] = exp(S[p,m] - GM[p])\nSD[p] = SN[p,m] :: sum(m)\nA[p,m] = SN[p,m] / SD[p]\n"
-                   "C[m] = A[p,m] / P :: sum(p)\nout C\n",
+    "SN[p,m] = exp(S[p,m] - GM[p])\nSD[p] = SN[p,m] :: sum(m)\nA[p,m] = SN[p,m] / SD[p]\n"
+    "C[m] = A[p,m] / P :: sum(p)\nout C\n",
     "product": "in A[p,k], B[k,n]\nC[p,n] = A[p,k] * B[k,n] :: sum(k)\nout C\n",
     "linear": "in Q[p,e], K[m,e], V[m,f]\nKV[e,f] = K[m,e] * V[m,f] :: sum(m)\nKS[e] = sigmoid(K[m,e]) :: sum(m)\n"
-              "N[p,f] = Q[p,e] * KV[e,f] :: sum(e)\nD[p] = sigmoid(Q[p,e]) * KS[e] :: sum(e)\n"
-              "O[p,f] = N[p,f] / D[p]\nout O\n",
+    "N[p,f] = Q[p,e] * KV[e,f] :: sum(e)\nD[p] = sigmoid(Q[p,e]) * KS[e] :: sum(e)\n"
+    "O[p,f] = N[p,f] / D[p]\nout O\n",
     "normalise": "in X[b,p,m], W[m,f]\nMS[b,p] = X[b,p,m] * X[b,p,m] :: mean(m)\n"
-                 "O[b,p,f] = X[b,p,m] / sqrt(MS[b,p] + 0.000001) * W[m,f] :: sum(m)\nout O\n",
+    "O[b,p,f] = X[b,p,m] / sqrt(MS[b,p] + 0.000001) * W[m,f] :: sum(m)\nout O\n",
     "map": "in X[p,f], G[f]\nY[p,f] = relu(X[p,f]) * G[f]\nout Y\n",
     "max plus": "in QK[p,m], V[m,f]\nconstraint m <= p\nO[p,f] = QK[p,m] + V[m,f] :: max(m)\nout O\n",
 }
@@ -390,8 +434,11 @@ EXTENTS = {"B": 2, "H": 2, "G": 2, "R": 3, "P": 33, "M": 47, "K": 40, "N": 21, "
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_of_one_and_more_kernels(name: str, dtype: str) -> None:
     cascade = parse(PROGRAMS[name])
-    case = Case(text=PROGRAMS[name], tiles=(16, 32),
-                extents={rank_of(v): EXTENTS[rank_of(v)] for i in cascade.inputs for v in i.indices})
+    case = Case(
+        text=PROGRAMS[name],
+        tiles=(16, 32),
+        extents={rank_of(v): EXTENTS[rank_of(v)] for i in cascade.inputs for v in i.indices},
+    )
     interpreted(case, dtype)
     on_cpu(case, dtype)
 
@@ -400,7 +447,10 @@ def test_programs_of_one_and_more_kernels(name: str, dtype: str) -> None:
 def test_the_gallery(name: str) -> None:
     text = str(load(name))
     cascade = parse(text)
-    case = Case(text=text, tiles=(16, 16, 16, 16),
-                extents={rank_of(v): EXTENTS[rank_of(v)] for i in cascade.inputs for v in i.indices})
+    case = Case(
+        text=text,
+        tiles=(16, 16, 16, 16),
+        extents={rank_of(v): EXTENTS[rank_of(v)] for i in cascade.inputs for v in i.indices},
+    )
     interpreted(case, "bfloat16")
     on_cpu(case, "float32")

@@ -101,8 +101,10 @@ def test_a_full_run_masks_no_reduction() -> None:
 
 
 def test_a_sum_of_anything_but_a_product_of_two_tiles_is_a_reduction() -> None:
-    (found,) = kernels("in X[p,e], K[m,e], V[m,f]\nS[p,m] = (X[p,e] - K[m,e]) ** 2 :: sum(e)\n"
-                       "O[p,f] = S[p,m] * V[m,f] :: sum(m)\nout O\n")
+    (found,) = kernels(
+        "in X[p,e], K[m,e], V[m,f]\nS[p,m] = (X[p,e] - K[m,e]) ** 2 :: sum(e)\n"
+        "O[p,f] = S[p,m] * V[m,f] :: sum(m)\nout O\n"
+    )
     over = [s.over for s in every(found.body) if isinstance(s, Reduce)]
     assert ("e",) in over
 
@@ -127,8 +129,10 @@ def test_lengths_are_arguments_and_features_are_fixed() -> None:
 
 
 def test_a_nested_iteration_is_refused() -> None:
-    text = "in X[p,m,n]\ninit R[p,0,0] = 0\nrank i = M\nrank j = N\niter i:\n  iter j:\n" \
-           "    R[p,i,j+1] = R[p,i,j] + X[p,i,j]\n  end\nend\nY[p] = R[p,0,N]\nout Y\n"
+    text = (
+        "in X[p,m,n]\ninit R[p,0,0] = 0\nrank i = M\nrank j = N\niter i:\n  iter j:\n"
+        "    R[p,i,j+1] = R[p,i,j] + X[p,i,j]\n  end\nend\nY[p] = R[p,0,N]\nout Y\n"
+    )
     with pytest.raises(LoweringError) as caught:
         kernels(text, {"P": 4, "M": 3, "N": 3})
     assert caught.value.diagnostics[0].code == "not-lowered-yet"

@@ -41,7 +41,9 @@ _leaves = st.one_of(
     st.sampled_from(RANKS).map(lambda v: Var(name=v)),
     st.sampled_from(["c", "M", "P", "K"]).map(lambda v: Scalar(name=v)),
 )
-_ARITHMETIC = sorted(o.name for o in OPS.values() if not o.condition and o.name not in ("select", "neg"))
+_ARITHMETIC = sorted(
+    o.name for o in OPS.values() if not (o.condition or o.internal) and o.name not in ("select", "neg")
+)
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 
 

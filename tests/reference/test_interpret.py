@@ -259,7 +259,9 @@ def test_a_constraint_applies_only_where_all_its_ranks_are_iterated() -> None:
 
 def test_a_constraint_may_read_data() -> None:
     text = "in X[m] D[m] E[p]\nconstraint D[m] == E[p]\nS[p] = X[m] :: sum(m)\nout S"
-    got = evaluate(text.replace("X[m] ::", "X[m] * select(p == p, 1, 0) ::"), X=[1.0, 2.0, 4.0], D=[0, 1, 0], E=[0, 1])["S"]
+    got = evaluate(text.replace("X[m] ::", "X[m] * select(p == p, 1, 0) ::"), X=[1.0, 2.0, 4.0], D=[0, 1, 0], E=[0, 1])[
+        "S"
+    ]
     assert got.tolist() == [5.0, 2.0]
 
 

@@ -18,7 +18,9 @@ from einsumcascade.rewrites.loop_form import LoopForm, loop_form
 from tests.strategies import Case, cases, close
 
 HEAD = "in S[p,m], V[m,f]\n"
-SOFTMAX = HEAD + """\
+SOFTMAX = (
+    HEAD
+    + """\
 GM[p] = S[p,m] :: max(m)
 SN[p,m] = exp(S[p,m] - GM[p])
 SD[p] = SN[p,m] :: sum(m)
@@ -26,12 +28,14 @@ NV[p,f] = SN[p,m] * V[m,f] :: sum(m)
 O[p,f] = NV[p,f] / SD[p]
 out O
 """
+)
 PAIR = Case(
     text="in Q[p,e], K[m,e], K2[n,e], V[m,f], V2[n,f]\nconstraint m <= p, n <= p\n"
-         "S[p,m,n] = Q[p,e] * K[m,e] * K2[n,e] :: sum(e)\nGM[p] = S[p,m,n] :: max(m,n)\n"
-         "SN[p,m,n] = exp(S[p,m,n] - GM[p])\nSD[p] = SN[p,m,n] :: sum(m,n)\n"
-         "O[p,f] = SN[p,m,n] * V[m,f] * V2[n,f] / SD[p] :: sum(m,n)\nout O\n",
-    extents={"P": 7, "M": 13, "N": 3, "E": 3, "F": 3})
+    "S[p,m,n] = Q[p,e] * K[m,e] * K2[n,e] :: sum(e)\nGM[p] = S[p,m,n] :: max(m,n)\n"
+    "SN[p,m,n] = exp(S[p,m,n] - GM[p])\nSD[p] = SN[p,m,n] :: sum(m,n)\n"
+    "O[p,f] = SN[p,m,n] * V[m,f] * V2[n,f] / SD[p] :: sum(m,n)\nout O\n",
+    extents={"P": 7, "M": 13, "N": 3, "E": 3, "F": 3},
+)
 
 
 def formed(text: str, tile: int = 16, over: tuple[str, ...] = ("m",)) -> LoopForm:
@@ -55,7 +59,9 @@ def same(text: str, **extents: int) -> float:
 def test_softmax_becomes_one_iteration_with_three_states() -> None:
     found = formed(SOFTMAX)
     assert found.loops == 1
-    assert str(found.cascade).strip() == """\
+    assert (
+        str(found.cascade).strip()
+        == """\
 in S[p, m], V[m, f]
 rank m0 = 16
 rank m1 = (M + M0 - 1) // M0
@@ -76,6 +82,7 @@ end
 O[p, f] = RNV[p, f, M1] / RSD[p, M1]
 out O
 """.strip()
+    )
 
 
 def test_every_state_has_an_initial_value() -> None:
@@ -85,44 +92,71 @@ def test_every_state_has_an_initial_value() -> None:
     assert {e.tensor for e in block.body if e.tensor.startswith("R")} == inits  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("weight", [
-    "relu(SN[p,m] / SD[p] - 0.01)", "tanh(SN[p,m] / SD[p])", "log(1 + SN[p,m] / SD[p])",
-    "select(SN[p,m] > 0.2 * SD[p], SN[p,m], 0)", "lrelu(SN[p,m] / SD[p] - 0.05)", "elu(SN[p,m] - 0.5 * SD[p])",
-])
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "relu(SN[p,m] / SD[p] - 0.01)",
+        "tanh(SN[p,m] / SD[p])",
+        "log(1 + SN[p,m] / SD[p])",
+        "select(SN[p,m] > 0.2 * SD[p], SN[p,m], 0)",
+        "lrelu(SN[p,m] / SD[p] - 0.05)",
+        "elu(SN[p,m] - 0.5 * SD[p])",
+    ],
+)
 def test_a_weight_that_no_factor_moves_takes_a_second_loop(weight: str) -> None:
-    text = HEAD + f"GM[p] = S[p,m] :: max(m)\nSN[p,m] = exp(S[p,m] - GM[p])\nSD[p] = SN[p,m] :: sum(m)\n" \
-                  f"A[p,m] = {weight}\nO[p,f] = A[p,m] * V[m,f] :: sum(m)\nout O\n"
+    text = (
+        HEAD + f"GM[p] = S[p,m] :: max(m)\nSN[p,m] = exp(S[p,m] - GM[p])\nSD[p] = SN[p,m] :: sum(m)\n"
+        f"A[p,m] = {weight}\nO[p,f] = A[p,m] * V[m,f] :: sum(m)\nout O\n"
+    )
     found = formed(text)
     assert found.loops == 2
     assert any(s.rule == "not streamed" and "SD" in s.what for s in found.steps)
     assert same(text, P=5, M=37, F=3) < 1e-12
 
 
-@pytest.mark.parametrize("weight", [
-    "exp(b * (S[p,m] - GM[p]))", "exp(T[p] * (S[p,m] - GM[p]))", "exp(S[p,m] - GM[p]) * T[p]",
-    "exp(S[p,m] - GM[p] - 0.25 * abs(p - m))", "exp(2 * (S[p,m] - GM[p])) * S[p,m]",
-])
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "exp(b * (S[p,m] - GM[p]))",
+        "exp(T[p] * (S[p,m] - GM[p]))",
+        "exp(S[p,m] - GM[p]) * T[p]",
+        "exp(S[p,m] - GM[p] - 0.25 * abs(p - m))",
+        "exp(2 * (S[p,m] - GM[p])) * S[p,m]",
+    ],
+)
 def test_what_does_not_vary_along_the_rank_may_stand_in_the_exponent(weight: str) -> None:
-    text = f"in S[p,m], V[m,f], T[p]\nconst b = 0.7\nGM[p] = S[p,m] :: max(m)\nSN[p,m] = {weight}\n" \
-           "SD[p] = abs(SN[p,m]) :: sum(m)\nO[p,f] = SN[p,m] * V[m,f] / (1 + SD[p]) :: sum(m)\nout O\n"
+    text = (
+        f"in S[p,m], V[m,f], T[p]\nconst b = 0.7\nGM[p] = S[p,m] :: max(m)\nSN[p,m] = {weight}\n"
+        "SD[p] = abs(SN[p,m]) :: sum(m)\nO[p,f] = SN[p,m] * V[m,f] / (1 + SD[p]) :: sum(m)\nout O\n"
+    )
     assert formed(text).loops == 1
     assert same(text, P=5, M=37, F=3) < 1e-9
 
 
-@pytest.mark.parametrize(("reference", "exponent"), [
-    ("max", "T[p] * (S[p,m] - GM[p])"), ("max", "b * (S[p,m] - GM[p])"), ("max", "GM[p] - S[p,m]"),
-    ("min", "GM[p] - S[p,m]"), ("min", "S[p,m] - GM[p]"),
-])
+@pytest.mark.parametrize(
+    ("reference", "exponent"),
+    [
+        ("max", "T[p] * (S[p,m] - GM[p])"),
+        ("max", "b * (S[p,m] - GM[p])"),
+        ("max", "GM[p] - S[p,m]"),
+        ("min", "GM[p] - S[p,m]"),
+        ("min", "S[p,m] - GM[p]"),
+    ],
+)
 def test_a_state_at_its_start_survives_any_sign_of_the_exponent(reference: str, exponent: str) -> None:
     """The first reference is infinite: a factor of it that is negative or 0 must not make the empty state NaN."""
-    text = f"in S[p,m], V[m,f], T[p]\nconst b = 0\nGM[p] = S[p,m] :: {reference}(m)\nSN[p,m] = exp({exponent})\n" \
-           "SD[p] = SN[p,m] :: sum(m)\nO[p,f] = SN[p,m] * V[m,f] / SD[p] :: sum(m)\nout O\n"
+    text = (
+        f"in S[p,m], V[m,f], T[p]\nconst b = 0\nGM[p] = S[p,m] :: {reference}(m)\nSN[p,m] = exp({exponent})\n"
+        "SD[p] = SN[p,m] :: sum(m)\nO[p,f] = SN[p,m] * V[m,f] / SD[p] :: sum(m)\nout O\n"
+    )
     assert formed(text).loops == 1
     assert same(text, P=5, M=37, F=3) < 1e-12
 
 
 def test_a_sink_takes_part_in_the_reference() -> None:
-    text = HEAD.replace("V[m,f]", "V[m,f], SINK[p]") + """\
+    text = (
+        HEAD.replace("V[m,f]", "V[m,f], SINK[p]")
+        + """\
 TM[p] = S[p,m] :: max(m)
 GM[p] = max(TM[p], SINK[p])
 SN[p,m] = exp(S[p,m] - GM[p])
@@ -130,13 +164,16 @@ SD[p] = SN[p,m] :: sum(m)
 O[p,f] = SN[p,m] * V[m,f] / (SD[p] + exp(SINK[p] - GM[p])) :: sum(m)
 out O
 """
+    )
     assert formed(text).loops == 1
     assert same(text, P=5, M=37, F=3) < 1e-12
 
 
 def test_the_state_of_a_state_takes_its_own_rescale() -> None:
-    text = HEAD + "GM[p] = S[p,m] :: max(m)\nSD[p] = exp(S[p,m] - GM[p]) :: sum(m)\n" \
-                  "S2[p] = exp(2 * (S[p,m] - GM[p])) :: sum(m)\nO[p] = S2[p] / SD[p] ** 2\nZ[p] = V[p,p]\nout O\n"
+    text = (
+        HEAD + "GM[p] = S[p,m] :: max(m)\nSD[p] = exp(S[p,m] - GM[p]) :: sum(m)\n"
+        "S2[p] = exp(2 * (S[p,m] - GM[p])) :: sum(m)\nO[p] = S2[p] / SD[p] ** 2\nZ[p] = V[p,p]\nout O\n"
+    )
     found = formed(text.replace("Z[p] = V[p,p]\n", "").replace(", V[m,f]", ""))
     corrections = {s.what.split("C = ")[1] for s in found.steps if "C = " in s.what}
     assert corrections == {"exp(GM[p] - GM_next[p])", "exp(2 * GM[p] - 2 * GM_next[p])"}
@@ -157,8 +194,9 @@ def test_a_shifted_read_of_a_stream_is_refused() -> None:
 
 
 def test_names_that_are_taken_are_not_taken_again() -> None:
-    text = "in S[p,m], RGM[m,f]\nGM[p] = S[p,m] :: max(m)\n" \
-           "LGM[p,f] = exp(S[p,m] - GM[p]) * RGM[m,f] :: sum(m)\nout LGM\n"
+    text = (
+        "in S[p,m], RGM[m,f]\nGM[p] = S[p,m] :: max(m)\nLGM[p,f] = exp(S[p,m] - GM[p]) * RGM[m,f] :: sum(m)\nout LGM\n"
+    )
     assert same(text, P=3, M=20, F=2) < 1e-12
 
 

@@ -34,10 +34,22 @@ def value(expr: Expr, at: dict[str, float]) -> float:
             return at[expr.name]
         case Apply():
             args = [value(a, at) for a in expr.args]
-            plain = {"add": lambda x, y: x + y, "sub": lambda x, y: x - y, "mul": lambda x, y: x * y,
-                     "div": lambda x, y: x / y, "neg": lambda x: -x, "exp": math.exp, "sqrt": math.sqrt,
-                     "pow": lambda x, y: x**y, "max": max, "tanh": math.tanh, "abs": abs,
-                     "relu": lambda x: max(x, 0.0), "sigmoid": lambda x: 1 / (1 + math.exp(-x)), "log": math.log}
+            plain = {
+                "add": lambda x, y: x + y,
+                "sub": lambda x, y: x - y,
+                "mul": lambda x, y: x * y,
+                "div": lambda x, y: x / y,
+                "neg": lambda x: -x,
+                "exp": math.exp,
+                "sqrt": math.sqrt,
+                "pow": lambda x, y: x**y,
+                "max": max,
+                "tanh": math.tanh,
+                "abs": abs,
+                "relu": lambda x: max(x, 0.0),
+                "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+                "log": math.log,
+            }
             return plain[expr.op](*args)
     raise AssertionError(expr)
 
@@ -94,10 +106,15 @@ def test_the_factor_of_an_exponent_must_be_positive_for_an_empty_state_to_need_n
         assert isinstance(found, Correction) and found.is_exponential is positive
 
 
-@pytest.mark.parametrize("text", [
-    "lrelu(X[p,m] - D[p])", "elu(X[p,m] - D[p]) * V[m]", "exp(X[p,m] - D[p]) * select(X[p,m] < D[p], 1, 2)",
-    "exp(X[p,m]) * select(D[p] > 0, V[m], 0)",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lrelu(X[p,m] - D[p])",
+        "elu(X[p,m] - D[p]) * V[m]",
+        "exp(X[p,m] - D[p]) * select(X[p,m] < D[p], 1, 2)",
+        "exp(X[p,m]) * select(D[p] > 0, V[m], 0)",
+    ],
+)
 def test_a_reference_inside_an_operator_that_algebra_cannot_open_is_rejected(text: str) -> None:
     found = of(text)
     assert isinstance(found, Rejection)
@@ -131,11 +148,20 @@ def test_a_positive_divisor_scales_a_maximum_and_one_of_unknown_sign_does_not() 
     assert isinstance(found, Rejection) and "positive" in found.reason
 
 
-@pytest.mark.parametrize("text", [
-    "relu(X[p,m] - D[p])", "tanh(X[p,m] / Z[p])", "abs(X[p,m] - D[p])", "sigmoid(X[p,m] - D[p])",
-    "exp(X[p,m] / Z[p])", "log(1 + X[p,m] / Z[p])", "(X[p,m] - D[p]) ** 2", "exp(X[p,m] - D[p]) * (X[p,m] - D[p])",
-    "max(X[p,m], D[p])",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "relu(X[p,m] - D[p])",
+        "tanh(X[p,m] / Z[p])",
+        "abs(X[p,m] - D[p])",
+        "sigmoid(X[p,m] - D[p])",
+        "exp(X[p,m] / Z[p])",
+        "log(1 + X[p,m] / Z[p])",
+        "(X[p,m] - D[p]) ** 2",
+        "exp(X[p,m] - D[p]) * (X[p,m] - D[p])",
+        "max(X[p,m], D[p])",
+    ],
+)
 def test_what_no_single_factor_moves_is_rejected_with_its_reason(text: str) -> None:
     found = of(text, positive=(Z,))
     assert isinstance(found, Rejection)

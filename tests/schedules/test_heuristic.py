@@ -24,8 +24,7 @@ def planned(cascade: object, extents: dict[str, int], target: str, dtype_bytes: 
     simple = simplify(cascade).cascade  # type: ignore[arg-type]
     bound = bind(simple, extents=extents)
     program = partition(simple, bounded=bounded_variables(simple, bound.extents))
-    return program, default_schedule(program, extents=bound.extents, dtype_bytes=dtype_bytes,
-                                     target=gpu_target(target))
+    return program, default_schedule(program, extents=bound.extents, dtype_bytes=dtype_bytes, target=gpu_target(target))
 
 
 @settings(max_examples=80)

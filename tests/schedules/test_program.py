@@ -28,11 +28,11 @@ TEXTS = {
     "weights": SOFTMAX.replace("out O", "A[p,m] = SN[p,m] / SD[p]\nout O, A"),
     "column mean": COLUMN_MEAN.replace("out O", "out C").replace(", V[m,f]", ""),
     "linear": "in Q[p,e], K[m,e], V[m,f]\nKV[e,f] = K[m,e] * V[m,f] :: sum(m)\n"
-              "O[p,f] = Q[p,e] * KV[e,f] :: sum(e)\nout O\n",
+    "O[p,f] = Q[p,e] * KV[e,f] :: sum(e)\nout O\n",
     "product": "in A[i,k], B[k,j]\nC[i,j] = A[i,k] * B[k,j] :: sum(k)\nout C\n",
     "map": "in X[p,f], W[f]\nY[p,f] = relu(X[p,f]) * W[f]\nout Y\n",
     "both sides": "in Q[p,e], K[m,e]\nS[p,m] = Q[p,e] * K[m,e] :: sum(e)\nR[p] = S[p,m] :: sum(m)\n"
-                  "C[m] = S[p,m] * R[p] :: sum(p)\nout R, C\n",
+    "C[m] = S[p,m] * R[p] :: sum(p)\nout R, C\n",
 }
 
 
@@ -52,8 +52,11 @@ def by_kernels(p: Program, x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for k in p.kernels:
         needed = {i.tensor for i in k.cascade.inputs}
         assert needed <= known.keys(), f"{k.name} reads {needed - known.keys()} before it is written"
-        known |= run(k.cascade, {t: known[t] for t in needed},
-                     extents={r: n for r, n in extents_of(p, x).items() if r in ranks_of(k.cascade)})
+        known |= run(
+            k.cascade,
+            {t: known[t] for t in needed},
+            extents={r: n for r, n in extents_of(p, x).items() if r in ranks_of(k.cascade)},
+        )
     return known
 
 
@@ -96,8 +99,10 @@ def test_a_rank_that_is_innermost_in_one_input_only_is_a_length() -> None:
 
 
 def test_an_iteration_stays_in_one_kernel() -> None:
-    text = "in X[p,m]\nrank m1 = M\ninit R[p,0] = 0\niter m1:\n  R[p,m1+1] = R[p,m1] + X[p,m1]\nend\n" \
-           "Y[p] = R[p,M1] * 2\nout Y\n"
+    text = (
+        "in X[p,m]\nrank m1 = M\ninit R[p,0] = 0\niter m1:\n  R[p,m1+1] = R[p,m1] + X[p,m1]\nend\n"
+        "Y[p] = R[p,M1] * 2\nout Y\n"
+    )
     (kernel,) = program(text).kernels
     assert any(isinstance(s, Iter) for s in kernel.cascade.body)
 
@@ -154,8 +159,10 @@ def test_each_kernel_prints_and_parses(case: Case) -> None:
 
 
 def test_bounded_are_feature_ranks_that_fit_and_ranks_defined_by_them() -> None:
-    cascade = parse("in Q[p,e], K[m,e], V[m,f]\nrank c = E // 2\nS[p,m] = Q[p,e] * K[m,e] :: sum(e)\n"
-                    "O[p,f] = S[p,m] * V[m,f] :: sum(m)\nZ[p,c] = Q[p,c]\nout O, Z\n")
+    cascade = parse(
+        "in Q[p,e], K[m,e], V[m,f]\nrank c = E // 2\nS[p,m] = Q[p,e] * K[m,e] :: sum(e)\n"
+        "O[p,f] = S[p,m] * V[m,f] :: sum(m)\nZ[p,c] = Q[p,c]\nout O, Z\n"
+    )
     sizes = {"P": 10, "M": 10, "E": 64, "F": 64, "C": 32}
     assert bounded_variables(cascade, sizes) == ("e", "f", "c")
     assert bounded_variables(cascade, {**sizes, "F": 300}) == ("e", "c")

@@ -48,8 +48,16 @@ schedules = st.builds(
     Schedule,
     kernels=st.dictionaries(
         st.text(min_size=1, max_size=8),
-        st.builds(KernelSchedule, tiles=st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 4096)),
-                  warps=st.integers(1, 32), stages=st.integers(1, 8), descriptors=st.booleans()), max_size=3))
+        st.builds(
+            KernelSchedule,
+            tiles=st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 4096)),
+            warps=st.integers(1, 32),
+            stages=st.integers(1, 8),
+            descriptors=st.booleans(),
+        ),
+        max_size=3,
+    ),
+)
 
 
 @given(schedules)
@@ -74,7 +82,8 @@ def test_every_power_of_two_up_to_1024_is_a_tile(tile: int) -> None:
 @pytest.mark.parametrize("tile", [0, -16, 3, 24, 2048])
 def test_another_number_is_none(tile: int) -> None:
     assert problems(change(tiles={"p": 32, "m": tile})) == [
-        f"the tile of 'm' in kernel 't' is {tile}: not a power of two from 1 to 1024"]
+        f"the tile of 'm' in kernel 't' is {tile}: not a power of two from 1 to 1024"
+    ]
 
 
 def test_a_missing_tile_an_unknown_tile_and_a_missing_kernel_are_named() -> None:
@@ -101,16 +110,19 @@ def test_all_mistakes_are_reported_at_once() -> None:
     assert len(problems(change(tiles={"p": 5}, warps=3, stages=0))) == 4
 
 
-@pytest.mark.parametrize(("text", "headline"), [
-    ("{", "the schedule is not JSON: Expecting property name enclosed in double quotes at line 1"),
-    ("[]", "the schedule has no object 'kernels'"),
-    ("{}", "the schedule has no object 'kernels'"),
-    ('{"kernels": {"t": 3}}', "the schedule of kernel 't' is not an object"),
-    ('{"kernels": {"t": {"warp": 3}}}', "kernel 't' has no choice 'warp'"),
-    ('{"kernels": {"t": {"warps": "4"}}}', "'warps' of kernel 't' is '4', not a int"),
-    ('{"kernels": {"t": {"warps": true}}}', "'warps' of kernel 't' is True, not a int"),
-    ('{"kernels": {"t": {"tiles": {"p": 1.5}}}}', "the tile of 'p' in kernel 't' is 1.5, not a whole number"),
-])
+@pytest.mark.parametrize(
+    ("text", "headline"),
+    [
+        ("{", "the schedule is not JSON: Expecting property name enclosed in double quotes at line 1"),
+        ("[]", "the schedule has no object 'kernels'"),
+        ("{}", "the schedule has no object 'kernels'"),
+        ('{"kernels": {"t": 3}}', "the schedule of kernel 't' is not an object"),
+        ('{"kernels": {"t": {"warp": 3}}}', "kernel 't' has no choice 'warp'"),
+        ('{"kernels": {"t": {"warps": "4"}}}', "'warps' of kernel 't' is '4', not a int"),
+        ('{"kernels": {"t": {"warps": true}}}', "'warps' of kernel 't' is True, not a int"),
+        ('{"kernels": {"t": {"tiles": {"p": 1.5}}}}', "the tile of 'p' in kernel 't' is 1.5, not a whole number"),
+    ],
+)
 def test_a_bad_file_is_refused(text: str, headline: str) -> None:
     with pytest.raises(ScheduleError) as caught:
         Schedule.from_json(text)
