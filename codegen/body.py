@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from einsumcascade.codegen.facts import Facts, FactTable
 from einsumcascade.codegen.kernel_ir import Dot, Map, Reduce, Stmt, Store, Value
@@ -150,7 +152,7 @@ class Body(Values):
         """The conditions left to test, over values; an index out of range in one is a condition itself."""
         left = [c for c in dict.fromkeys(conditions) if c not in free_of and not self._left_to_readers(c, e)]
         found: list[Expr] = []
-        tested = [powers(self._values(c, e, out, free_of, found)) for c in left]
+        tested = [powers(self._values(c, e, out, free_of, found), self._literals()) for c in left]
         self.shared |= {t for c, t in zip(left, tested, strict=True) if c in self.cascade.constraints}
         return list(dict.fromkeys([*found, *tested]))
 
@@ -379,7 +381,11 @@ class Body(Values):
 
     def _finished(self, expr: Expr) -> Expr:
         """Whole powers as products, and guards where they are needed."""
-        return self._quotients(self.facts.guarded(powers(expr)))
+        return self._quotients(self.facts.guarded(powers(expr, self._literals())))
+
+    def _literals(self) -> dict[str, Num]:
+        """Constants that are literal numbers."""
+        return {c.name: c.expr for c in self.cascade.constants if isinstance(c.expr, Num)}
 
     def _quotients(self, expr: Expr) -> Expr:
         """`x / y` with y a sum of terms >= 0 that are factors of the terms of x: both are 0 together."""
@@ -435,11 +441,13 @@ class Body(Values):
         return Store(tensor=e.tensor, indices=e.indices, expr=expr, axes=axes, mask=tuple(mask), note=str(e))
 
 
-def powers(expr: Expr) -> Expr:
+def powers(expr: Expr, constants: Mapping[str, Num] = MappingProxyType({})) -> Expr:
     """Small whole powers as products, halves as roots: exact for negative bases, and cheaper."""
     if not isinstance(expr, Apply):
         return expr
-    args = tuple(powers(a) for a in expr.args)
+    args = tuple(powers(a, constants) for a in expr.args)
+    if expr.op == "pow" and isinstance(args[1], Scalar) and args[1].name in constants:
+        args = (args[0], constants[args[1].name])
     if expr.op == "pow" and isinstance(args[1], Num):
         power, base = args[1].value, args[0]
         if power == 0.5:

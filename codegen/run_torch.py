@@ -311,10 +311,11 @@ class _Run:
         parts = [self._of(a) for a in expr.args]
         if not any(isinstance(p.data, torch.Tensor) for p in parts):
             return Tile(self._plain(expr, parts), ())
-        whole = all(not isinstance(p.data, torch.Tensor) or not p.data.is_floating_point() for p in parts)
-        counts = whole and (
-            expr.row.symbol not in ("", "/", "**") or expr.op in ("ieee_sub", "quotient", "max", "min", "abs")
+        whole = not any(
+            p.data.is_floating_point() if isinstance(p.data, torch.Tensor) else isinstance(p.data, float) for p in parts
         )
+        exact = expr.row.symbol not in ("", "/", "**") or expr.op in ("ieee_sub", "quotient", "max", "min", "abs")
+        counts = whole and exact
         parts = [p if counts else self._wide(p) for p in parts]
         if not expr.row.condition:
             parts = [p if expr.op == "select" and n == 0 else self._counted(p) for n, p in enumerate(parts)]

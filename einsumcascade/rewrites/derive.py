@@ -83,7 +83,7 @@ def derive(cascade: Cascade | str, *, rank: str | None = None, tile: int = DEFAU
     Source: FuseMax (MICRO 2024) section IV; RedFuser (2603.10026).
     """
     from einsumcascade.analysis.passes import count_passes
-    from einsumcascade.errors import Diagnostic, UnknownRankError, nearest
+    from einsumcascade.errors import Diagnostic, LoweringError, UnknownRankError, nearest
 
     if isinstance(cascade, str):
         from einsumcascade.gallery import load
@@ -107,7 +107,13 @@ def derive(cascade: Cascade | str, *, rank: str | None = None, tile: int = DEFAU
     result, steps = first.cascade, list(first.steps)
     for v in wanted:
         if any(isinstance(s, Einsum) and v in s.ranks for s in result.body):
-            form = loop_form(result, over=(v,), tile=tile)
+            try:
+                form = loop_form(result, over=(v,), tile=tile)
+            except LoweringError as error:
+                # The cascade keeps its passes over this rank; a derivation is not refused for it.
+                why = error.diagnostics[0].headline
+                steps.append(Step(rule="not streamed", what=f"{rank_of(v)} stays as it is", proof=(why,)))
+                continue
             result = form.cascade
             steps += form.steps
     passes = {
