@@ -61,6 +61,13 @@ def compile(
         from einsumcascade.gallery import load
 
         cascade = load(cascade)
+    if not isinstance(cascade, Cascade):
+        raise _wrong(
+            "wrong-type",
+            f"a {type(cascade).__name__} cannot be compiled",
+            rule="compile takes a cascade, the name of a gallery text, or the path of a file",
+            hint="ec.compile(ec.parse(text))",
+        )
     if precision is not None and precision not in PRECISIONS:
         raise ScheduleError(
             diagnostics=(

@@ -42,6 +42,11 @@ def test_every_variant_is_within_the_error_rule(name: str, dtype: str) -> None:
     assert_within_bounds(cascade, inputs, ec.compile(cascade)(*inputs.values()))
 
 
+def test_what_is_no_cascade_is_refused() -> None:
+    with pytest.raises(InputError, match="a NoneType cannot be compiled"):
+        ec.compile(None)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_program_of_two_kernels_is_within_the_error_rule(dtype: str) -> None:
     inputs = inputs_of(TWO_KERNELS, dtype, P=33, M=20, F=8)
