@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from einsumcascade.codegen.facts import Facts, FactTable
+from einsumcascade.codegen.forms import conjunction, is_scaled, number, powers
 from einsumcascade.codegen.kernel_ir import Dot, Map, Reduce, Stmt, Store, Value
 from einsumcascade.codegen.values import Values, not_lowered
 from einsumcascade.language.ir import (
@@ -172,7 +171,7 @@ class Body(Values):
                 return self._accumulate(e, expr.args[0], last.tensor, later)
         out = self._flush(expr)
         stands_for_itself = isinstance(expr, Read) and not self._is_input(expr)
-        if tag == "cur" and (stands_for_itself or (_is_scaled(expr) and e.tensor not in self.outputs)):
+        if tag == "cur" and (stands_for_itself or (is_scaled(expr) and e.tensor not in self.outputs)):
             self.env[e.tensor, "cur"] = expr
             return out
         expr = self._finished(expr)
@@ -211,7 +210,7 @@ class Body(Values):
             out.append(self._masked(expr, failing, identity))
             expr = Read(tensor=self.live.get(expr.tensor, expr.tensor))
         elif failing:
-            expr = apply("select", _all(failing), expr, _number(identity))
+            expr = apply("select", conjunction(failing), expr, number(identity))
         value = self._target(e, axes, tag, later)
         space = self._sorted({*axes, *over})
         out.append(Reduce(value=value, reduce=e.reduce or "", expr=expr, axes=space, over=over, note=str(e)))
@@ -243,7 +242,7 @@ class Body(Values):
         )
         return Map(
             value=value,
-            expr=apply("select", _all(failing), read, _number(identity)),
+            expr=apply("select", conjunction(failing), read, number(identity)),
             note="culled points hold the identity of the reduction that follows",
         )
 
@@ -293,7 +292,7 @@ class Body(Values):
         operands = []
         for side, expr, pair, wanted in (("a", left, masks[0], (axes[0], r)), ("b", right, masks[1], (r, axes[1]))):
             if pair:
-                expr = apply("select", _all(tuple(pair)), expr, Num(value=0.0))
+                expr = apply("select", conjunction(tuple(pair)), expr, Num(value=0.0))
             if isinstance(expr, Read) and set(self.values[expr.tensor]) == set(wanted):
                 operands.append(Value(name=expr.tensor, axes=self.values[expr.tensor]))
             else:
@@ -437,44 +436,5 @@ class Body(Values):
         expr = self.env[e.tensor, "cur"]
         live = self._tested(list(tested), e, out, free_of) if e.reduce is None else []
         if live:
-            expr = apply("select", _all(tuple(live)), expr, Num(value=0.0))
+            expr = apply("select", conjunction(tuple(live)), expr, Num(value=0.0))
         return Store(tensor=e.tensor, indices=e.indices, expr=expr, axes=axes, mask=tuple(mask), note=str(e))
-
-
-def powers(expr: Expr, constants: Mapping[str, Num] = MappingProxyType({})) -> Expr:
-    """Small whole powers as products, halves as roots: exact for negative bases, and cheaper."""
-    if not isinstance(expr, Apply):
-        return expr
-    args = tuple(powers(a, constants) for a in expr.args)
-    if expr.op == "pow" and isinstance(args[1], Scalar) and args[1].name in constants:
-        args = (args[0], constants[args[1].name])
-    if expr.op == "pow" and isinstance(args[1], Num):
-        power, base = args[1].value, args[0]
-        if power == 0.5:
-            return apply("sqrt", base)
-        if power == -0.5:
-            return apply("rsqrt", base)
-        if float(power).is_integer() and 1 <= abs(power) <= 8:
-            out = base
-            for _ in range(int(abs(power)) - 1):
-                out = apply("mul", out, base)
-            return out if power > 0 else apply("div", Num(value=1.0), out)
-    return Apply(op=expr.op, args=args)
-
-
-def _all(conditions: tuple[Expr, ...]) -> Expr:
-    out = conditions[0]
-    for c in conditions[1:]:
-        out = apply("and", out, c)
-    return out
-
-
-def _number(value: float) -> Num:
-    return Num(value=value)
-
-
-def _is_scaled(expr: Expr) -> bool:
-    """One value times constants."""
-    parts = factors(expr)
-    values = [n for f, n in parts if isinstance(f, Read)]
-    return values == [1] and len(parts) > 1 and all(isinstance(f, Read | Scalar | Num) for f, _ in parts)

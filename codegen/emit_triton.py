@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from einsumcascade.codegen.body import powers
+from einsumcascade.codegen.forms import powers
 from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Segment, Stmt, Store, TileKernel, first, last
 from einsumcascade.codegen.memory import (
     INDENT,

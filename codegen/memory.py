@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from einsumcascade.codegen.forms import conjunction
 from einsumcascade.codegen.kernel_ir import Load, Loop, Store, TileKernel
 from einsumcascade.codegen.names import safe
 from einsumcascade.codegen.texts import ATOM, Text, Texts
@@ -182,10 +183,3 @@ def stride_name(tensor: str, variable: str) -> str:
 
 def suffix_of(s: Load | Store) -> str:
     return s.value.name.removeprefix("b_") if isinstance(s, Load) else s.tensor
-
-
-def conjunction(conditions: tuple[Expr, ...]) -> Expr:
-    out = conditions[0]
-    for c in conditions[1:]:
-        out = apply("and", out, c)
-    return out
