@@ -179,7 +179,10 @@ class Body(Values):
         out.append(Map(value=value, expr=expr, note=str(e)))
         fills = {c: f for c in self._conditions() if (f := self.facts.fill(expr, c)) is not None}
         self.facts.of[value.name] = Facts(
-            fills=fills, may_be_neg_inf=self.facts.may_be_neg_inf(expr), above=self.facts.above(expr)
+            fills=fills,
+            may_be_neg_inf=self.facts.may_be_neg_inf(expr),
+            is_finite=self.facts.is_finite(expr),
+            above=self.facts.above(expr),
         )
         self._bind(e, value, tag)
         return out
@@ -216,7 +219,11 @@ class Body(Values):
         out.append(Reduce(value=value, reduce=e.reduce or "", expr=expr, axes=space, over=over, note=str(e)))
         sinks = e.reduce == "max" and (self.facts.may_be_neg_inf(expr) or bool(failing))
         below = self.facts.above(expr)
-        self.facts.of[value.name] = Facts(may_be_neg_inf=sinks, above=below if e.reduce == "max" else frozenset())
+        self.facts.of[value.name] = Facts(
+            may_be_neg_inf=sinks,
+            is_finite=e.reduce in ("sum", "prod") and self.facts.is_finite(expr),
+            above=below if e.reduce == "max" else frozenset(),
+        )
         self._bind(e, value, tag)
         return out
 
@@ -239,6 +246,7 @@ class Body(Values):
             above=old.above,
             may_be_neg_inf=old.may_be_neg_inf or identity == -math.inf,
             is_input=old.is_input and math.isfinite(identity),
+            is_finite=old.is_finite and math.isfinite(identity),
         )
         return Map(
             value=value,
@@ -287,7 +295,15 @@ class Body(Values):
             if not any(sides):
                 return None
             computed = [not self._is_input(left), not self._is_input(right)]
-            masks[0 if sides[0] and (computed[0] or not (sides[1] and computed[1])) else 1].append(c)
+            chosen = 0 if sides[0] and (computed[0] or not (sides[1] and computed[1])) else 1
+            masks[chosen].append(c)
+            other = 1 - chosen
+            if (
+                sides[other]
+                and not self.facts.is_finite((left, right)[other])
+                and self.facts.fill((left, right)[other], c) != 0
+            ):
+                masks[other].append(c)
         out: list[Stmt] = []
         operands = []
         for side, expr, pair, wanted in (("a", left, masks[0], (axes[0], r)), ("b", right, masks[1], (r, axes[1]))):
@@ -312,7 +328,8 @@ class Body(Values):
         self._bind(e, value, tag)
         both = apply("mul", left, right)
         fills = {c: 0.0 for c in self._conditions() if self.facts.fill(both, c) == 0 and r not in self._vars(c)}
-        self.facts.of[value.name] = Facts(may_be_neg_inf=False, fills=fills)
+        finite = self.facts.is_finite(both)
+        self.facts.of[value.name] = Facts(may_be_neg_inf=False, fills=fills, is_finite=finite)
         if fused:
             self.pending[value.name] = (dot, both)
             return out

@@ -24,12 +24,14 @@ class Facts:
         fills: for a condition, the value held wherever it fails.
         may_be_neg_inf: some element, live or culled, may be -inf.
         is_input: loaded from memory: taken as finite where it is a factor.
+        is_finite: no element, live or culled, is infinite or NaN while the inputs are finite.
         above: products (see `_product`) that it bounds from above, element by element.
     """
 
     fills: Mapping[Expr, float] = field(default_factory=dict)
     may_be_neg_inf: bool = True
     is_input: bool = False
+    is_finite: bool = False
     above: frozenset[tuple[Expr, ...]] = frozenset()
 
 
@@ -72,12 +74,27 @@ class FactTable:
                 return any(self.may_be_neg_inf(a) for a in expr.args)
 
     def is_finite(self, expr: Expr) -> bool:
-        """Whether a factor is finite: inputs are taken to be."""
-        if isinstance(expr, Read) and self[expr.tensor].is_input:
-            return True
-        if isinstance(expr, Apply) and expr.op in ("mul", "div", "add", "sub", "ieee_sub", "neg"):
-            return all(self.is_finite(a) for a in expr.args)
-        return not self.may_be_neg_inf(expr)
+        """Whether every element of a factor is finite, culled ones included: inputs are taken to be.
+
+        A culled score has no maximum above it, so no exponential counts: it may be inf, and 0 * inf is NaN.
+        """
+        match expr:
+            case Num():
+                return math.isfinite(expr.value)
+            case Var() | Scalar():
+                return True
+            case Read():
+                return self[expr.tensor].is_input or self[expr.tensor].is_finite
+            case Apply(op="select"):
+                return all(self.is_finite(a) for a in expr.args[1:])
+            case Apply(op="div" | "ieee_div" | "floordiv" | "mod"):
+                return self.is_finite(expr.args[0]) and self._away_from_zero(expr.args[1])
+            case Apply(op="rsqrt"):
+                return self.is_finite(expr.args[0]) and self._away_from_zero(expr.args[0])
+            case Apply(op="exp" | "exp2" | "log" | "log2" | "pow"):
+                return False
+            case Apply():
+                return expr.row.condition or all(self.is_finite(a) for a in expr.args)
 
     def fill(self, expr: Expr, condition: Expr) -> float | None:
         """What the expression holds wherever `condition` fails; None if not known."""
@@ -117,6 +134,8 @@ class FactTable:
                 return a + b if expr.op == "add" else a - b
             case "exp" | "exp2" | "sigmoid" if args[0] == -INF:
                 return 0.0
+            case "exp" | "exp2" if args[0] is not None and abs(args[0]) < 64:
+                return math.exp(args[0]) if expr.op == "exp" else 2.0 ** args[0]
             case "relu" if args[0] is not None:
                 return max(args[0], 0.0)
             case "max" if None not in args:

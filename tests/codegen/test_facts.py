@@ -77,7 +77,22 @@ def test_what_a_culled_point_holds(text: str, fill: float | None) -> None:
 
 def test_zero_times_what_may_be_infinite_is_not_known_to_be_zero() -> None:
     assert table(X=ZEROED, Y=SUNK).fill(expr("X[m] * Y[m]"), DEAD) is None
-    assert table(X=ZEROED, Y=FINITE).fill(expr("X[m] * Y[m]"), DEAD) == 0.0
+    assert table(X=ZEROED, Y=Facts(may_be_neg_inf=False, is_finite=True)).fill(expr("X[m] * Y[m]"), DEAD) == 0.0
+
+
+@pytest.mark.parametrize("factor", ["exp(Y[m])", "exp(Y[m] - X[m])", "1 / Y[m]", "Y[m] / exp(Y[m])", "log(Y[m])"])
+def test_zero_times_an_exponential_or_a_quotient_is_not_known_to_be_zero(factor: str) -> None:
+    """A culled score has no maximum above it: its exponential may overflow."""
+    finite = Facts(may_be_neg_inf=False, is_finite=True)
+    assert table(X=ZEROED, Y=finite).fill(expr(f"X[m] * ({factor})"), DEAD) is None
+
+
+@pytest.mark.parametrize(
+    "factor", ["sigmoid(Y[m])", "relu(Y[m])", "Y[m] / 2", "Y[m] * c + 1", "select(Y[m] > 0, Y[m], 1)"]
+)
+def test_zero_times_what_is_finite_is_zero(factor: str) -> None:
+    finite = Facts(may_be_neg_inf=False, is_finite=True)
+    assert table(X=ZEROED, Y=finite).fill(expr(f"X[m] * ({factor})"), DEAD) == 0.0
 
 
 def test_a_maximum_bounds_its_operands() -> None:
