@@ -45,6 +45,7 @@ from einsumcascade.language.ir import (
     variables,
 )
 from einsumcascade.language.shapes import index_range, tensor_shapes
+from einsumcascade.schedules.program import not_lowered
 
 
 def run_plain(
@@ -167,6 +168,8 @@ class _Machine:
             else None
         )
         self.filled.pop(s.tensor, None)
+        if isinstance(s, Einsum) and s.is_fiberwise:
+            raise not_lowered(s, f"a {s.reduce}")
         row = s.reduction if isinstance(s, Einsum) and ranks else None
         result: Value | None = None
         if row is not None and row.name == "sum":

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from einsumcascade.errors import CascadeError, Diagnostic, InputError
 from einsumcascade.language.extents import Binding, bind
+from einsumcascade.language.fiberwise import check_extents, slot_of, solve_form
 from einsumcascade.language.ir import (
     Apply,
     Cascade,
@@ -92,6 +93,7 @@ def run_all(
     """
     arrays = {name: as_array(name, value) for name, value in inputs.items()}
     binding = bind(cascade, shapes={k: v.shape for k, v in arrays.items()}, extents=extents, constants=constants)
+    check_extents(cascade, binding)
     machine = _Machine(cascade=cascade, binding=binding, shapes=tensor_shapes(cascade, binding), contract=contract)
     machine.tensors.update({i.tensor: arrays[i.tensor] for i in cascade.inputs})
     with np.errstate(all="ignore"):
@@ -181,6 +183,9 @@ class _Machine:
     def einsum(self, e: Einsum, conditions: tuple[Expr, ...]) -> None:
         free = tuple(v for v in e.free if v not in self.now)
         ranks = tuple(v for v in e.ranks if v not in self.now)
+        if e.is_fiberwise and e.reduce != "topk":
+            self.solve(e, conditions, free, ranks)
+            return
         if self.contract and e.reduce == "sum" and ranks:
             whole = _Grid(self, {v: range(self.binding.extent(v)) for v in free + ranks})
             result = _contraction(whole, e.expr, conditions, free, ranks)
@@ -197,11 +202,51 @@ class _Machine:
             live = live & inside
             value = np.asarray(value, dtype=np.float64)
             outer = _Grid(self, {v: ranges[v] for v in free})
-            if e.reduction is None:
+            if e.reduce == "topk":
+                self.store(e, outer, _largest(value, live, grid, free.index(slot_of(e))), True)
+            elif e.reduction is None:
                 self.store(e, outer, value, live)
             else:
                 axes = tuple(range(len(free), len(free) + len(ranks)))
                 self.store(e, outer, _reduce(e.reduction, value, live, grid.shape, axes), True)
+
+    def solve(self, e: Einsum, conditions: tuple[Expr, ...], free: tuple[str, ...], ranks: tuple[str, ...]) -> None:
+        """Solve a linear system for each point of the ranks that its matrix has besides row and column."""
+        form = solve_form(e)
+        assert form is not None and isinstance(e.expr, Apply)
+        matrix, right = e.expr.args
+        # What the matrix does not vary along is one more column of the right side.
+        varies = {*variables(matrix), *variables(*conditions)}
+        batch = tuple(v for v in free if v in varies and v not in (form.row, form.column))
+        columns = tuple(v for v in free if v not in (*batch, form.result))
+        system = _Grid(self, {v: range(self.binding.extent(v)) for v in (*batch, form.row, form.column)})
+        live: Any = True
+        for c in conditions:
+            truth, inside = system.value(c)
+            live = live & _truth(truth) & inside
+        a, inside = system.value(matrix)
+        a = np.broadcast_to(np.where(live & inside, a, 0.0), system.shape)
+        sides = _Grid(self, {v: range(self.binding.extent(v)) for v in (*batch, form.right, *columns)})
+        b, inside = sides.value(right)
+        b = np.broadcast_to(np.where(inside, b, np.nan), sides.shape)
+        flat = b.reshape(*b.shape[: len(batch) + 1], math.prod(b.shape[len(batch) + 1 :]))
+        try:
+            x = e.expr.row.array(np, a, flat).reshape(b.shape)
+        except np.linalg.LinAlgError:
+            raise CascadeError(
+                diagnostics=(
+                    Diagnostic(
+                        code="singular-solve",
+                        span=e.span,
+                        headline=f"{e.tensor} solves with a singular matrix",
+                        rule="solve(A, B) needs a matrix A with an inverse at every point of its other ranks",
+                        hint="add a ridge to its diagonal: select(i == j, ridge, 0)",
+                    ),
+                ),
+                source=self.cascade.source,
+            ) from None
+        order = [(*batch, form.result, *columns).index(v) for v in free]
+        self.store(e, _Grid(self, {v: range(self.binding.extent(v)) for v in free}), x.transpose(order), True)
 
     def blocks(self, free: tuple[str, ...], ranks: tuple[str, ...]) -> Iterator[dict[str, range]]:
         """Cut an iteration space along the variables of the left, the first ones first, until a block fits."""
@@ -286,6 +331,23 @@ def _reduce(row: Reduction, value: Array, live: Any, shape: tuple[int, ...], axe
         count = np.broadcast_to(live, shape).sum(axis=axes)
         total = np.where(count == 0, row.empty, total / np.maximum(count, 1))
     return total
+
+
+def _largest(value: Array, live: Any, grid: _Grid, slot: int) -> Array:
+    """Positions of the largest values along the last axis, one for each coordinate of the axis `slot`.
+
+    Ties go to the lower position; culled points come last, the lower first.
+    """
+    size = grid.shape[-1]
+    shape = np.broadcast_shapes(np.shape(value), np.shape(live), (*(1,) * (len(grid.shape) - 1), size))
+    value, culled = np.broadcast_to(value, shape), ~np.broadcast_to(live, shape)
+    # A NaN sorts behind every number.
+    order = np.lexsort((np.where(culled, 0.0, -value), culled), axis=-1)
+    taken = list(grid.ranges.values())[slot]
+    which = np.arange(taken.start, taken.stop).reshape([-1 if k == slot else 1 for k in range(len(shape))])
+    lead = np.broadcast_shapes(order.shape[:-1], which.shape[:-1])
+    found = np.take_along_axis(np.broadcast_to(order, (*lead, size)), np.broadcast_to(which, (*lead, 1)), axis=-1)
+    return np.broadcast_to(found[..., 0], grid.shape[:-1]).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)

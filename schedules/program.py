@@ -184,6 +184,9 @@ class _Partition:
 
     def _collect(self) -> None:
         inits: dict[str, Init] = {}
+        for e in self.cascade.einsums:
+            if e.is_fiberwise:
+                raise not_lowered(e, {"topk": "a top-k"}.get(e.reduce or "", f"a {e.reduce}"))
         for s in self.cascade.body:
             if isinstance(s, Init):
                 inits[s.tensor] = s

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,11 @@ TEXTS = {
     "rank-not-reduced": "in X[m, k]\nS = X[m, k] :: max(m)\nout S",
     "unknown-tensor": "in X[m]\nS = x[m]\nout S",
     "read-before-write": "in X[m]\nS = T\nT = X[m]\nout S",
+    "cyclic-cascade": "in X[m]\nA[m] = B[m] + X[m]\nB[m] = 2 * A[m]\nout B",
+    "missing-init": "in X[m]\niter m:\n  R[m+1] = R[m] + X[m]\nend\nout R",
+    "future-generation": "in X[m]\ninit R[0] = 0\niter m:\n  T[m] = R[m+1]\n  R[m+1] = R[m] + X[m]\nend\nout T",
+    "topk-form": "in X[p, m]\nI[p] = X[p, m] :: topk(m)\nout I",
+    "solve-form": "in A[i, j], B[i]\nX[i] = 2 * solve(A[i, j], B[j])\nout X",
     "defined-twice": "in X[m]\nS = X[m]\nS = 2 * X[m]\nout S",
     "index-count": "in X[p, m]\nS = X[m]\nout S",
     "rank-variable-case": "in X[M]\nS = X[0]\nout S",
@@ -91,6 +97,14 @@ def command(*arguments: str) -> Callable[[], object]:
         return TyperGroup.invoke(group, context)
 
     return action
+
+
+def refer(line: str, *, j: int = 2, k: int = 1) -> object:
+    """Run the reference on a system of zeros, or on what else a line makes of it."""
+    from einsumcascade.reference import run
+
+    cascade = parse(f"in A[i, j], B[{'i' if 'topk' in line else 'j'}]\nrank k = {k}\n{line}\nout {line[0]}")
+    return run(cascade, {"A": np.zeros((2, j)), "B": np.zeros(2 if "topk" in line else j)})
 
 
 def of_arrays() -> object:
@@ -157,6 +171,9 @@ CASES: dict[str, Callable[[], object]] = {
     "extent-value": lambda: bind(KV, extents={**NUMBERS, "E": -4}),
     "no-value": lambda: bind(parse("in X[m]\nconst c = m\nS = c * X[m]\nout S"), extents={"M": 8}),
     "input-dtype": of_arrays,
+    "topk-length": lambda: refer("I[k] = B[i] :: topk(i)", k=8),
+    "not-square": lambda: refer("X[i] = solve(A[i, j], B[j])", j=3),
+    "singular-solve": lambda: refer("X[i] = solve(A[i, j], B[j])"),
     "unknown-spec": lambda: load("gqaa"),
     "spec-missing": lambda: load("no/such.cascade"),
     "spec-empty": spec(b""),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from einsumcascade.errors import Diagnostic, nearest
+from einsumcascade.language.fiberwise import check_fiberwise
+from einsumcascade.language.generations import check_generations, stateless
 from einsumcascade.language.ir import (
     Apply,
     Cascade,
@@ -41,6 +44,7 @@ def check(cascade: Cascade) -> Iterator[Diagnostic]:
         yield from _condition(c, cascade)
         yield from _accesses((c,), everything, set(everything))
     yield from _statements(cascade, cascade.body, everything, set(arity), known)
+    yield from check_generations(cascade)
     written = set(everything)
     if not cascade.outputs:
         yield Diagnostic(
@@ -208,8 +212,9 @@ def _statements(
                 written |= inner
             case Init() | Einsum():
                 exprs = (s.expr, *s.where) if isinstance(s, Einsum) else (s.expr,)
+                yield from check_fiberwise(s)
                 yield from _numbers(s.expr, truth=isinstance(s, Einsum) and s.reduce == "any")
-                yield from _accesses(exprs, arity, written)
+                yield from _accesses(exprs, arity, written, cycles(cascade, s.tensor))
                 for v in variables(*s.indices, *exprs):
                     if v not in known:
                         yield _unbound(v, s, known)
@@ -254,7 +259,8 @@ def _statements(
 
 
 def _inits(cascade: Cascade) -> set[str]:
-    return {s.tensor for s in walk(cascade.body) if isinstance(s, Init)}
+    """Tensors with a first generation; one that lacks it has a diagnostic of its own."""
+    return {s.tensor for s in walk(cascade.body) if isinstance(s, Init)} | stateless(cascade).keys()
 
 
 def _unbound(v: str, s: Statement, known: set[str]) -> Diagnostic:
@@ -267,7 +273,37 @@ def _unbound(v: str, s: Statement, known: set[str]) -> Diagnostic:
     )
 
 
-def _accesses(exprs: tuple[Expr, ...], arity: dict[str, int], written: set[str]) -> Iterator[Diagnostic]:
+def cycles(cascade: Cascade, tensor: str) -> dict[str, tuple[str, ...]]:
+    """Map each tensor that depends on `tensor` and that `tensor` reads to the way round, `tensor` at both ends."""
+    direct: dict[str, dict[str, None]] = {}
+    for s in walk(cascade.body):
+        if isinstance(s, Einsum):
+            direct.setdefault(s.tensor, {}).update(dict.fromkeys(r.tensor for r in reads(s.expr, *s.where)))
+    out: dict[str, tuple[str, ...]] = {}
+    for start in direct.get(tensor, ()):
+        came: dict[str, str | None] = {start: None}
+        queue = [start]
+        for name in queue:
+            for following in direct.get(name, ()):
+                if following not in came:
+                    came[following] = name
+                    queue.append(following)
+        if tensor in came:
+            way: list[str] = []
+            at: str | None = tensor
+            while at is not None:
+                way.append(at)
+                at = came[at]
+            out[start] = (tensor, *reversed(way))
+    return out
+
+
+def _accesses(
+    exprs: tuple[Expr, ...],
+    arity: dict[str, int],
+    written: set[str],
+    around: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> Iterator[Diagnostic]:
     for r in reads(*exprs):
         if r.tensor not in arity:
             yield Diagnostic(
@@ -276,6 +312,15 @@ def _accesses(exprs: tuple[Expr, ...], arity: dict[str, int], written: set[str])
                 span=r.span,
                 rule="a tensor is an input or written by an earlier Einsum",
                 hint=nearest(r.tensor, sorted(arity)),
+            )
+        elif r.tensor not in written and r.tensor in around:
+            way = around[r.tensor]
+            yield Diagnostic(
+                code="cyclic-cascade",
+                headline=f"{way[0]} depends on itself: {' <- '.join(way)}",
+                span=r.span,
+                rule="a cascade has an order in which each Einsum reads what is written before",
+                hint="what is carried from step to step is R[i+1] = f(R[i]) in a block `iter i:` after an `init`",
             )
         elif r.tensor not in written:
             yield Diagnostic(

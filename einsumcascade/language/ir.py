@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from einsumcascade.errors import SourceText, Span
-from einsumcascade.language.ops import OPS, REDUCTIONS, Op, Reduction
+from einsumcascade.language.ops import FIBERWISE, OPS, REDUCTIONS, Op, Reduction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class Einsum:
         tensor: name of what is written.
         indices: index expressions on the left; rank variables, or `m1 + 1` inside an iterative block.
         expr: the mapped expression.
-        reduce: name of the reduction, or None where no rank is reduced.
+        reduce: name of the reduction or of the operation on whole fibers, or None where no rank is reduced.
         ranks: variables reduced, in the order of their first appearance.
         where: conditions of this Einsum alone.
     """
@@ -112,8 +112,13 @@ class Einsum:
 
     @property
     def reduction(self) -> Reduction | None:
-        """The row of the reduction, None for a pure map."""
-        return REDUCTIONS[self.reduce] if self.reduce else None
+        """The row of the reduction, None for a pure map and for an operation on whole fibers."""
+        return None if self.reduce is None or self.is_fiberwise else REDUCTIONS[self.reduce]
+
+    @property
+    def is_fiberwise(self) -> bool:
+        """Whether this is a top-k or a solve: it takes whole fibers and no law of reductions holds for it."""
+        return self.reduce in FIBERWISE
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -236,6 +241,25 @@ class Cascade:
         from einsumcascade.language.parser import constrained
 
         return constrained(self, condition, constants)
+
+    def over(self, variable: str, /, *tensors: str) -> Cascade:
+        """Return the cascade with a batch rank, outermost, on some inputs and on all that is computed from them.
+
+        Args:
+            variable: the new rank variable, `b`.
+            tensors: names of inputs that get it; none means all.
+
+        Raises: InputError: a name is no input, or the variable has a meaning already.
+
+        >>> from einsumcascade.language.parser import parse
+        >>> print(parse("in Q[p,e], K[m,e]\\nS[p,m] = Q[p,e] * K[m,e]\\nout S").over("b", "Q"))
+        in Q[b, p, e], K[m, e]
+        S[b, p, m] = Q[b, p, e] * K[m, e] :: sum(e)
+        out S
+        """
+        from einsumcascade.language.over import over
+
+        return over(self, variable, tensors)
 
     def with_body(self, body: tuple[Statement, ...]) -> Cascade:
         """The same declarations over another body."""

@@ -36,6 +36,7 @@ class Op:
         monotone: non-decreasing in its only operand.
         positive: the value is > 0 for every finite operand.
         internal: for lowerings only: no text may write it.
+        fiberwise: takes whole fibers: `array` has matrices on its last two axes; stands alone on the right side.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Op:
     monotone: bool = False
     positive: bool = False
     internal: bool = False
+    fiberwise: bool = False
 
 
 def _sub(xp: Any, x: Any, y: Any) -> Any:
@@ -77,6 +79,10 @@ def _erf(xp: Any, x: Any) -> Any:
     if hasattr(xp, "erf"):
         return xp.erf(x)
     return xp.vectorize(math.erf, otypes=[float])(x)
+
+
+def _trisolve(xp: Any, lower: Any, right: Any) -> Any:
+    return xp.linalg.solve(xp.tril(lower, -1) + xp.eye(lower.shape[-1]), right)
 
 
 _SIGMOID = "tl.where({0} >= 0, 1.0, tl.exp(-tl.abs({0}))) / (1.0 + tl.exp(-tl.abs({0})))"
@@ -178,6 +184,12 @@ _ROWS = (
        low=-1.0, high=1.0),
     Op(name="erf", arity=1, array=_erf, sympy=lambda sp, x: sp.erf(x), triton="tl.erf({0})", low=-1.0, high=1.0,
        monotone=True),
+    Op(name="clamp", arity=3, array=lambda xp, x, low, high: xp.minimum(xp.maximum(x, low), high),
+       sympy=lambda sp, x, low, high: sp.Min(sp.Max(x, low), high),
+       triton="tl.minimum(tl.maximum({0}, {1}), {2})", cost="max"),
+    # of whole fibers: solve(A, B) is X with A X = B; trisolve(L, B) is X with (I + L) X = B, L strictly lower
+    Op(name="solve", arity=2, array=lambda xp, a, b: xp.linalg.solve(a, b), fiberwise=True),
+    Op(name="trisolve", arity=2, array=_trisolve, fiberwise=True),
 )
 # fmt: on
 OPS: dict[str, Op] = {op.name: op for op in _ROWS}
@@ -211,4 +223,6 @@ REDUCTIONS: dict[str, Reduction] = {
         Reduction(name="mean", op=OPS["add"], empty=0.0, numpy_ufunc="add", triton="tl.sum({0}, axis={1})"),
     )
 }
+# Operations on whole fibers: neither map nor reduction, and nothing distributes over them.
+FIBERWISE: tuple[str, ...] = ("topk", *(op.name for op in _ROWS if op.fiberwise))
 FUNCTIONS: tuple[str, ...] = tuple(op.name for op in _ROWS if not op.symbol and not op.internal)

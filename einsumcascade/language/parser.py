@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,12 @@ from typing import Any
 from lark import Token, Tree
 from lark.exceptions import UnexpectedInput
 
-from einsumcascade.errors import CascadeError, Diagnostic, SourceText, nearest
+from einsumcascade.errors import CascadeError, Diagnostic, EinsumCascadeWarning, SourceText, nearest
 from einsumcascade.language.check import check
+from einsumcascade.language.culling import culled_reads
+from einsumcascade.language.fiberwise import SOLVE_RULE
 from einsumcascade.language.ir import (
+    Apply,
     Cascade,
     Definition,
     Einsum,
@@ -54,6 +58,7 @@ def parse(text: str, *, name: str = "<text>") -> Cascade:
 
     Returns: a checked cascade; `str()` of it parses to an equal value.
     Raises: CascadeError: with every mistake found, each with its line and a caret.
+    Warns: EinsumCascadeWarning: `culled-read`, an Einsum reads elements that the one that writes them had culled.
     Cost: linear in the text.
 
     >>> print(parse("in X[p, m]\\nS[p] = X[p, m] :: max(m)\\nout S"))
@@ -90,6 +95,8 @@ def parse(text: str, *, name: str = "<text>") -> Cascade:
     problems = problems or list(check(cascade))
     if problems:
         raise CascadeError(diagnostics=tuple(_ordered(problems)), source=source)
+    for d in culled_reads(cascade):
+        warnings.warn(d.render(source, kind=""), EinsumCascadeWarning, stacklevel=2)
     return replace(cascade, source=source)
 
 
@@ -284,6 +291,10 @@ class _Builder:
         inside = self._local(expr)
         op: str | None = "sum"
         ranks = tuple(v for v in inside if v not in free)
+        if isinstance(expr, Apply) and expr.row.fiberwise:
+            op = expr.op
+            if isinstance(reduction, Tree):
+                fail("solve-form", f"{op} reduces by itself", reduction, rule=SOLVE_RULE, hint="drop what follows `::`")
         if isinstance(reduction, Tree):
             op = self._reduction_name(reduction)
             listed = [str(c) for c in reduction.children[1:]]
@@ -335,7 +346,7 @@ class _Builder:
         assert isinstance(token, Token)
         name = str(token)
         alias = {"add": "sum", "mul": "prod", "or": "any"}.get(name, name)
-        if alias in REDUCTIONS:
+        if alias in REDUCTIONS or alias == "topk":
             return alias
         if name in OPS:
             fail(
@@ -350,7 +361,7 @@ class _Builder:
             f"there is no reduction '{name}'",
             token,
             rule="a reduction names an associative operator",
-            hint=nearest(name, tuple(REDUCTIONS)),
+            hint=nearest(name, (*REDUCTIONS, "topk")),
         )
 
 

@@ -57,7 +57,8 @@ def print_statement(statement: Statement, *, indent: str = "") -> str:
         case Einsum():
             left = print_expr(Read(tensor=statement.tensor, indices=statement.indices))
             text = f"{indent}{left} = {print_expr(statement.expr)}"
-            if statement.reduce:
+            solves = isinstance(statement.expr, Apply) and statement.expr.row.fiberwise
+            if statement.reduce and not solves:
                 text += f" :: {statement.reduce}({', '.join(statement.ranks)})"
             if statement.where:
                 text += f" where {', '.join(print_expr(c) for c in statement.where)}"

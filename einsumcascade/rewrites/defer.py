@@ -182,7 +182,7 @@ def defer(cascade: Cascade) -> Rewritten:
     done: set[str] = set()
     while True:
         for s in cascade.body:
-            if not isinstance(s, Einsum) or s.tensor in done or s.reduce is None:
+            if not isinstance(s, Einsum) or s.tensor in done or s.reduction is None:
                 continue
             done.add(s.tensor)
             new = _split(s, cascade)

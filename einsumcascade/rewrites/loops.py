@@ -130,6 +130,8 @@ class Loops:
         return d is not None and any(v in d.free for v in self.over)
 
     def place(self, s: Einsum) -> None:
+        if s.is_fiberwise and set(s.space) & set(self.over):
+            raise not_lowered(s, f"a {s.reduce} along the rank that is streamed")
         if any(v in s.free for v in self.over):
             if not all(isinstance(i, Var) for i in s.indices):
                 raise not_lowered(s, "a tensor written at an offset of a looped rank")

@@ -42,7 +42,7 @@ _leaves = st.one_of(
     st.sampled_from(["c", "M", "P", "K"]).map(lambda v: Scalar(name=v)),
 )
 _ARITHMETIC = sorted(
-    o.name for o in OPS.values() if not (o.condition or o.internal) and o.name not in ("select", "neg")
+    o.name for o in OPS.values() if not (o.condition or o.internal or o.fiberwise) and o.name not in ("select", "neg")
 )
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 
@@ -102,15 +102,19 @@ def cascades(draw: st.DrawFn) -> Cascade:
             )
         )
     if draw(st.booleans()):
-        k = Var(name="k")
+        k, descending = Var(name="k"), draw(st.booleans())
+        here, following = (apply("add", k, Num(value=1)), k) if descending else (k, apply("add", k, Num(value=1)))
         step = Einsum(
             tensor="R",
-            indices=(apply("add", k, Num(value=1)),),
-            expr=apply("max", Read(tensor="R", indices=(k,)), draw(_leaves.filter(lambda e: not isinstance(e, Var)))),
+            indices=(following,),
+            expr=apply(
+                "max", Read(tensor="R", indices=(here,)), draw(_leaves.filter(lambda e: not isinstance(e, Var)))
+            ),
         )
+        first = Scalar(name="K") if descending else Num(value=0)
         statements += [
-            Init(tensor="R", indices=(Num(value=0),), expr=draw(_numbers)),
-            Iter(var="k", body=(step,), descending=draw(st.booleans())),
+            Init(tensor="R", indices=(first,), expr=draw(_numbers)),
+            Iter(var="k", body=(step,), descending=descending),
         ]
     return Cascade(
         inputs=tuple(Input(tensor=t, indices=i) for t, i in TENSORS.items()),
@@ -194,6 +198,6 @@ out S: float32, R"""
 
 
 def test_every_part_prints_its_own_text() -> None:
-    cascade = parse("in Y[k]\ninit R[0] = 0\niter k desc:\nR[k+1] = R[k] + Y[k]\nend\nout R")
-    assert [str(s) for s in cascade.body] == ["init R[0] = 0", "iter k desc:\n  R[k + 1] = R[k] + Y[k]\nend"]
-    assert str(cascade.einsums[0].expr) == "R[k] + Y[k]"
+    cascade = parse("in Y[k]\ninit R[K] = 0\niter k desc:\nR[k] = R[k+1] + Y[k]\nend\nout R")
+    assert [str(s) for s in cascade.body] == ["init R[K] = 0", "iter k desc:\n  R[k] = R[k + 1] + Y[k]\nend"]
+    assert str(cascade.einsums[0].expr) == "R[k + 1] + Y[k]"
