@@ -265,9 +265,9 @@ def test_a_wrong_constraint_is_one_message(text: str, code: str) -> None:
 
 
 def test_a_constant_may_have_any_name() -> None:
-    from einsumcascade.cli import _cascade
+    from einsumcascade.cli.options import spec_of
 
-    cascade = _cascade("gqa", ["p - m < condition"], ["condition=7", "scale=0.5"])
+    cascade = spec_of("gqa", ["p - m < condition"], ["condition=7", "scale=0.5"])
     assert str(cascade).splitlines()[1:4] == [
         "const scale = 0.5",
         "const condition = 7",
@@ -344,3 +344,21 @@ def test_the_module_runs_as_a_program_and_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_batch_rank_is_added_without_editing_a_text() -> None:
+    from einsumcascade.cli.options import spec_of
+
+    cascade = spec_of("gqa", ["m <= p"], None, ["n", "u=Q"])
+    assert [i.indices[:2] for i in cascade.inputs] == [("u", "n"), ("n", "b"), ("n", "b")]
+    assert "V has no" not in refuse("unknown-input", "analyse", "gqa", "--over", "n=Q,W")
+    refuse("name-clash", "analyse", "gqa", "--over", "p")
+
+
+def test_a_read_of_culled_elements_is_a_warning_on_stderr(tmp_path: Path) -> None:
+    path = tmp_path / "mine.cascade"
+    path.write_text("in X[p, m]\nS[p, m] = 2 * X[p, m] where m <= p\nT[p] = S[p, m] :: max(m)\nout T\n")
+    command = [sys.executable, "-m", "einsumcascade", "analyse", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
+    assert done.stderr.startswith("warning[culled-read]: T reads S[p, m] also where S is culled by m <= p\n")
+    assert done.stdout.startswith("mine: 2 Einsums")

@@ -1,0 +1,223 @@
+"""The commands: list, analyse, derive, compile and verify.
+
+Results go to stdout, messages and progress to stderr. Exit status: 0, 1 where a verification failed, 2 for bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from einsumcascade.cli.options import given_of, parse_extents, schedule_of, spec_of
+from einsumcascade.cli.output import ending, print_json, progress, show, write_atomically
+from einsumcascade.errors import EinsumCascadeError, EinsumCascadeWarning
+
+
+class Dtype(StrEnum):
+    """The dtypes that kernels are written for."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+class _Group(TyperGroup):
+    """Commands whose mistakes of the caller are a message and exit status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EinsumCascadeError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Compile cascades of extended Einsums: analyse, derive, compile and verify them.",
+)
+
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A gallery name, or the path of a .cascade file.")]
+Constraints = Annotated[
+    list[str] | None,
+    typer.Option("--constraint", metavar="TEXT", help="One more condition, as 'm <= p'. Repeatable."),
+]
+Constants = Annotated[
+    list[str] | None,
+    typer.Option("--const", metavar="NAME=VALUE", help="The value of a constant. Repeatable."),
+]
+Over = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--over", metavar="B[=Q,K,...]", help="A new batch rank on all inputs, or on those named. Repeatable."
+    ),
+]
+Extents = Annotated[str, typer.Option("--extents", metavar="P=4096,...", help="Extents of ranks.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_gallery(as_json: AsJson = False) -> None:
+    """List the gallery: name, paper, passes over each rank."""
+    from einsumcascade import gallery
+    from einsumcascade.analysis.report import analyse as analyse_cascade
+
+    heads = {name: gallery.header(name) for name in gallery.names()}
+    passes = {name: dict(analyse_cascade(gallery.load(name)).passes) for name in heads}
+    if as_json:
+        print_json(
+            [
+                {"name": name, "title": h.title, "paper": h.paper, "kernel": h.kernel, "passes": passes[name]}
+                for name, h in heads.items()
+            ]
+        )
+        return
+    width = max(map(len, heads))
+    repeated = {n: ", ".join(f"{rank}: {c}" for rank, c in passes[n].items() if c > 1) or "1" for n in heads}
+    middle = max(map(len, ("passes", *repeated.values())))
+    typer.echo(f"{'name':<{width}}  {'passes':<{middle}}  paper")
+    for name, head in heads.items():
+        typer.echo(f"{name:<{width}}  {repeated[name]:<{middle}}  {head.paper}")
+
+
+@app.command()
+def analyse(
+    spec: Spec,
+    constraint: Constraints = None,
+    const: Constants = None,
+    over: Over = None,
+    extents: Extents = "",
+    as_json: AsJson = False,
+) -> None:
+    """Analyse a cascade: passes, levels, barriers, footprints and counts."""
+    bound = parse_extents(extents)
+    cascade = spec_of(spec, constraint, const, over)
+    from einsumcascade.analysis.report import analyse as analyse_cascade
+
+    show(analyse_cascade(cascade, **given_of(extents=bound)), as_json=as_json)
+
+
+@app.command()
+def derive(
+    spec: Spec,
+    constraint: Constraints = None,
+    const: Constants = None,
+    over: Over = None,
+    as_json: AsJson = False,
+) -> None:
+    """Derive the cascade of fewest passes, step by step."""
+    cascade = spec_of(spec, constraint, const, over)
+    from einsumcascade.rewrites.derive import derive as derive_cascade
+
+    with progress("deriving"):
+        derivation = derive_cascade(cascade)
+    show(derivation, as_json=as_json)
+
+
+@app.command("compile")
+def compile_kernel(
+    spec: Spec,
+    constraint: Constraints = None,
+    const: Constants = None,
+    over: Over = None,
+    extents: Extents = "",
+    target: Annotated[str, typer.Option(metavar="cuda:90", help="The GPU to compile for; none is needed.")] = "cuda:90",
+    dtype: Annotated[Dtype, typer.Option(help="The dtype of the inputs.")] = Dtype.bfloat16,
+    schedule: Annotated[Path | None, typer.Option(metavar="FILE", help="A schedule in JSON, instead of ours.")] = None,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="Add registers, spills, shared memory and hot-loop counts.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the kernel text to a file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a cascade to the text of its kernels.
+
+    Without -o the text goes to stdout, and what --inspect adds follows it as comments, so the whole is Python still.
+    """
+    bound = parse_extents(extents)
+    cascade = spec_of(spec, constraint, const, over)
+    from einsumcascade.analysis.targets import gpu_target
+
+    gpu_target(target)
+    chosen = schedule_of(schedule) if schedule is not None else None
+    with progress("compiling"):
+        from einsumcascade.codegen.op import compile as compile_cascade
+
+        op = compile_cascade(cascade, **given_of(schedule=chosen))
+        kernel = op.kernel(dtype=dtype.value, target=target, **given_of(extents=bound, schedule=chosen))
+        inspection = kernel.inspect() if inspect else None
+    if output is not None:
+        write_atomically(output, ending(kernel.source))
+    if as_json:
+        record: dict[str, Any] = {
+            "spec": cascade.name,
+            "target": target,
+            "dtype": dtype.value,
+            "extents": bound,
+            "schedule": json.loads(kernel.schedule.to_json()),
+            "source": kernel.source,
+        }
+        if inspection is not None:
+            record["inspect"] = inspection.to_dict()
+        print_json(record)
+        return
+    report = f"{ending(str(kernel.schedule))}{ending(str(inspection))}" if inspection is not None else ""
+    if output is None:
+        typer.echo(ending(kernel.source), nl=False)
+        report = "".join(f"# {line}".rstrip() + "\n" for line in report.splitlines())
+    typer.echo(report, nl=False)
+
+
+@app.command()
+def verify(
+    spec: Spec,
+    constraint: Constraints = None,
+    const: Constants = None,
+    over: Over = None,
+    extents: Extents = "",
+    dtype: Annotated[
+        list[Dtype] | None, typer.Option(help="A dtype to verify; repeatable. All of them unless one is named.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the random inputs.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Verify the generated kernels against float64: errors, bounds and the verdict."""
+    bound = parse_extents(extents)
+    cascade = spec_of(spec, constraint, const, over)
+    dtypes = tuple(dict.fromkeys(d.value for d in dtype or Dtype))
+    with progress("verifying"):
+        from einsumcascade.verify.verify import verify as verify_cascade
+
+        verification = verify_cascade(cascade, dtypes=dtypes, seed=seed, **given_of(extents=bound))
+    show(verification, as_json=as_json)
+    if not verification.passed:
+        raise typer.Exit(1)
+
+
+def main() -> int:
+    """Run the command line on the arguments of the process and return its exit status."""
+    plain = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, EinsumCascadeWarning):
+            typer.echo(f"warning{message}", err=True)
+        else:
+            plain(message, category, *where, **more)
+
+    warnings.showwarning = shown
+    try:
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
