@@ -154,6 +154,13 @@ def test_the_functions_listed_are_those_of_the_operator_table() -> None:
     assert reductions == set(REDUCTIONS)
 
 
+def test_the_grammar_shown_is_the_one_that_the_parser_reads() -> None:
+    text = (ROOT / "docs" / "language.md").read_text(encoding="utf-8")
+    shown = text.split("## Grammar")[1].split("```text\n")[1].split("```")[0]
+    lines = (ROOT / "einsumcascade" / "language" / "grammar.lark").read_text(encoding="utf-8").splitlines()
+    assert shown.split() == " ".join(line for line in lines if not line.startswith("//")).split()
+
+
 def test_the_glossary_is_in_alphabetical_order() -> None:
     text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     words = [word.lower() for word in re.findall(r"^\*\*([^*]+)\*\*", text, flags=re.MULTILINE)]
