@@ -1,0 +1,7 @@
+"""The command line: `einsumcascade COMMAND`, also `python -m einsumcascade`."""
+
+from einsumcascade.cli.commands import app, main
+from einsumcascade.cli.options import parse_extents
+from einsumcascade.cli.output import write_atomically
+
+__all__ = ["app", "main", "parse_extents", "write_atomically"]

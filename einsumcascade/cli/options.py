@@ -1,0 +1,144 @@
+"""The options of the command line: what their texts mean, and what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from einsumcascade.errors import Diagnostic, InputError, ScheduleError, SourceText, Span, nearest
+
+if TYPE_CHECKING:
+    from einsumcascade.language.ir import Cascade
+
+
+def parse_extents(text: str) -> dict[str, int]:
+    """Parse `P=4096,M=4096` into extents by rank; an empty text gives none.
+
+    Raises:
+        InputError: `option-extents`, for each part that is not `RANK=extent` with an extent of 1 or more.
+
+    >>> parse_extents("P=77, M=4096")
+    {'P': 77, 'M': 4096}
+    """
+    found: dict[str, int] = {}
+    problems: list[Diagnostic] = []
+    start = 0
+    for part in text.split(",") if text.strip() else ():
+        match = re.fullmatch(r"\s*([A-Z][A-Za-z0-9_]*)\s*=\s*([0-9]{1,18})\s*", part)
+        first = start + len(part) - len(part.lstrip()) + 1
+        span = Span(line=1, column=first, end_column=first + len(part.strip()))
+        start += len(part) + 1
+        if match is None:
+            headline, hint = f"'{part.strip()}' is no extent", _extent_hint(part)
+        elif match[1] in found:
+            headline, hint = f"{match[1]} is {found[match[1]]} and {match[2]}", f"give {match[1]} once"
+        elif int(match[2]) < 1:
+            headline, hint = f"{match[1]} is {match[2]}", "an extent is 1 or more"
+        else:
+            found[match[1]] = int(match[2])
+            continue
+        problems.append(
+            Diagnostic(
+                code="option-extents",
+                headline=headline,
+                span=span,
+                rule="--extents takes RANK=extent, separated by commas, each rank once",
+                hint=hint,
+            )
+        )
+    if problems:
+        raise InputError(diagnostics=tuple(problems), source=SourceText(text=text, name="--extents"))
+    return found
+
+
+def _extent_hint(part: str) -> str:
+    name, _, value = (piece.strip() for piece in part.partition("="))
+    if re.fullmatch(r"[a-z][A-Za-z0-9_]*", name) and re.fullmatch(r"[0-9]+", value):
+        return f"ranks are upper case: {name[0].upper()}{name[1:]}={value}"
+    return "for instance P=4096,M=4096"
+
+
+def spec_of(
+    spec: str, constraints: Sequence[str] | None, constants: Sequence[str] | None, over: Sequence[str] | None = None
+) -> Cascade:
+    """Load SPEC and apply --constraint, --const and --over."""
+    from einsumcascade import gallery
+    from einsumcascade.language.ir import Num
+    from einsumcascade.language.parser import constrained
+
+    cascade = gallery.load(spec)
+    given = dict(_constant(text) for text in constants or ())
+    declared = {c.name for c in cascade.constants}
+    cascade = replace(
+        cascade,
+        constants=tuple(replace(c, expr=Num(value=given[c.name])) if c.name in given else c for c in cascade.constants),
+    )
+    # What the text does not declare, a constraint may use; the first that does declares it.
+    new = {name: value for name, value in given.items() if name not in declared}
+    for text in constraints or ():
+        used = {name: new.pop(name) for name in list(new) if re.search(rf"\b{name}\b", text)}
+        cascade = constrained(cascade, text, used)
+    if new:
+        name = next(iter(new))
+        refuse(
+            "option-const",
+            f"nothing uses a constant '{name}'",
+            rule="--const changes a constant of the text, or gives one that a --constraint uses",
+            hint=nearest(name, sorted(declared)),
+        )
+    for text in over or ():
+        variable, equals, tensors = text.partition("=")
+        named = [name.strip() for name in tensors.split(",")] if equals else []
+        cascade = cascade.over(variable.strip(), *named)
+    return cascade
+
+
+def _constant(text: str) -> tuple[str, float]:
+    match = re.fullmatch(
+        r"\s*([A-Za-z][A-Za-z0-9_]*)\s*=\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*", text
+    )
+    if match is not None and math.isfinite(float(match[2])):
+        whole = re.fullmatch(r"[+-]?[0-9]{1,18}", match[2])
+        return match[1], int(match[2]) if whole else float(match[2])
+    refuse(
+        "option-const",
+        f"'{text}' is no constant",
+        rule="--const takes NAME=VALUE, the value a finite number",
+        hint="for instance --const w=1024",
+    )
+
+
+def refuse(code: str, headline: str, *, rule: str, hint: str) -> NoReturn:
+    raise InputError(diagnostics=(Diagnostic(code=code, headline=headline, rule=rule, hint=hint),))
+
+
+def schedule_of(path: Path) -> Any:
+    """Read the schedule in the JSON file at `path`."""
+    from einsumcascade.schedules.schedule import Schedule
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        problem = Diagnostic(
+            code="schedule-file",
+            headline=f"the schedule '{path}' cannot be read: {reason(error)}",
+            rule="a schedule is a file of JSON text",
+            hint="`einsumcascade compile SPEC --json` prints one",
+        )
+        raise ScheduleError(diagnostics=(problem,)) from None
+    return Schedule.from_json(text)
+
+
+def given_of(**options: Any) -> dict[str, Any]:
+    """Keep the options that the caller named, so that the defaults of the library hold for the others."""
+    return {name: value for name, value in options.items() if value is not None and value != {}}
+
+
+def reason(error: OSError | ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,0 +1,88 @@
+"""What the command line writes: text or JSON, files, progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from einsumcascade.cli.options import reason, refuse
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the whole new one.
+
+    Raises:
+        InputError: `output-file`: the file cannot be written; what was there is unchanged.
+    """
+    try:
+        # A link stays a link; what is no file, a pipe or a terminal, cannot be replaced.
+        final = path.resolve()
+        if final.exists() and not final.is_file():
+            with final.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+            return
+        draft = final.with_name(f".{final.name[:40]}.{os.getpid()}")
+        try:
+            with draft.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+            draft.replace(final)
+        finally:
+            draft.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        refuse(
+            "output-file",
+            f"'{path}' cannot be written: {reason(error)}",
+            rule="-o names a file in a folder that exists and may be written to",
+            hint="create the folder, or choose another",
+        )
+
+
+def show(result: Any, *, as_json: bool) -> None:
+    """Print a result as text, or as JSON."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        typer.echo(ending(str(result)), nl=False)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(_plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """Turn what JSON lacks into what it has: keys and strange values into text, infinities too."""
+    match value:
+        case Mapping():
+            return {str(k): _plain(v) for k, v in value.items()}
+        case bool() | int() | str() | None:
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case list() | tuple():
+            return [_plain(v) for v in value]
+        case _:
+            return str(value)
+
+
+def ending(text: str) -> str:
+    return text if text.endswith("\n") else text + "\n"
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Show on stderr that work goes on, if a person is looking."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
