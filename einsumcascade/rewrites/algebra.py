@@ -157,8 +157,11 @@ def drop_dead(cascade: Cascade) -> Cascade:
     return cascade.with_body(tuple(reversed(kept)))
 
 
-def is_positive(expr: Expr, cascade: Cascade, *, strict: bool = True) -> bool:
-    """Whether the value is > 0 (>= 0 unless `strict`) for all finite inputs, by the facts of the operator table."""
+def is_positive(expr: Expr, cascade: Cascade, *, strict: bool = True, live: bool = False) -> bool:
+    """Whether the value is > 0 (>= 0 unless `strict`) for all finite inputs, by the facts of the operator table.
+
+    With `live`, every sum is known to have a point.
+    """
     consts = {c.name: c for c in cascade.constants}
     defs = producers(cascade)
 
@@ -179,6 +182,8 @@ def is_positive(expr: Expr, cascade: Cascade, *, strict: bool = True) -> bool:
                 if d.reduce in (None, "max", "min", "prod") and d.reduce is None:
                     return go(d.expr, strict, depth + 1)
                 # An empty sum is 0, so a sum of positive terms is only known not to be negative.
+                if live and d.reduce in ("sum", "mean"):
+                    return go(d.expr, strict, depth + 1)
                 return not strict and d.reduce in ("sum", "mean", "prod") and go(d.expr, False, depth + 1)
             case Apply(op="mul" | "div"):
                 if e.op == "mul" and e.args[0] == e.args[1] and not strict:
@@ -241,10 +246,9 @@ def from_sympy(value: Any, leaf: Mapping[Any, Expr]) -> Expr | None:
     if not parts or any(p is None for p in parts):
         return None
     args: list[Expr] = [p for p in parts if p is not None]
-    if isinstance(value, sp.exp):
-        return apply("exp", args[0])
-    if isinstance(value, sp.log):
-        return apply("log", args[0])
+    named = {sp.exp: "exp", sp.log: "log", sp.cos: "cos", sp.sin: "sin", sp.tanh: "tanh", sp.Abs: "abs"}
+    if type(value) in named:
+        return apply(named[type(value)], args[0])
     if isinstance(value, sp.Max | sp.Min):
         op = "max" if isinstance(value, sp.Max) else "min"
         out = args[0]
@@ -285,6 +289,23 @@ def from_sympy(value: Any, leaf: Mapping[Any, Expr]) -> Expr | None:
             return out
         return apply("pow", args[0], args[1])
     return None
+
+
+def equal(x: Expr, y: Expr) -> bool:
+    """Whether two expressions are equal by algebra; what algebra cannot see into is compared as it is written."""
+    if x == y:
+        return True
+    if set(reads(x)) != set(reads(y)):
+        return False
+    import sympy as sp
+
+    symbols: dict[Expr, Any] = {}
+
+    def symbol(e: Expr) -> Any:
+        return symbols.setdefault(e, sp.Symbol(str(e), real=True))
+
+    difference = to_sympy(x, symbol) - to_sympy(y, symbol)
+    return bool(sp.expand(sp.powsimp(sp.expand(difference), combine="exp")) == 0)
 
 
 def carries(expr: Expr, var: str) -> bool:

@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from einsumcascade.language.ir import (
-    Apply,
     Cascade,
     Einsum,
     Expr,
@@ -28,14 +27,12 @@ from einsumcascade.language.ir import (
     Iter,
     Num,
     Read,
-    Scalar,
     Statement,
     Var,
     apply,
     reads,
     substitute,
     transform,
-    variables,
     walk,
 )
 from einsumcascade.rewrites.algebra import (
@@ -45,8 +42,8 @@ from einsumcascade.rewrites.algebra import (
     names_taken,
     producers,
 )
-from einsumcascade.rewrites.loops import Loops, State, not_lowered
-from einsumcascade.rewrites.running_state import PRIME, Correction
+from einsumcascade.rewrites.loops import not_lowered
+from einsumcascade.rewrites.moves import Moves, number
 from einsumcascade.rewrites.step import Step
 
 
@@ -88,7 +85,7 @@ def loop_form(cascade: Cascade, *, over: tuple[str, ...], tile: int) -> LoopForm
 
 
 @dataclass
-class _LoopForm(Loops):
+class _LoopForm(Moves):
     """The loops written out as iterations."""
 
     kept: frozenset[str] = frozenset()
@@ -202,24 +199,24 @@ class _LoopForm(Loops):
         inits: list[Init] = []
         body: list[Statement] = []
         placed: dict[str, str] = {}
-        anchored: dict[Read, Read] = {}
+        self.anchored = {}
         for state in self.states.values():
             if state.loop != loop:
                 continue
-            s, how = state.einsum, state.how
+            s = state.einsum
             assert s.reduction is not None
             target = Read(tensor=s.tensor, indices=s.indices)
             inits.append(
-                Init(tensor=self.running(s.tensor), indices=(*s.indices, Num(value=0)), expr=_number(s.reduction.empty))
+                Init(tensor=self.running(s.tensor), indices=(*s.indices, Num(value=0)), expr=number(s.reduction.empty))
             )
-            expr = self._inside(s.expr, loop, body, placed, anchored)
-            where = tuple(self._inside(c, loop, body, placed, anchored) for c in self.conditions(s))
+            expr = self._inside(s.expr, loop, body, placed)
+            where = tuple(self._inside(c, loop, body, placed) for c in self.conditions(s))
             local = fresh("L" + s.tensor, self.taken)
             ranks = tuple(r for r in s.ranks if r not in self.over) + ((self.inner,) if self.inner else ())
             if not ranks:
                 # A tile of one point is not reduced: a culled point is the identity by name.
                 for c in reversed(where):
-                    expr = apply("select", c, expr, _number(s.reduction.empty))
+                    expr = apply("select", c, expr, number(s.reduction.empty))
                 where = ()
             body.append(
                 Einsum(
@@ -231,88 +228,13 @@ class _LoopForm(Loops):
                     ranks=ranks,
                 )
             )
-            old, new = self.generation(target, "old"), self.generation(target, "new")
+            new = self.generation(target, "new")
             part = Read(tensor=local, indices=(*s.indices, Var(name=self.index)))
-            moved = self._moved(old, state, how, body, anchored)
+            moved = self.moved(state, body, source="old", target="new")
             body.append(Einsum(tensor=new.tensor, indices=new.indices, expr=apply(s.reduction.op.name, moved, part)))
         return inits, Iter(var=self.index, body=tuple(body))
 
-    def _moved(
-        self, old: Expr, state: State, how: Correction, body: list[Statement], anchored: dict[Read, Read]
-    ) -> Expr:
-        """C applied to the old state."""
-        if how.c is None:
-            return old
-        loop = state.loop
-
-        def leaf(e: Expr) -> Expr | None:
-            if not isinstance(e, Read):
-                return None
-            if e.tensor.endswith(PRIME):
-                base = Read(tensor=e.tensor.removesuffix(PRIME), indices=e.indices)
-                return self._anchor(base, loop, body, anchored)
-            if any(e == a for a in state.anchors):
-                return self._old_anchor(e, loop, body)
-            return None
-
-        c = transform(how.c, leaf)
-        c = self._correction_value(c, loop, state, body)
-        if how.form == "shift":
-            return apply("add", old, c)
-        scaled = apply("mul", c, old)
-        # A minimum starts at +inf, where such an exponential would be infinite.
-        started = [r for a in state.anchors if (start := self.anchor_expr(a, loop, "old")) for r in reads(start)]
-        low = {self.running(t) for t, other in self.states.items() if other.einsum.reduce != "min"}
-        if how.is_exponential and all(r.tensor in low or r.tensor not in self.memo.values() for r in started):
-            return scaled
-        assert state.einsum.reduction is not None
-        empty = _number(state.einsum.reduction.empty)
-        return apply("select", apply("eq", old, empty), empty, scaled)
-
-    def _correction_value(self, c: Expr, loop: int, state: State, body: list[Statement]) -> Expr:
-        """C as a tensor of its own, computed once a tile and shared by every state that it moves."""
-        key = (c, loop)
-        if key not in self.corrections:
-            name = fresh("C" + state.anchors[0].tensor, self.taken)
-            free = tuple(Var(name=v) for v in variables(c) if v != self.index)
-            self.corrections[key] = Read(tensor=name, indices=(*free, Var(name=self.index)))
-            body.append(Einsum(tensor=name, indices=(*free, Var(name=self.index)), expr=c))
-        return self.corrections[key]
-
-    def _old_anchor(self, read: Read, loop: int, body: list[Statement]) -> Expr:
-        """The reference before this tile; a sum is a value of its own, so that C is exactly 1 where nothing changed."""
-        expr = self.anchor_expr(read, loop, "old")
-        assert expr is not None
-        if not (isinstance(expr, Apply) and expr.op in ("add", "sub")):
-            return expr
-        key = (expr, loop)
-        if key not in self.corrections:
-            at = (*(Var(name=v) for v in variables(*read.indices)), Var(name=self.index))
-            self.corrections[key] = Read(tensor=fresh("P" + read.tensor, self.taken), indices=at)
-            body.append(Einsum(tensor=self.corrections[key].tensor, indices=at, expr=expr))
-        return self.corrections[key]
-
-    def _anchor(self, read: Read, loop: int, body: list[Statement], anchored: dict[Read, Read]) -> Expr:
-        """The reference after this tile: a state, or a value of its own computed from states once a tile."""
-        expr = self.anchor_expr(read, loop, "new")
-        assert expr is not None
-        if read.tensor in self.states or _is_scaled_state(expr):
-            return expr
-        d = self.defs[read.tensor]
-        canonical = Read(tensor=read.tensor, indices=d.indices)
-        if canonical not in anchored:
-            name = fresh("R" + read.tensor, self.taken)
-            value = self.anchor_expr(canonical, loop, "new")
-            assert value is not None
-            at = apply("add", Var(name=self.index), Num(value=1))
-            body.append(Einsum(tensor=name, indices=(*d.indices, at), expr=value))
-            anchored[canonical] = Read(tensor=name, indices=(*d.indices, at))
-        made = anchored[canonical]
-        return Read(tensor=made.tensor, indices=(*read.indices, made.indices[-1]))
-
-    def _inside(
-        self, expr: Expr, loop: int, body: list[Statement], placed: dict[str, str], anchored: dict[Read, Read]
-    ) -> Expr:
+    def _inside(self, expr: Expr, loop: int, body: list[Statement], placed: dict[str, str]) -> Expr:
         """Rewrite an expression for the inside of a loop, placing the streams it needs before it."""
         point = self.point()
 
@@ -322,19 +244,17 @@ class _LoopForm(Loops):
             if not isinstance(e, Read):
                 return None
             if self.streams(e.tensor):
-                return self._stream(e, loop, body, placed, anchored)
+                return self._stream(e, loop, body, placed)
             ready = self.ready.get(e.tensor, 0)
             if ready == loop + 1:
-                return self._anchor(e, loop, body, anchored)
+                return self.reference(e, loop, body, "new")
             if e.tensor in self.states:
                 return self.generation(e, "last")
             return None
 
         return transform(expr, leaf)
 
-    def _stream(
-        self, read: Read, loop: int, body: list[Statement], placed: dict[str, str], anchored: dict[Read, Read]
-    ) -> Expr:
+    def _stream(self, read: Read, loop: int, body: list[Statement], placed: dict[str, str]) -> Expr:
         d = self.defs[read.tensor]
         at = []
         for i, own in zip(read.indices, d.indices, strict=True):
@@ -348,8 +268,8 @@ class _LoopForm(Loops):
         if self.over[-1] not in d.free or not self.inner:
             tiled = tiled[:1]
         if read.tensor not in placed:
-            expr = self._inside(d.expr, loop, body, placed, anchored)
-            where = tuple(self._inside(c, loop, body, placed, anchored) for c in self.conditions(d))
+            expr = self._inside(d.expr, loop, body, placed)
+            where = tuple(self._inside(c, loop, body, placed) for c in self.conditions(d))
             key = (read.tensor, loop)
             first = read.tensor not in self.kept and not any(k[0] == read.tensor and k[1] >= 0 for k in self.memo)
             name = self.memo[key] = read.tensor if first else fresh(read.tensor, self.taken)
@@ -357,17 +277,3 @@ class _LoopForm(Loops):
             body.append(replace(d, tensor=name, indices=own_left + tiled, expr=expr, where=where))
             placed[read.tensor] = name
         return Read(tensor=placed[read.tensor], indices=(*at, *tiled))
-
-
-def _is_scaled_state(expr: Expr) -> bool:
-    """A state times constants: cheap enough to stand wherever it is read."""
-    return (
-        isinstance(expr, Apply)
-        and expr.op in ("mul", "div")
-        and all(isinstance(a, Scalar | Num | Read) for a in expr.args)
-        and sum(isinstance(a, Read) for a in expr.args) == 1
-    )
-
-
-def _number(value: float) -> Num:
-    return Num(value=int(value) if value in (0.0, 1.0) else value)

@@ -6,7 +6,7 @@ can, it waits for the loop to end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from einsumcascade.errors import Diagnostic, LoweringError
 from einsumcascade.language.ir import (
@@ -26,6 +26,7 @@ from einsumcascade.language.ir import (
     variables,
 )
 from einsumcascade.rewrites.algebra import (
+    equal,
     fresh,
     inline,
     inline_reads,
@@ -38,13 +39,22 @@ from einsumcascade.rewrites.step import Step
 
 @dataclass(slots=True)
 class State:
-    """One reduction over the rank, placed in a loop."""
+    """One reduction over the rank, placed in a loop.
+
+    Args:
+        einsum: the reduction. loop: the number of its loop.
+        how: what moves its state, as row `row` of the matrix over the states `basis`.
+        summand: what is reduced, over values that do not stream or do not wait.
+        anchors: the reads of finished reductions that the summand has.
+    """
 
     einsum: Einsum
     loop: int
     how: Correction
     summand: Expr
     anchors: tuple[Read, ...] = ()
+    row: int = 0
+    basis: tuple[Read, ...] = ()
 
 
 @dataclass
@@ -153,7 +163,7 @@ class Loops:
         need = max((self.finished(r) for r in reads(s.expr, *s.where)), default=0)
         summand = inline_reads(s.expr, self.defs, lambda r, _: self.streams(r.tensor) and self.finished(r) == need)
         if need == 0:
-            return State(s, 0, Correction(form="none"), s.expr)
+            return State(s, 0, Correction(form="none"), summand)
         anchors = tuple(
             r for r in reads(summand, *s.where) if not self.streams(r.tensor) and self.ready.get(r.tensor, 0) == need
         )
@@ -169,27 +179,67 @@ class Loops:
                     proof=(answer.reason,),
                 )
             )
-            return State(s, need, Correction(form="none"), s.expr)
-        if answer.c is None:
-            return State(s, need - 1, answer, s.expr, anchors)
-        plain = transform(
-            answer.c,
-            lambda e: (
-                Read(tensor=e.tensor.replace(PRIME, "") + "_next", indices=e.indices)
-                if isinstance(e, Read) and e.tensor.endswith(PRIME)
-                else None
-            ),
-        )
+            return State(s, need, Correction(form="none"), summand)
+        if answer.form == "none":
+            return State(s, need - 1, answer, summand, anchors)
+        basis, new = self.components(s, answer, anchors, need)
+        plain = "; ".join(", ".join(map(_plain, row)) for row in answer.matrix)
+        named = ", ".join(dict.fromkeys(b.tensor for b in basis))
         self.steps.append(
             Step(
                 rule="R3 running state",
                 kind=answer.kind,
                 before=(str(s),),
+                after=tuple(str(e) for e in new),
                 proof=answer.proof,
-                what=f"{s.tensor} keeps a running state, moved by C = {plain}",
+                what=f"{s.tensor} keeps a running state, moved by C = {plain}"
+                if answer.dimension == 1
+                else f"{s.tensor} keeps a running state of {answer.dimension} sums, {named}, moved by a matrix C",
             )
         )
-        return State(s, need - 1, answer, s.expr, anchors)
+        return State(s, need - 1, answer, summand, anchors, 0, basis)
+
+    def components(
+        self, s: Einsum, answer: Correction, anchors: tuple[Read, ...], need: int
+    ) -> tuple[tuple[Read, ...], list[Einsum]]:
+        """The sums that the state of `s` holds beside its own, each a state; those that exist already are shared."""
+        reads_of_basis = [Read(tensor=s.tensor, indices=s.indices)]
+        new: list[Einsum] = []
+        for b in answer.basis[1:]:
+            held = {v for c in self.cascade.constraints if set(variables(c)) <= set(s.space) for v in variables(c)}
+            held |= set(variables(b, *s.where))
+            kept = tuple(i for i in s.indices if set(variables(i)) & held)
+            expr = self.spread(b, s.ranks)
+            e = replace(s, tensor=fresh(f"{s.tensor}{len(reads_of_basis)}", self.taken), indices=kept, expr=expr)
+            summand = inline_reads(e.expr, self.defs, lambda r, _: self.streams(r.tensor) and self.finished(r) == need)
+            twin = self.twin(e, summand)
+            if twin is None:
+                new.append(e)
+                twin = e.tensor
+                self.states[twin] = State(e, need - 1, answer, summand, anchors, len(reads_of_basis))
+                self.defs[twin] = e
+                self.ready[twin] = need
+            reads_of_basis.append(Read(tensor=twin, indices=self.states[twin].einsum.indices))
+        basis = tuple(reads_of_basis)
+        for e in new:
+            self.states[e.tensor].basis = basis
+        return basis, new
+
+    def twin(self, s: Einsum, summand: Expr) -> str | None:
+        """The state that sums the same over the same points, if there is one."""
+        for name, other in self.states.items():
+            e = other.einsum
+            alike = (e.indices, e.reduce, e.ranks, e.where) == (s.indices, s.reduce, s.ranks, s.where)
+            if alike and equal(other.summand, summand):
+                return name
+        return None
+
+    def spread(self, expr: Expr, ranks: tuple[str, ...]) -> Expr:
+        """The expression, naming every reduced rank: a count is a sum of ones over them."""
+        for v in ranks:
+            if v not in variables(expr):
+                expr = apply("add", expr, apply("mul", Num(value=0), Var(name=v)))
+        return expr
 
     def derive_correction(
         self, s: Einsum, summand: Expr, anchors: tuple[Read, ...], need: int
@@ -204,9 +254,33 @@ class Loops:
             if self.anchor_expr(a, need - 1, "old") is None:
                 return Rejection(reason=f"{a.tensor} is not a map of running states")
         fixed = frozenset(e for e in leaves(summand) if not set(variables(e)) & set(self.over))
-        positive = tuple(e for e in leaves(summand) if e in fixed and is_positive(e, self.cascade))
+        # Where a sum has no point yet, its state is the identity and stays so.
+        positive = tuple(e for e in leaves(summand) if e in fixed and is_positive(e, self.cascade, live=True))
         assert s.reduce is not None
-        return correction(summand, anchors, reduce=s.reduce, positive=positive, fixed=fixed)
+        return correction(
+            summand,
+            anchors,
+            reduce=s.reduce,
+            positive=positive,
+            nonnegative=tuple(
+                e for e in leaves(summand) if e in fixed and is_positive(e, self.cascade, strict=False, live=True)
+            ),
+            fixed=fixed,
+            shared=self.shared(s.expr, need),
+        )
+
+    def shared(self, expr: Expr, need: int) -> tuple[tuple[Read, Expr], ...]:
+        """Maps along the rank that an expression reads, directly or through others, with what they are."""
+        out: dict[Read, Expr] = {}
+        pending = list(reads(expr))
+        for r in pending:
+            d = self.defs.get(r.tensor)
+            if r in out or d is None or not is_map(d) or not (self.streams(r.tensor) and self.finished(r) == need):
+                continue
+            inner = inline(r, d)
+            pending += reads(inner)
+            out[r] = inline_reads(inner, self.defs, lambda x, _: self.streams(x.tensor) and self.finished(x) == need)
+        return tuple(out.items())
 
     def anchor_expr(self, read: Read, loop: int, when: str) -> Expr | None:
         """A reference over the states of a loop, at the generation before ("old") or after ("new") the tile."""
@@ -243,6 +317,20 @@ class Loops:
         if key not in self.memo:
             self.memo[key] = fresh("R" + tensor, self.taken)
         return self.memo[key]
+
+
+def _plain(c: Expr) -> str:
+    """C as text, the next reference written as `NAME_next`."""
+    return str(
+        transform(
+            c,
+            lambda e: (
+                Read(tensor=e.tensor.replace(PRIME, "") + "_next", indices=e.indices)
+                if isinstance(e, Read) and e.tensor.endswith(PRIME)
+                else None
+            ),
+        )
+    )
 
 
 def not_lowered(s: Einsum, what: str) -> LoweringError:

@@ -1,9 +1,10 @@
-"""The streaming condition for one-dimensional corrections: one pass with a running state, proven.
+"""The streaming condition: a reduction that waits for another over the same rank, kept in one pass and proven.
 
-A reduction `s(d) = (+)_m F(x_m, d)` whose d is known only once the same rank has been read streams when
-`F(x, d') = C(d, d') F(x, d)`, or `F(x, d') = F(x, d) + C(d, d')` under a maximum, with C free of x: then
-`s(d') = C s(d)`, so a state kept for the reference seen so far can be moved to the next one.
-Source: THEORY of cascaded reductions (RedFuser, Neptune); FuseMax section IV for softmax.
+A reduction `s(d) = (+)_m F(x_m, d)` whose d is known only once the same rank has been read streams, for a sum, when
+the functions F(., d) span a space of finite dimension n: with a basis B(x, d) of it, `B(x, d') = C(d, d') B(x, d)`, so
+the n sums of B, kept for the reference seen so far, are moved to the next one by the matrix C. Under a maximum it
+streams when `F(x, d') = F(x, d) + C(d, d')`, or with a positive factor. Softmax is n = 1, a variance n = 3.
+Source: FuseMax section IV for softmax; RedFuser and Neptune for n = 1; Chan, Golub, LeVeque for the variance.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, reads
 from einsumcascade.rewrites.algebra import from_sympy, to_sympy
+from einsumcascade.rewrites.span import canonical, span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,18 +24,36 @@ class Correction:
     """How a state moves from the reference d to d'.
 
     Args:
-        form: "none" (no dependence), "scale" (s' = C s) or "shift" (s' = s + C, under max and min).
-        c: C over the reads of d (old) and their twins (new), None for form "none".
+        form: "none" (no dependence), "linear" (B' = C B) or "shift" (s' = s + C, under max and min).
+        basis: the summands B of the state over x and d; the first is F. One of them: a factor moves the state.
+        matrix: C as rows, over the reads of d (old) and their twins (new); of a shift, its one amount.
+        sinks: for each entry, whether it is one exponential that grows with the old reference, so that it is 0 where
+            that is -inf.
         kind: "algebraic" where the residual is zero as an identity, else "numerical".
-        is_exponential: C is one exponential that grows with the old reference, so it is 0 where that is -inf.
         proof: lines to check by hand.
     """
 
     form: str
-    c: Expr | None = None
+    basis: tuple[Expr, ...] = ()
+    matrix: tuple[tuple[Expr, ...], ...] = ()
+    sinks: tuple[tuple[bool, ...], ...] = ()
     kind: str = "algebraic"
-    is_exponential: bool = False
     proof: tuple[str, ...] = ()
+
+    @property
+    def dimension(self) -> int:
+        """The number n of sums that the state holds."""
+        return len(self.matrix)
+
+    @property
+    def c(self) -> Expr | None:
+        """The factor or the shift, of a state of one number; None for form "none"."""
+        return self.matrix[0][0] if self.dimension == 1 else None
+
+    @property
+    def is_exponential(self) -> bool:
+        """Whether C is one exponential that grows with the old reference."""
+        return self.sinks == ((True,),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +64,7 @@ class Rejection:
 
 
 PRIME = "__next"
+Shared = tuple[tuple[Read, Expr], ...]
 
 
 def correction(
@@ -52,7 +73,9 @@ def correction(
     *,
     reduce: str,
     positive: tuple[Expr, ...] = (),
+    nonnegative: tuple[Expr, ...] = (),
     fixed: frozenset[Expr] = frozenset(),
+    shared: Shared = (),
 ) -> Correction | Rejection:
     """Find C for a summand and prove it, or say why there is none.
 
@@ -60,21 +83,29 @@ def correction(
         summand: F, over leaves (reads) that vary along the rank, and the references.
         references: the reads of d; their next values appear in C as reads of `NAME__next`.
         reduce: name of the reduction.
-        positive: references, and leaves of `fixed`, known to be > 0.
+        positive, nonnegative: references, and leaves of `fixed`, known to be > 0, or >= 0.
         fixed: other leaves that do not vary along the rank; constants and extents never do.
+        shared: values that exist anyway, each as (read, its expression over the same leaves): the basis is written
+            with them where they occur in it.
 
     Returns: the correction with its proof, or a rejection with its reason.
-    Cost: SymPy, some 10-100 ms; cached by the arguments.
+    Cost: SymPy, some 10-300 ms; cached by the arguments.
     """
     used = tuple(r for r in references if r in reads(summand))
     if not used:
         return Correction(form="none")
-    return _correction(summand, used, reduce, positive, fixed)
+    return _correction(summand, used, reduce, positive, nonnegative, fixed, shared)
 
 
 @lru_cache(maxsize=512)
 def _correction(
-    summand: Expr, used: tuple[Read, ...], reduce: str, positive: tuple[Expr, ...], fixed: frozenset[Expr]
+    summand: Expr,
+    used: tuple[Read, ...],
+    reduce: str,
+    positive: tuple[Expr, ...],
+    nonnegative: tuple[Expr, ...],
+    fixed: frozenset[Expr],
+    shared: Shared,
 ) -> Correction | Rejection:
     import sympy as sp
 
@@ -91,7 +122,8 @@ def _correction(
             while unique in taken:
                 unique, n = f"{name}_{n}", n + 1
             is_positive = (isinstance(e, Scalar) and e.is_extent) or e in positive
-            symbols[e] = sp.Symbol(unique, real=True, positive=True if is_positive else None)
+            known = {"positive": True} if is_positive else {"nonnegative": True} if e in nonnegative else {}
+            symbols[e] = sp.Symbol(unique, real=True, **known)
         return symbols[e]
 
     f = to_sympy(summand, symbol)
@@ -101,8 +133,7 @@ def _correction(
             f"'{opaque[0].op}', which algebra cannot see into"
         )
     old = [symbols[r] for r in used if r in symbols]
-    new = [sp.Symbol(f"{s}'", real=True, positive=s.is_positive) for s in old]
-    moved = f.subs(dict(zip(old, new, strict=True)), simultaneous=True)
+    new = [_twin(s) for s in old]
     still = {s for e, s in symbols.items() if isinstance(e, Scalar) or e in fixed}
     streamed = set(f.free_symbols) - set(old) - still
     back: dict[Any, Expr] = {s: e for e, s in symbols.items()}
@@ -110,117 +141,163 @@ def _correction(
         n: Read(tensor=r.tensor + PRIME, indices=r.indices)
         for r, n in zip((r for r in used if r in symbols), new, strict=True)
     }
+    claim = _Claim(f=f, old=old, new=new)
     if reduce in ("max", "min"):
-        shift = sp.simplify(sp.expand(moved - f))
+        shift = sp.simplify(sp.expand(claim.moved(f) - f))
         if not shift.free_symbols & streamed:
-            return _proven("shift", shift, f, moved, old, new, back, lambda c: f + c)
-    ratio = _ratio(f, moved)
-    free = ratio.free_symbols & streamed
-    if free:
-        which = ", ".join(sorted(str(s) for s in free))
-        return Rejection(
-            reason=f"F(x, d') / F(x, d) still depends on {which}: no factor moves the state from "
-            f"{_names(old)} to its next value, so the sum must wait for the final one"
-        )
-    if reduce in ("max", "min") and not (ratio.is_positive or isinstance(ratio, sp.exp)):
-        return Rejection(reason=f"the factor {ratio} is not known to be positive, so it may turn a {reduce} around")
+            return _written(claim, "shift", (f,), ((shift,),), back)
+    found = span(f, streamed, old, new)
+    if isinstance(found, str):
+        return Rejection(reason=f"{found}, so it must wait for the final {_names(old)}")
+    if len(found.basis) > 1 and reduce != "sum":
+        return Rejection(reason=f"a {reduce} of a sum of {len(found.basis)} products is not made of as many {reduce}s")
+    (factor, *_), *_ = found.matrix
+    if reduce in ("max", "min") and not (factor.is_positive or isinstance(factor, sp.exp)):
+        return Rejection(reason=f"the factor {factor} is not known to be positive, so it may turn a {reduce} around")
     if reduce == "prod":
         return Rejection(reason="a factor of each element does not leave a product as one factor")
-    return _proven("scale", ratio, f, moved, old, new, back, lambda c: c * f)
+    names: dict[Any, Any] = {}
+    for read, value in shared:
+        known = canonical(to_sympy(value, symbol))
+        if known.args and known.free_symbols & streamed:
+            names[known] = back_symbol = sp.Symbol(read.tensor)
+            back[back_symbol] = read
+    basis = (f, *(b.xreplace(names) for b in found.basis[1:]))
+    return _written(claim, "linear", found.basis, found.matrix, back, spelled=basis)
+
+
+def _twin(symbol: Any) -> Any:
+    """The symbol of the next value of a reference, with the same assumptions."""
+    import sympy as sp
+
+    return sp.Symbol(f"{symbol}'", **symbol.assumptions0)
 
 
 def _names(symbols: list[Any]) -> str:
     return ", ".join(map(str, symbols))
 
 
-def _ratio(f: Any, moved: Any) -> Any:
-    """F(x, d') / F(x, d), exponentials combined into one so that nothing overflows."""
-    import sympy as sp
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Claim:
+    """What is to be proven: B(x, d') = C(d, d') B(x, d), over these symbols of d and d'."""
 
-    ratio = sp.powsimp(sp.powdenest(moved / f), combine="exp")
-    ratio = _merge_exponents(sp.cancel(sp.expand_log(ratio)) if not ratio.has(sp.exp) else ratio)
-    if ratio.free_symbols <= (moved / f).free_symbols and _is_simple(ratio):
-        return ratio
-    return _merge_exponents(sp.powsimp(sp.simplify(ratio), combine="exp"))
+    f: Any
+    old: list[Any]
+    new: list[Any]
 
+    def moved(self, value: Any) -> Any:
+        """The value at d' instead of d."""
+        return value.subs(dict(zip(self.old, self.new, strict=True)), simultaneous=True)
 
-def _is_simple(ratio: Any) -> bool:
-    return bool(ratio.count_ops() <= 6)
+    def back(self, value: Any) -> Any:
+        """The value where d' is d."""
+        return value.subs(dict(zip(self.new, self.old, strict=True)), simultaneous=True)
 
-
-def _merge_exponents(value: Any) -> Any:
-    """Join exponentials of a product and expand their exponent: exp(a - b') exp(-(a - b)) -> exp(b - b')."""
-    import sympy as sp
-
-    exponent, rest = sp.Integer(0), sp.Integer(1)
-    for part in sp.Mul.make_args(value):
-        base, power = part.as_base_exp()
-        if isinstance(part, sp.exp):
-            exponent += part.args[0]
-        elif isinstance(base, sp.exp):
-            exponent += base.args[0] * power
-        elif base == sp.E:
-            exponent += power
-        else:
-            rest *= part
-    exponent = sp.expand(exponent)
-    if exponent == 0:
-        return sp.cancel(rest) if rest.is_rational_function() else rest
-    return sp.exp(exponent) * rest
+    def steps(self, value: Any) -> tuple[Any, Any]:
+        """C(d', d'') and C(d, d'') for an entry C(d, d')."""
+        third = [_twin(s) for s in self.new]
+        both = dict(zip(self.old + self.new, self.new + third, strict=True))
+        return value.subs(both, simultaneous=True), value.subs(
+            dict(zip(self.new, third, strict=True)), simultaneous=True
+        )
 
 
-def _proven(
-    form: str, c: Any, f: Any, moved: Any, old: list[Any], new: list[Any], back: dict[Any, Expr], predicted: Any
+def _written(
+    claim: _Claim,
+    form: str,
+    basis: tuple[Any, ...],
+    matrix: tuple[tuple[Any, ...], ...],
+    back: dict[Any, Expr],
+    *,
+    spelled: tuple[Any, ...] = (),
 ) -> Correction | Rejection:
+    """Prove a claim and write it in the language."""
     import sympy as sp
 
-    residual = moved - predicted(c)
+    n = len(matrix)
     kind = "algebraic"
-    if _expanded(residual) != 0 and sp.simplify(residual) != 0:
-        if not _vanishes(residual):
-            return Rejection(reason=f"the residual {sp.sstr(residual)} does not vanish")
-        kind = "numerical"
-    identity = c.subs(dict(zip(new, old, strict=True)), simultaneous=True)
+    for j, row in enumerate(matrix):
+        predicted = basis[0] + row[0] if form == "shift" else sum((c * b for c, b in zip(row, basis, strict=True)), 0)
+        residual = claim.moved(basis[j]) - predicted
+        if not _is_zero(residual):
+            if not _vanishes(residual):
+                return Rejection(reason=f"the residual {sp.sstr(residual)} does not vanish")
+            kind = "numerical"
     unit = 0 if form == "shift" else 1
-    if sp.simplify(identity - unit) != 0:
-        return Rejection(reason=f"C(d, d) is {identity}, not {unit}")
-    third = [sp.Symbol(f"{s}'", real=True, positive=s.is_positive) for s in new]
-    step = c.subs(dict(zip(old + new, new + third, strict=True)), simultaneous=True)
-    whole = c.subs(dict(zip(new, third, strict=True)), simultaneous=True)
-    joined = step + c if form == "shift" else step * c
-    if _expanded(joined - whole) != 0 and sp.simplify(joined - whole) != 0:
-        return Rejection(reason="C(d', d'') C(d, d') differs from C(d, d'')")
-    expr = from_sympy(c, back)
-    if expr is None:
-        return Rejection(reason=f"C = {sp.sstr(c)} cannot be written in the language")
-    expr = _difference_form(expr)
+    for j, row in enumerate(matrix):
+        for k, entry in enumerate(row):
+            want = unit if j == k else 0
+            if not _is_zero(claim.back(entry) - want):
+                return Rejection(reason=f"C(d, d) has {claim.back(entry)} at {j + 1}, {k + 1}, not {want}")
+            step = [claim.steps(c)[0] for c in row]
+            whole = claim.steps(entry)[1]
+            joined = step[0] + entry if form == "shift" else sum((a * matrix[i][k] for i, a in enumerate(step)), 0)
+            if not _is_zero(joined - whole):
+                return Rejection(reason=f"C(d', d'') C(d, d') differs from C(d, d'') at {j + 1}, {k + 1}")
+    entries = [[from_sympy(c, back) for c in row] for row in matrix]
+    summands = [from_sympy(b, back) for b in (spelled or basis)]
+    if any(e is None for row in entries for e in row) or any(b is None for b in summands[1:]):
+        return Rejection(reason=f"C = {_shown(matrix)} cannot be written in the language")
+    return Correction(
+        form=form,
+        basis=tuple(b if b is not None else Num(value=0) for b in summands),
+        matrix=tuple(tuple(e for e in row if e is not None) for row in entries),
+        sinks=tuple(tuple(_sinks(c, claim.old) for c in row) for row in matrix),
+        kind=kind,
+        proof=_proof(claim, form, basis, matrix, kind, n),
+    )
+
+
+def _proof(
+    claim: _Claim, form: str, basis: tuple[Any, ...], matrix: tuple[tuple[Any, ...], ...], kind: str, n: int
+) -> tuple[str, ...]:
+    import sympy as sp
+
     sign, equal = ("+", "F(x, d) + C") if form == "shift" else ("*", "C F(x, d)")
     how = "is 0 identically" if kind == "algebraic" else "is 0 to 50 digits at 20 random points"
-    proof = (
-        f"F(x, d)       = {sp.sstr(f)}",
-        f"F(x, d')      = {sp.sstr(moved)}",
-        f"C(d, d')      = {sp.sstr(c)}",
-        f"residual        F(x, d') - ({equal}) {how}",
-        f"laws            C(d, d) = {unit};  C(d', d'') {sign} C(d, d') = C(d, d'')",
-    )
-    return Correction(form=form, c=expr, kind=kind, proof=proof, is_exponential=_sinks(c, old))
+    f = claim.f
+    lines = [f"F(x, d)       = {sp.sstr(f)}"]
+    if n == 1:
+        lines += [
+            f"F(x, d')      = {sp.sstr(claim.moved(f))}",
+            f"C(d, d')      = {_shown(matrix)}",
+            f"residual        F(x, d') - ({equal}) {how}",
+            f"laws            C(d, d) = {int(form != 'shift')};  C(d', d'') {sign} C(d, d') = C(d, d'')",
+        ]
+    else:
+        lines += [f"B{j}(x, d)      = {sp.sstr(b)}" for j, b in enumerate(basis, start=1)]
+        lines += [f"C(d, d') row {j} = {_shown((row,))}" for j, row in enumerate(matrix, start=1)]
+        lines += [
+            f"residual        B(x, d') - C B(x, d) {how}, {n} rows",
+            "laws            C(d, d) = I;  C(d', d'') C(d, d') = C(d, d'')",
+        ]
+    return tuple(lines)
+
+
+def _shown(matrix: tuple[tuple[Any, ...], ...]) -> str:
+    import sympy as sp
+
+    return "; ".join(", ".join(sp.sstr(c) for c in row) for row in matrix)
+
+
+def _is_zero(value: Any) -> bool:
+    import sympy as sp
+
+    value = sp.sympify(value)
+    return bool(value == 0 or _expanded(value) == 0 or sp.simplify(value) == 0)
 
 
 def _sinks(c: Any, old: list[Any]) -> bool:
-    """Whether C is one exponential that grows with every old reference."""
+    """Whether C is one exponential that grows with every old reference it has."""
     import sympy as sp
 
     return isinstance(c, sp.exp) and all(sp.diff(c.args[0], s).is_positive for s in old)
 
 
-def _difference_form(expr: Expr) -> Expr:
-    return expr
-
-
 def _expanded(value: Any) -> Any:
     import sympy as sp
 
-    return sp.expand(sp.powsimp(sp.expand(value), combine="exp"))
+    return sp.expand(sp.powsimp(sp.expand(sp.expand_log(value)), combine="exp"))
 
 
 def _vanishes(residual: Any) -> bool:
