@@ -100,11 +100,11 @@ def expand_means(cascade: Cascade) -> Rewritten:
             return pair
         # What later reductions refer to is divided by the points seen so far: a sum over M would be far from the mean.
         count = fresh(s.tensor + "C", taken)
-        number = _ones(s, cascade, count)
-        size = Read(tensor=count, indices=number.indices)
+        ones = _ones(s, cascade, count)
+        size = Read(tensor=count, indices=ones.indices)
         new = (
             replace(s, tensor=top, reduce="sum"),
-            number,
+            ones,
             replace(
                 s,
                 reduce=None,

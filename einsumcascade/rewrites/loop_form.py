@@ -90,7 +90,8 @@ class _LoopForm(Moves):
 
     kept: frozenset[str] = frozenset()
 
-    def run(self) -> LoopForm:
+    def prepare(self) -> None:
+        """Name the new ranks and place every reduction in its loop."""
         self.taken = names_taken(self.cascade)
         self.defs = producers(self.cascade)
         streams = self.over[-1]
@@ -102,14 +103,21 @@ class _LoopForm(Moves):
             elif isinstance(s, Iter):
                 self._place_block(s)
         self.kept = self._kept()
-        loops = 1 + max((s.loop for s in self.states.values()), default=0)
+
+    @property
+    def loops(self) -> int:
+        """The number of loops over the rank, one after the other."""
+        return 1 + max((s.loop for s in self.states.values()), default=0)
+
+    def run(self) -> LoopForm:
+        self.prepare()
+        loops = self.loops
         body: list[Statement] = []
         emitted: set[str] = set()
         for loop in range(loops):
-            body += self._straight(loop, emitted)
-            inits, block = self._loop(loop)
-            body += [*inits, block]
-        body += self._straight(loops, emitted)
+            body += self.straight(loop, emitted)
+            body += self.traverse(loop)
+        body += self.straight(loops, emitted)
         constraints = self.constraints()
         if self.kept:
             constraints += tuple(c for c in self.cascade.constraints if c not in constraints)
@@ -150,7 +158,7 @@ class _LoopForm(Moves):
                     pending.append(self.defs[r.tensor])
         return frozenset(names)
 
-    def _straight(self, loop: int, emitted: set[str]) -> list[Statement]:
+    def straight(self, loop: int, emitted: set[str]) -> list[Statement]:
         """Statements outside the loops that can run once `loop` loops have ended."""
         out: list[Statement] = []
         for s in self.cascade.body:
@@ -172,12 +180,17 @@ class _LoopForm(Moves):
                 continue
             emitted.add(s.tensor)
             if s.tensor in self.states:
-                if s.tensor in self.cascade.output_names:
-                    last = self.generation(Read(tensor=s.tensor, indices=s.indices), "last")
-                    out.append(replace(s, expr=last, reduce=None, ranks=(), where=()))
+                out += self.finished_state(s)
                 continue
             out.append(self._finally(s))
         return out
+
+    def finished_state(self, s: Einsum) -> list[Statement]:
+        """What gives a reduction its own name after its loop: an output needs one."""
+        if s.tensor not in self.cascade.output_names:
+            return []
+        last = self.generation(Read(tensor=s.tensor, indices=s.indices), "last")
+        return [replace(s, expr=last, reduce=None, ranks=(), where=())]
 
     def _finally(self, s: Statement) -> Statement:
         """A statement outside the loops, over final states."""
@@ -195,8 +208,9 @@ class _LoopForm(Moves):
 
         return transform(expr, leaf)
 
-    def _loop(self, loop: int) -> tuple[list[Init], Iter]:
-        inits: list[Init] = []
+    def traverse(self, loop: int) -> list[Statement]:
+        """One loop over the rank: the first generations, and the block that absorbs a tile."""
+        inits: list[Statement] = []
         body: list[Statement] = []
         placed: dict[str, str] = {}
         self.anchored = {}
@@ -209,32 +223,34 @@ class _LoopForm(Moves):
             inits.append(
                 Init(tensor=self.running(s.tensor), indices=(*s.indices, Num(value=0)), expr=number(s.reduction.empty))
             )
-            expr = self._inside(s.expr, loop, body, placed)
-            where = tuple(self._inside(c, loop, body, placed) for c in self.conditions(s))
-            local = fresh("L" + s.tensor, self.taken)
-            ranks = tuple(r for r in s.ranks if r not in self.over) + ((self.inner,) if self.inner else ())
-            if not ranks:
-                # A tile of one point is not reduced: a culled point is the identity by name.
-                for c in reversed(where):
-                    expr = apply("select", c, expr, number(s.reduction.empty))
-                where = ()
-            body.append(
-                Einsum(
-                    tensor=local,
-                    indices=(*s.indices, Var(name=self.index)),
-                    expr=expr,
-                    where=where,
-                    reduce=s.reduce if ranks else None,
-                    ranks=ranks,
-                )
-            )
+            part = self.tile_of(s, fresh("L" + s.tensor, self.taken), loop, body, placed)
             new = self.generation(target, "new")
-            part = Read(tensor=local, indices=(*s.indices, Var(name=self.index)))
             moved = self.moved(state, body, source="old", target="new")
             body.append(Einsum(tensor=new.tensor, indices=new.indices, expr=apply(s.reduction.op.name, moved, part)))
-        return inits, Iter(var=self.index, body=tuple(body))
+        return [*inits, Iter(var=self.index, body=tuple(body))]
 
-    def _inside(self, expr: Expr, loop: int, body: list[Statement], placed: dict[str, str]) -> Expr:
+    def tile_of(self, s: Einsum, name: str, loop: int, body: list[Statement], placed: dict[str, str]) -> Read:
+        """Append the reduction of one tile, over the reference that holds the tile."""
+        assert s.reduction is not None
+        expr = self.inside(s.expr, loop, body, placed)
+        where = tuple(self.inside(c, loop, body, placed) for c in self.conditions(s))
+        ranks = tuple(r for r in s.ranks if r not in self.over) + ((self.inner,) if self.inner else ())
+        if not ranks:
+            # A tile of one point is not reduced: a culled point is the identity by name.
+            for c in reversed(where):
+                expr = apply("select", c, expr, number(s.reduction.empty))
+            where = ()
+        at = (*s.indices, *self.tile_at())
+        body.append(
+            Einsum(tensor=name, indices=at, expr=expr, where=where, reduce=s.reduce if ranks else None, ranks=ranks)
+        )
+        return Read(tensor=name, indices=at)
+
+    def tile_at(self) -> tuple[Expr, ...]:
+        """The index of a value that a whole tile has one of."""
+        return (Var(name=self.index),)
+
+    def inside(self, expr: Expr, loop: int, body: list[Statement], placed: dict[str, str]) -> Expr:
         """Rewrite an expression for the inside of a loop, placing the streams it needs before it."""
         point = self.point()
 
@@ -254,6 +270,11 @@ class _LoopForm(Moves):
 
         return transform(expr, leaf)
 
+    def stream_at(self, d: Einsum) -> tuple[Expr, ...]:
+        """The index, inside a loop, of a value along the rank."""
+        tiled: tuple[Expr, ...] = (Var(name=self.index), Var(name=self.inner))
+        return tiled[:1] if self.over[-1] not in d.free or not self.inner else tiled
+
     def _stream(self, read: Read, loop: int, body: list[Statement], placed: dict[str, str]) -> Expr:
         d = self.defs[read.tensor]
         at = []
@@ -264,12 +285,10 @@ class _LoopForm(Moves):
                     raise not_lowered(d, f"{read} read at an offset of a looped rank")
                 continue
             at.append(substitute(i, self.point()) if carries(i, self.over[-1]) else i)
-        tiled: tuple[Expr, ...] = (Var(name=self.index), Var(name=self.inner))
-        if self.over[-1] not in d.free or not self.inner:
-            tiled = tiled[:1]
+        tiled = self.stream_at(d)
         if read.tensor not in placed:
-            expr = self._inside(d.expr, loop, body, placed)
-            where = tuple(self._inside(c, loop, body, placed) for c in self.conditions(d))
+            expr = self.inside(d.expr, loop, body, placed)
+            where = tuple(self.inside(c, loop, body, placed) for c in self.conditions(d))
             key = (read.tensor, loop)
             first = read.tensor not in self.kept and not any(k[0] == read.tensor and k[1] >= 0 for k in self.memo)
             name = self.memo[key] = read.tensor if first else fresh(read.tensor, self.taken)

@@ -34,7 +34,7 @@ from einsumcascade.rewrites.algebra import (
     is_positive,
 )
 from einsumcascade.rewrites.running_state import PRIME, Correction, Rejection, correction, leaves
-from einsumcascade.rewrites.step import Step
+from einsumcascade.rewrites.step import Claim, Step
 
 
 @dataclass(slots=True)
@@ -183,7 +183,7 @@ class Loops:
         if answer.form == "none":
             return State(s, need - 1, answer, summand, anchors)
         basis, new = self.components(s, answer, anchors, need)
-        plain = "; ".join(", ".join(map(_plain, row)) for row in answer.matrix)
+        shown = "; ".join(", ".join(map(plain, row)) for row in answer.matrix)
         named = ", ".join(dict.fromkeys(b.tensor for b in basis))
         self.steps.append(
             Step(
@@ -192,7 +192,16 @@ class Loops:
                 before=(str(s),),
                 after=tuple(str(e) for e in new),
                 proof=answer.proof,
-                what=f"{s.tensor} keeps a running state, moved by C = {plain}"
+                claim=Claim(
+                    reduce=s.reduce or "",
+                    form=answer.form,
+                    references=tuple(a for a in anchors if a in reads(summand)),
+                    positive=answer.positive,
+                    nonnegative=answer.nonnegative,
+                    basis=(summand, *(self.states[b.tensor].summand for b in basis[1:])),
+                    matrix=answer.matrix,
+                ),
+                what=f"{s.tensor} keeps a running state, moved by C = {shown}"
                 if answer.dimension == 1
                 else f"{s.tensor} keeps a running state of {answer.dimension} sums, {named}, moved by a matrix C",
             )
@@ -319,7 +328,7 @@ class Loops:
         return self.memo[key]
 
 
-def _plain(c: Expr) -> str:
+def plain(c: Expr) -> str:
     """C as text, the next reference written as `NAME_next`."""
     return str(
         transform(

@@ -10,7 +10,7 @@ Source: FuseMax section IV for softmax; RedFuser and Neptune for n = 1; Chan, Go
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +31,7 @@ class Correction:
             that is -inf.
         kind: "algebraic" where the residual is zero as an identity, else "numerical".
         proof: lines to check by hand.
+        positive, nonnegative: what the proof takes to be > 0, or >= 0.
     """
 
     form: str
@@ -39,6 +40,8 @@ class Correction:
     sinks: tuple[tuple[bool, ...], ...] = ()
     kind: str = "algebraic"
     proof: tuple[str, ...] = ()
+    positive: tuple[Expr, ...] = ()
+    nonnegative: tuple[Expr, ...] = ()
 
     @property
     def dimension(self) -> int:
@@ -94,7 +97,10 @@ def correction(
     used = tuple(r for r in references if r in reads(summand))
     if not used:
         return Correction(form="none")
-    return _correction(summand, used, reduce, positive, nonnegative, fixed, shared)
+    found = _correction(summand, used, reduce, positive, nonnegative, fixed, shared)
+    if isinstance(found, Rejection):
+        return found
+    return replace(found, positive=positive, nonnegative=nonnegative)
 
 
 @lru_cache(maxsize=512)
