@@ -194,8 +194,11 @@ def localise(cascade: Cascade) -> Rewritten:
     return Rewritten(cascade=replace(cascade, body=body, constraints=kept), steps=tuple(steps))
 
 
-def defer(cascade: Cascade) -> Rewritten:
+def defer(cascade: Cascade, *, immediate: bool = False) -> Rewritten:
     """Apply R1 and R8 wherever they hold, to a fixed point.
+
+    Args:
+        immediate: leave inside what depends on a reduction over the same rank.
 
     Returns: the cascade, equal in value, and one step for each Einsum changed. Never more passes than before.
     Cost: O(Einsums^2) in the number of Einsums.
@@ -207,7 +210,7 @@ def defer(cascade: Cascade) -> Rewritten:
             if not isinstance(s, Einsum) or s.tensor in done or s.reduction is None:
                 continue
             done.add(s.tensor)
-            new = _split(s, cascade)
+            new = _split(s, cascade, immediate=immediate)
             if new is None:
                 continue
             raw, outer, rule = new
@@ -224,14 +227,19 @@ def _sentence(raw: Einsum, outer: Einsum) -> str:
     return f"what does not vary along {', '.join(raw.ranks)} leaves the reduction of {outer.tensor}"
 
 
-def _split(s: Einsum, cascade: Cascade) -> tuple[Einsum, Einsum, str] | None:
+def _split(s: Einsum, cascade: Cascade, *, immediate: bool) -> tuple[Einsum, Einsum, str] | None:
     assert s.reduction is not None
     defs = producers(cascade)
     reduced = set(s.ranks)
 
+    def stays(e: Expr) -> bool:
+        found = {t for r in reads(e) for t in (r.tensor, *ancestors(cascade, r.tensor))}
+        return immediate and any(t in defs and reduced & set(defs[t].ranks) for t in found)
+
     def opens(e: Expr, join: str) -> bool:
         """Whether a map's definition, seen from this reduction, has a part that lacks the reduced ranks."""
-        return any(not (set(variables(p)) & reduced) for p, _ in _parts(e, join)) and len(_parts(e, join)) > 1
+        found = _parts(e, join)
+        return len(found) > 1 and any(not set(variables(p)) & reduced and not stays(p) for p, _ in found)
 
     for join in ("mul", "add"):
         if s.reduce == "mean" or not _lets_through(join, s):
@@ -239,7 +247,11 @@ def _split(s: Einsum, cascade: Cascade) -> tuple[Einsum, Einsum, str] | None:
         expr = s.expr
         for _ in range(20):
             parts = _parts(expr, join)
-            outside = [(p, n) for p, n in parts if not set(variables(p)) & reduced and _may_leave(p, join, s, cascade)]
+            outside = [
+                (p, n)
+                for p, n in parts
+                if not set(variables(p)) & reduced and not stays(p) and _may_leave(p, join, s, cascade)
+            ]
             grown = tuple((_opened(p, defs, join, opens), n) for p, n in parts)
             if all(a is b for (a, _), (b, _) in zip(grown, parts, strict=True)):
                 break

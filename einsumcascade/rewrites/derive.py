@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from einsumcascade.language.ir import Cascade, Einsum, rank_of, variable_of
 from einsumcascade.rewrites.defer import defer, expand_means, localise
 from einsumcascade.rewrites.loop_form import loop_form
+from einsumcascade.rewrites.monotone import lift_monotone
 from einsumcascade.rewrites.step import Rewritten, Step
 
 DEFAULT_TILE = 128
+Division = Literal["deferred", "immediate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +63,18 @@ class Derivation:
         return "\n\n".join(["\n".join(head), *blocks, "result:\n" + str(self.cascade)])
 
 
-def simplify(cascade: Cascade) -> Rewritten:
-    """Apply the rewrites that need no choice of tile: means, deferral, positive factors."""
+def simplify(cascade: Cascade, *, division: Division = "deferred") -> Rewritten:
+    """Apply the rewrites that need no choice of tile: means, deferral, positive factors, monotone maps.
+
+    Args:
+        division: "deferred" takes out of a reduction every factor that leaves it; "immediate" keeps those inside that
+            are known only once the same rank has been read, as FlashAttention-1 keeps its denominator.
+    """
     local = localise(cascade)
     means = expand_means(local.cascade)
-    deferred = defer(means.cascade)
-    return Rewritten(cascade=deferred.cascade, steps=local.steps + means.steps + deferred.steps)
+    deferred = defer(means.cascade, immediate=division == "immediate")
+    lifted = lift_monotone(deferred.cascade)
+    return Rewritten(cascade=lifted.cascade, steps=local.steps + means.steps + deferred.steps + lifted.steps)
 
 
 def derive(cascade: Cascade | str, *, rank: str | None = None, tile: int = DEFAULT_TILE) -> Derivation:

@@ -86,7 +86,7 @@ class Moves(Loops):
     def _entry(self, c: Expr, loop: int, state: State, body: list[Statement]) -> Expr:
         """An entry of C, its factors as tensors of their own."""
         parts = factors(c)
-        if len(parts) > 1 and all(n > 0 for _, n in parts):
+        if len(parts) > 1:
             return product(tuple((self._factor(p, loop, state, body), n) for p, n in parts))
         return self._factor(c, loop, state, body)
 
