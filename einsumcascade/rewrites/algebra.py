@@ -291,11 +291,15 @@ def from_sympy(value: Any, leaf: Mapping[Any, Expr]) -> Expr | None:
     return None
 
 
-def equal(x: Expr, y: Expr) -> bool:
-    """Whether two expressions are equal by algebra; what algebra cannot see into is compared as it is written."""
+def equal(x: Expr, y: Expr, *, leaves: bool = False) -> bool:
+    """Whether two expressions are equal by algebra; what algebra cannot see into is compared as it is written.
+
+    Args:
+        leaves: go on where they do not read the same elements, which may cancel.
+    """
     if x == y:
         return True
-    if set(reads(x)) != set(reads(y)):
+    if not leaves and set(reads(x)) != set(reads(y)):
         return False
     import sympy as sp
 
@@ -305,7 +309,9 @@ def equal(x: Expr, y: Expr) -> bool:
         return symbols.setdefault(e, sp.Symbol(str(e), real=True))
 
     difference = to_sympy(x, symbol) - to_sympy(y, symbol)
-    return bool(sp.expand(sp.powsimp(sp.expand(difference), combine="exp")) == 0)
+    if sp.expand(sp.powsimp(sp.expand(difference), combine="exp")) == 0:
+        return True
+    return bool(leaves and sp.simplify(sp.expand_log(difference, force=True)) == 0)
 
 
 def carries(expr: Expr, var: str) -> bool:

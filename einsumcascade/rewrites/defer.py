@@ -49,7 +49,6 @@ def expand_means(cascade: Cascade) -> Rewritten:
     """Write a mean as a sum over a count of live points, and any as a maximum: reductions with laws of their own."""
     taken = names_taken(cascade)
     steps: list[Step] = []
-    references = _references(cascade)
 
     def one_any(s: Einsum) -> tuple[Statement, ...]:
         truth = (
@@ -82,7 +81,7 @@ def expand_means(cascade: Cascade) -> Rewritten:
         if not isinstance(s, Einsum) or s.reduce != "mean":
             return (s,)
         top = fresh(s.tensor + "S", taken)
-        if _is_full(s, cascade) and s.tensor not in references:
+        if _is_full(s, cascade):
             number: Expr = Scalar(name=rank_of(s.ranks[0]))
             for v in s.ranks[1:]:
                 number = Apply(op="mul", args=(number, Scalar(name=rank_of(v))))
@@ -98,7 +97,6 @@ def expand_means(cascade: Cascade) -> Rewritten:
                 )
             )
             return pair
-        # What later reductions refer to is divided by the points seen so far: a sum over M would be far from the mean.
         count = fresh(s.tensor + "C", taken)
         ones = _ones(s, cascade, count)
         size = Read(tensor=count, indices=ones.indices)
@@ -135,23 +133,10 @@ def _is_full(s: Einsum, cascade: Cascade) -> bool:
     return not culled and not s.where and plain
 
 
-def _references(cascade: Cascade) -> set[str]:
-    """Means that a later reduction over the same rank depends on."""
-    ranks = {e.tensor: set(e.ranks) for e in cascade.einsums}
-    means = {e.tensor for e in cascade.einsums if e.reduce == "mean"}
-    return {
-        t
-        for e in cascade.einsums
-        if e.ranks
-        for t in ancestors(cascade, e.tensor)
-        if t in means and ranks[t] & {*e.ranks}
-    }
-
-
 def _ones(s: Einsum, cascade: Cascade, name: str) -> Einsum:
     """The count of the points of a reduction, over the ranks that decide which of them are live."""
     culling = (*s.where, *(c for c in cascade.constraints if set(variables(c)) <= set(s.space)))
-    deciding = set(variables(*culling)) if not _is_full(s, cascade) else set()
+    deciding = set(variables(*culling))
     # An index out of range removes points too.
     deciding |= {v for r in reads(s.expr) for i in r.indices if not isinstance(i, Var) for v in variables(i)}
     indices = tuple(i for i in s.indices if set(variables(i)) & deciding)

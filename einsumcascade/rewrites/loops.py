@@ -221,7 +221,7 @@ class Loops:
             expr = self.spread(b, s.ranks)
             e = replace(s, tensor=fresh(f"{s.tensor}{len(reads_of_basis)}", self.taken), indices=kept, expr=expr)
             summand = inline_reads(e.expr, self.defs, lambda r, _: self.streams(r.tensor) and self.finished(r) == need)
-            twin = self.twin(e, summand)
+            twin = self.twin(e, summand, need - 1)
             if twin is None:
                 new.append(e)
                 twin = e.tensor
@@ -234,12 +234,12 @@ class Loops:
             self.states[e.tensor].basis = basis
         return basis, new
 
-    def twin(self, s: Einsum, summand: Expr) -> str | None:
-        """The state that sums the same over the same points, if there is one."""
+    def twin(self, s: Einsum, summand: Expr, loop: int) -> str | None:
+        """The state that sums the same over the same points in the same loop, if there is one."""
         for name, other in self.states.items():
             e = other.einsum
             alike = (e.indices, e.reduce, e.ranks, e.where) == (s.indices, s.reduce, s.ranks, s.where)
-            if alike and equal(other.summand, summand):
+            if alike and other.loop == loop and equal(other.summand, summand):
                 return name
         return None
 
@@ -304,6 +304,8 @@ class Loops:
 
         def leaf(e: Expr) -> Expr | None:
             nonlocal ok
+            if isinstance(e, Scalar) and (count := self.count(e, loop)) is not None:
+                return self.generation(count, when)
             if isinstance(e, Read):
                 inner = self.anchor_expr(e, loop, when)
                 ok = ok and inner is not None
@@ -312,6 +314,24 @@ class Loops:
 
         out = transform(inline(read, d), leaf)
         return out if ok else None
+
+    def count(self, extent: Scalar, loop: int) -> Read | None:
+        """The state that counts the points seen, for a reference that is divided by the extent of the rank.
+
+        So a mean is that of what was seen: a sum over all of M would be far from it, and cost digits.
+        """
+        (v, *others) = self.over
+        if others or extent.name != rank_of(v) or any(set(variables(c)) <= {v} for c in self.cascade.constraints):
+            return None
+        e = Einsum(tensor="", indices=(), expr=self.spread(Num(value=1), (v,)), reduce="sum", ranks=(v,))
+        name = self.twin(e, e.expr, loop)
+        if name is None:
+            name = fresh(f"{extent.name}C", self.taken)
+            e = replace(e, tensor=name)
+            self.states[name] = State(e, loop, Correction(form="none"), e.expr)
+            self.defs[name] = e
+            self.ready[name] = loop + 1
+        return Read(tensor=name)
 
     def generation(self, read: Read, when: str) -> Read:
         at: Expr = Var(name=self.index)

@@ -1,0 +1,255 @@
+"""A bound in place of a running maximum, where the score is bounded and the reference cancels.
+
+    S = cap * tanh(QK / cap); GM = S :: max(m); SN = exp(S - GM)   ->   GM = cap; SN = exp(S - cap)
+
+Preconditions: (1) every output is invariant under C, `out(d', C(d, d') S) = out(d, S)`, so that any reference gives the
+same value; (2) the score lies in an interval known from the operator table, or from the norms of the vectors whose
+product it is, and (3) the interval is short enough that no weight underflows in float32. The maximum is then no state
+and nothing is corrected. Source: the gradient through a maximum vanishes for the same reason; Cauchy and Schwarz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from einsumcascade.errors import InputError
+from einsumcascade.language.extents import Binding
+from einsumcascade.language.ir import (
+    Apply,
+    Cascade,
+    Einsum,
+    Expr,
+    Num,
+    Read,
+    Scalar,
+    Var,
+    apply,
+    reads,
+    scalars,
+    transform,
+    variables,
+)
+from einsumcascade.rewrites.algebra import drop_dead, equal, factors, inline_reads, is_map, is_positive, producers
+from einsumcascade.rewrites.loop_form import _LoopForm
+from einsumcascade.rewrites.running_state import PRIME
+from einsumcascade.rewrites.step import Rewritten, Step
+
+# exp(-80) is 1.8e-35, well above the least normal float32 number, also when a value scales it.
+WIDEST = 80.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Where the values of an expression lie; the ends are made of numbers, constants and extents."""
+
+    low: Expr
+    high: Expr
+
+
+def bound_references(cascade: Cascade, *, variable: str, extents: Mapping[str, int] | None = None) -> Rewritten:
+    """Replace each maximum over a rank that only serves as a reference by a bound of what it is the maximum of.
+
+    Args:
+        cascade: means expanded, factors deferred (see `simplify`). variable: of the rank.
+        extents: numbers by rank, for bounds that extents are part of.
+
+    Returns: the cascade, and one step for each maximum, which says why it stays where it does.
+    """
+    steps: list[Step] = []
+    for s in cascade.body:
+        if not (isinstance(s, Einsum) and s.reduce == "max" and variable in s.ranks):
+            continue
+        found = _bounded(cascade, s, variable, extents or {})
+        if isinstance(found, str):
+            steps.append(Step(rule="bound", what=f"{s.tensor} stays a running maximum: {found}", before=(str(s),)))
+            continue
+        new = replace(s, expr=found, reduce=None, ranks=(), where=())
+        steps.append(
+            Step(
+                rule="bound",
+                kind="algebraic",
+                what=f"{s.tensor} is only a reference: its bound serves as well",
+                before=(str(s),),
+                after=(str(new),),
+                proof=("out(d', C(d, d') S) = out(d, S) for every output",),
+            )
+        )
+        cascade = drop_dead(cascade.with_body(tuple(new if x is s else x for x in cascade.body)))
+    return Rewritten(cascade=cascade, steps=tuple(steps))
+
+
+def _bounded(cascade: Cascade, s: Einsum, variable: str, extents: Mapping[str, int]) -> Expr | str:
+    found = interval(s.expr, cascade)
+    if found is None:
+        return f"nothing bounds {s.expr}"
+    width = _number(apply("sub", found.high, found.low), cascade, extents)
+    if width is None:
+        return f"the length of its interval, {apply('sub', found.high, found.low)}, needs extents"
+    if width > WIDEST:
+        return f"its interval has length {width:g}, so weights of e**-{width:g} would underflow"
+    if not invariant(cascade, variable=variable, reference=s.tensor):
+        return "an output depends on it beyond the weights it scales"
+    return found.high
+
+
+def invariant(cascade: Cascade, *, variable: str, reference: str) -> bool:
+    """Whether every output has the same value whatever a reference is, the states moved with it.
+
+    This is `out(d', C(d, d') S) = out(d, S)`, proven by algebra; it is also why no gradient goes through the reference.
+    """
+    form = _LoopForm(cascade, (variable,), 1)
+    form.prepare()
+    if form.loops > 1 or reference not in form.states or reference in cascade.output_names or form.kept:
+        return False
+    defs = producers(cascade)
+    finals = {t for t in form.states if t != reference}
+
+    def opened(e: Expr) -> Expr:
+        return inline_reads(e, defs, lambda r, _: is_map(defs.get(r.tensor)) and not form.streams(r.tensor))
+
+    def moved(e: Expr) -> Expr | None:
+        if not isinstance(e, Read):
+            return None
+        if e.tensor == reference:
+            return replace(e, tensor=e.tensor + PRIME)
+        if e.tensor in finals:
+            return _moved(e)
+        return None
+
+    def _moved(read: Read) -> Expr:
+        state = form.states[read.tensor]
+        if state.how.form == "none":
+            return read
+        if state.how.form == "shift":
+            return apply("add", read, opened_twin(state.how.matrix[0][0]))
+        total: Expr = Num(value=0)
+        for c, target in zip(state.how.matrix[state.row], state.basis, strict=True):
+            total = apply("add", total, apply("mul", opened_twin(c), target))
+        return total
+
+    def opened_twin(c: Expr) -> Expr:
+        """An entry of C over the reference and its twin; other references keep their value."""
+
+        def leaf(e: Expr) -> Expr | None:
+            if isinstance(e, Read) and e.tensor.endswith(PRIME):
+                base = opened(Read(tensor=e.tensor.removesuffix(PRIME), indices=e.indices))
+                return transform(base, lambda x: replace(x, tensor=x.tensor + PRIME) if _is(x) else None)
+            if isinstance(e, Read):
+                return opened(e)
+            return None
+
+        return transform(c, leaf)
+
+    def _is(e: Expr) -> bool:
+        return isinstance(e, Read) and e.tensor == reference
+
+    for o in cascade.output_names:
+        e = defs[o]
+        value = opened(Read(tensor=o, indices=e.indices)) if o not in form.states else Read(tensor=o, indices=e.indices)
+        if not equal(transform(value, moved), value, leaves=True):
+            return False
+    return True
+
+
+def interval(expr: Expr, cascade: Cascade) -> Interval | None:
+    """The interval of an expression for all inputs, None where it has no ends."""
+    defs = producers(cascade)
+    match expr:
+        case Num():
+            return Interval(low=expr, high=expr)
+        case Scalar():
+            return Interval(low=expr, high=expr)
+        case Read() if is_map(defs.get(expr.tensor)):
+            return interval(defs[expr.tensor].expr, cascade)
+        case Read() if expr.tensor in defs and defs[expr.tensor].reduce == "sum":
+            return _product_of_vectors(defs[expr.tensor], cascade)
+        case Apply(op="mul" | "div", args=(x, y)):
+            for scale, other, k in ((x, y, 0), (y, x, 1)):
+                inner = interval(other, cascade)
+                fine = not reads(scale) and not variables(scale) and is_positive(scale, cascade)
+                if inner is None or not fine or (expr.op == "div" and k == 0):
+                    continue
+                make = (
+                    (lambda e, s=scale: apply("mul", s, e))
+                    if expr.op == "mul"
+                    else (lambda e, s=scale: apply("div", e, s))
+                )
+                return Interval(low=make(inner.low), high=make(inner.high))
+            return None
+        case Apply(op="add" | "sub", args=(x, y)):
+            a, b = interval(x, cascade), interval(y, cascade)
+            if a is None or b is None:
+                return None
+            low, high = (b.low, b.high) if expr.op == "add" else (b.high, b.low)
+            return Interval(low=apply(expr.op, a.low, low), high=apply(expr.op, a.high, high))
+        case Apply(op="neg", args=(x,)):
+            a = interval(x, cascade)
+            return None if a is None else Interval(low=apply("neg", a.high), high=apply("neg", a.low))
+        case Apply() if expr.row.low is not None and expr.row.high is not None:
+            return Interval(low=Num(value=expr.row.low), high=Num(value=expr.row.high))
+        case _:
+            return None
+
+
+def _product_of_vectors(e: Einsum, cascade: Cascade) -> Interval | None:
+    """The interval of a scalar product of two normalised vectors: its size is at most the product of their norms."""
+    if len(e.ranks) != 1:
+        return None
+    (over,) = e.ranks
+    vectors = [f for f, n in factors(e.expr) if over in variables(f) and n > 0]
+    rest = [(f, n) for f, n in factors(e.expr) if over not in variables(f)]
+    if len(vectors) != 2 or len(vectors) + len(rest) != len(factors(e.expr)):
+        return None
+    if any(reads(f) or variables(f) or not is_positive(f, cascade) for f, _ in rest):
+        return None
+    squares = [norm_squared(v, over, cascade) for v in vectors]
+    if squares[0] is None or squares[1] is None:
+        return None
+    most: Expr = apply("sqrt", apply("mul", squares[0], squares[1]))
+    for f, n in rest:
+        most = apply("mul" if n > 0 else "div", most, f)
+    return Interval(low=apply("neg", most), high=most)
+
+
+def norm_squared(vector: Expr, over: str, cascade: Cascade) -> Expr | None:
+    """A bound of the sum of squares of a vector divided by its own norm: 1, or the extent where the norm is a mean."""
+    defs = producers(cascade)
+    if isinstance(vector, Read) and is_map(defs.get(vector.tensor)):
+        vector = inline_reads(vector, defs, lambda r, _: over in variables(r))
+    above = [f for f, n in factors(vector) if n > 0]
+    below = [f for f, n in factors(vector) if n < 0]
+    if len(above) != 1 or len(below) != 1 or not isinstance(below[0], Apply) or below[0].op != "sqrt":
+        return None
+    inside = below[0].args[0]
+    if isinstance(inside, Apply) and inside.op == "add" and is_positive(inside.args[1], cascade, strict=False):
+        inside = inside.args[0]
+    inside = inline_reads(inside, defs, lambda r, _: is_map(defs.get(r.tensor)))
+    number: Expr = Num(value=1)
+    if isinstance(inside, Apply) and inside.op == "div" and not variables(inside.args[1]):
+        inside, number = inside.args
+    total = defs.get(inside.tensor) if isinstance(inside, Read) else None
+    if total is None or total.reduce != "sum" or total.ranks != (over,):
+        return None
+    if total.where or any(over in variables(c) for c in cascade.constraints):
+        return None
+    names = {i.name: to for i, to in zip(total.indices, inside.indices, strict=True) if isinstance(i, Var)}
+    from einsumcascade.language.ir import substitute
+
+    return number if equal(substitute(total.expr, names), apply("mul", above[0], above[0])) else None
+
+
+def _number(e: Expr, cascade: Cascade, extents: Mapping[str, int]) -> float | None:
+    needed = set(scalars(e))
+    known: dict[str, float] = {}
+    for c in cascade.constants:
+        try:
+            known[c.name] = Binding(extents=extents, constants=known).value(c.expr)
+        except (InputError, KeyError):
+            continue
+    if any(n not in known and n not in extents for n in needed):
+        return None
+    return float(Binding(extents=extents, constants=known).value(e))
+
+
+__all__ = ["Interval", "bound_references", "interval", "invariant", "norm_squared"]
