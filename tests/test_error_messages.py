@@ -32,11 +32,14 @@ from einsumcascade.errors import (
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind
 from einsumcascade.language.parser import parse
+from einsumcascade.rewrites.derive import derive
+from einsumcascade.rewrites.monoid import running_state
 from einsumcascade.schedules.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "error_messages.txt"
 KV = parse("in K[m,e], V[m,f]\nconst scale = 2\nS[e,f] = scale * K[m,e] * V[m,f]\nout S", name="kv.cascade")
+HINGE = parse("in X[p,m]\nG[p] = X[p,m] :: mean(m)\nO[p] = relu(X[p,m] - G[p])\nout O", name="hinge.cascade")
 NUMBERS = {"M": 8, "E": 4, "F": 4}
 
 TEXTS = {
@@ -182,6 +185,7 @@ CASES: dict[str, Callable[[], object]] = {
     "unknown-target": lambda: gpu_target("cuda:91"),
     "option-extents": lambda: parse_extents("P=3, m=4,K=0"),
     "option-const": command("analyse", "gqa", "--const", "w=wide"),
+    "option-value": lambda: derive(KV, reference="runing"),  # type: ignore[arg-type]
     "output-file": lambda: write_atomically(Path("no/such/kernel.py"), ""),
     "schedule-file": command("compile", "gqa", "--schedule", "no/such.json"),
     "too-many-inputs": lambda: call(zeros(), zeros(), zeros()),
@@ -194,6 +198,7 @@ CASES: dict[str, Callable[[], object]] = {
     "unknown-precision": lambda: compile_cascade(KV, precision="tf31"),
     "schedule-illegal": lambda: of_kernel(schedule=Schedule(kernels={})),
     "not-lowered-yet": lambda: compile_cascade(parse("rank m = 4\nS[m] = m + 1\nout S")),
+    "not-streamed": lambda: running_state(HINGE, rank="M"),
     "kernel-rejected": lambda: compiled("g"),
     "target-rejected": lambda: compiled(side_effect=RuntimeError("ptxas error: too many registers")),
     "shared-memory": lambda: compiled(return_value=SimpleNamespace(metadata=SimpleNamespace(shared=300_000))),

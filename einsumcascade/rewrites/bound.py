@@ -27,10 +27,21 @@ from einsumcascade.language.ir import (
     apply,
     reads,
     scalars,
+    substitute,
     transform,
     variables,
 )
-from einsumcascade.rewrites.algebra import drop_dead, equal, factors, inline_reads, is_map, is_positive, producers
+from einsumcascade.rewrites.algebra import (
+    drop_dead,
+    equal,
+    factors,
+    inline,
+    inline_reads,
+    is_map,
+    is_positive,
+    producers,
+    product,
+)
 from einsumcascade.rewrites.loop_form import _LoopForm
 from einsumcascade.rewrites.running_state import PRIME
 from einsumcascade.rewrites.step import Rewritten, Step
@@ -51,7 +62,7 @@ def bound_references(cascade: Cascade, *, variable: str, extents: Mapping[str, i
     """Replace each maximum over a rank that only serves as a reference by a bound of what it is the maximum of.
 
     Args:
-        cascade: means expanded, factors deferred (see `simplify`). variable: of the rank.
+        cascade: means expanded, nothing deferred yet. variable: of the rank.
         extents: numbers by rank, for bounds that extents are part of.
 
     Returns: the cascade, and one step for each maximum, which says why it stays where it does.
@@ -83,14 +94,42 @@ def _bounded(cascade: Cascade, s: Einsum, variable: str, extents: Mapping[str, i
     found = interval(s.expr, cascade)
     if found is None:
         return f"nothing bounds {s.expr}"
-    width = _number(apply("sub", found.high, found.low), cascade, extents)
-    if width is None:
-        return f"the length of its interval, {apply('sub', found.high, found.low)}, needs extents"
-    if width > WIDEST:
-        return f"its interval has length {width:g}, so weights of e**-{width:g} would underflow"
-    if not invariant(cascade, variable=variable, reference=s.tensor):
+    form = _LoopForm(cascade, (variable,), 1)
+    form.prepare()
+    if not _invariant(form, cascade, s.tensor):
         return "an output depends on it beyond the weights it scales"
+    for state in form.states.values():
+        for c in (c for row in state.how.matrix for c in row):
+            width = _logarithm(c, s.tensor, found, form, cascade, extents)
+            if width is None:
+                return f"the length of its interval, {apply('sub', found.high, found.low)}, needs extents"
+            if width > WIDEST:
+                return f"weights could be as small as exp(-{width:g}), which underflows"
     return found.high
+
+
+def _logarithm(
+    c: Expr, reference: str, found: Interval, form: _LoopForm, cascade: Cascade, extents: Mapping[str, int]
+) -> float | None:
+    """The size of the exponent of an entry of C that moves a state from one end of the interval to the other."""
+
+    def at(e: Expr) -> Expr | None:
+        if not isinstance(e, Read):
+            return None
+        name = e.tensor.removesuffix(PRIME)
+        end = found.low if e.tensor.endswith(PRIME) else found.high
+        if name == reference:
+            return end
+        d = form.defs.get(name)
+        if d is not None and is_map(d) and reference in {r.tensor for r in reads(d.expr)}:
+            inner = inline(replace(e, tensor=name), d)
+            return transform(inner, lambda x: end if isinstance(x, Read) and x.tensor == reference else None)
+        return Num(value=1)
+
+    if not (isinstance(c, Apply) and c.op == "exp"):
+        return 0.0
+    value = _number(transform(c.args[0], at), cascade, extents)
+    return None if value is None else abs(value)
 
 
 def invariant(cascade: Cascade, *, variable: str, reference: str) -> bool:
@@ -100,53 +139,49 @@ def invariant(cascade: Cascade, *, variable: str, reference: str) -> bool:
     """
     form = _LoopForm(cascade, (variable,), 1)
     form.prepare()
+    return _invariant(form, cascade, reference)
+
+
+def _invariant(form: _LoopForm, cascade: Cascade, reference: str) -> bool:
     if form.loops > 1 or reference not in form.states or reference in cascade.output_names or form.kept:
         return False
-    defs = producers(cascade)
-    finals = {t for t in form.states if t != reference}
+    defs = form.defs
 
     def opened(e: Expr) -> Expr:
-        return inline_reads(e, defs, lambda r, _: is_map(defs.get(r.tensor)) and not form.streams(r.tensor))
+        """An expression over states alone."""
+        return inline_reads(e, defs, lambda r, d: is_map(d) and not form.streams(r.tensor))
 
-    def moved(e: Expr) -> Expr | None:
-        if not isinstance(e, Read):
-            return None
-        if e.tensor == reference:
-            return replace(e, tensor=e.tensor + PRIME)
-        if e.tensor in finals:
-            return _moved(e)
-        return None
+    def primed(e: Expr) -> Expr | None:
+        return replace(e, tensor=e.tensor + PRIME) if isinstance(e, Read) and e.tensor == reference else None
 
-    def _moved(read: Read) -> Expr:
-        state = form.states[read.tensor]
-        if state.how.form == "none":
-            return read
-        if state.how.form == "shift":
-            return apply("add", read, opened_twin(state.how.matrix[0][0]))
-        total: Expr = Num(value=0)
-        for c, target in zip(state.how.matrix[state.row], state.basis, strict=True):
-            total = apply("add", total, apply("mul", opened_twin(c), target))
-        return total
-
-    def opened_twin(c: Expr) -> Expr:
-        """An entry of C over the reference and its twin; other references keep their value."""
+    def entry(c: Expr) -> Expr:
+        """An entry of C, over the reference and its twin; other references keep their value."""
 
         def leaf(e: Expr) -> Expr | None:
-            if isinstance(e, Read) and e.tensor.endswith(PRIME):
-                base = opened(Read(tensor=e.tensor.removesuffix(PRIME), indices=e.indices))
-                return transform(base, lambda x: replace(x, tensor=x.tensor + PRIME) if _is(x) else None)
-            if isinstance(e, Read):
-                return opened(e)
-            return None
+            if not isinstance(e, Read):
+                return None
+            if e.tensor.endswith(PRIME):
+                return transform(opened(replace(e, tensor=e.tensor.removesuffix(PRIME))), primed)
+            return opened(e)
 
         return transform(c, leaf)
 
-    def _is(e: Expr) -> bool:
-        return isinstance(e, Read) and e.tensor == reference
+    def moved(e: Expr) -> Expr | None:
+        if not isinstance(e, Read) or e.tensor not in form.states:
+            return None
+        state = form.states[e.tensor]
+        if e.tensor == reference or state.how.form == "none":
+            return primed(e)
+        if state.how.form == "shift":
+            return apply("add", e, entry(state.how.matrix[0][0]))
+        total: Expr = Num(value=0)
+        for c, target in zip(state.how.matrix[state.row], state.basis, strict=True):
+            total = apply("add", total, apply("mul", entry(c), target))
+        return total
 
     for o in cascade.output_names:
-        e = defs[o]
-        value = opened(Read(tensor=o, indices=e.indices)) if o not in form.states else Read(tensor=o, indices=e.indices)
+        own = Read(tensor=o, indices=defs[o].indices)
+        value = own if o in form.states else opened(own)
         if not equal(transform(value, moved), value, leaves=True):
             return False
     return True
@@ -160,8 +195,8 @@ def interval(expr: Expr, cascade: Cascade) -> Interval | None:
             return Interval(low=expr, high=expr)
         case Scalar():
             return Interval(low=expr, high=expr)
-        case Read() if is_map(defs.get(expr.tensor)):
-            return interval(defs[expr.tensor].expr, cascade)
+        case Read() if (d := defs.get(expr.tensor)) is not None and is_map(d):
+            return interval(inline(expr, d), cascade)
         case Read() if expr.tensor in defs and defs[expr.tensor].reduce == "sum":
             return _product_of_vectors(defs[expr.tensor], cascade)
         case Apply(op="mul" | "div", args=(x, y)):
@@ -170,12 +205,9 @@ def interval(expr: Expr, cascade: Cascade) -> Interval | None:
                 fine = not reads(scale) and not variables(scale) and is_positive(scale, cascade)
                 if inner is None or not fine or (expr.op == "div" and k == 0):
                     continue
-                make = (
-                    (lambda e, s=scale: apply("mul", s, e))
-                    if expr.op == "mul"
-                    else (lambda e, s=scale: apply("div", e, s))
-                )
-                return Interval(low=make(inner.low), high=make(inner.high))
+                sign = 1 if expr.op == "mul" else -1
+                ends = [product(((end, 1), (scale, sign))) for end in (inner.low, inner.high)]
+                return Interval(low=ends[0], high=ends[1])
             return None
         case Apply(op="add" | "sub", args=(x, y)):
             a, b = interval(x, cascade), interval(y, cascade)
@@ -206,9 +238,8 @@ def _product_of_vectors(e: Einsum, cascade: Cascade) -> Interval | None:
     squares = [norm_squared(v, over, cascade) for v in vectors]
     if squares[0] is None or squares[1] is None:
         return None
-    most: Expr = apply("sqrt", apply("mul", squares[0], squares[1]))
-    for f, n in rest:
-        most = apply("mul" if n > 0 else "div", most, f)
+    both = apply("sqrt", apply("mul", squares[0], squares[1]))
+    most = product(((squares[0] if squares[0] == squares[1] else both, 1), *rest))
     return Interval(low=apply("neg", most), high=most)
 
 
@@ -228,14 +259,14 @@ def norm_squared(vector: Expr, over: str, cascade: Cascade) -> Expr | None:
     number: Expr = Num(value=1)
     if isinstance(inside, Apply) and inside.op == "div" and not variables(inside.args[1]):
         inside, number = inside.args
-    total = defs.get(inside.tensor) if isinstance(inside, Read) else None
+    if not isinstance(inside, Read):
+        return None
+    total = defs.get(inside.tensor)
     if total is None or total.reduce != "sum" or total.ranks != (over,):
         return None
     if total.where or any(over in variables(c) for c in cascade.constraints):
         return None
     names = {i.name: to for i, to in zip(total.indices, inside.indices, strict=True) if isinstance(i, Var)}
-    from einsumcascade.language.ir import substitute
-
     return number if equal(substitute(total.expr, names), apply("mul", above[0], above[0])) else None
 
 

@@ -6,14 +6,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from einsumcascade.analysis.counts import count_operations, evaluate_extents
+from einsumcascade.analysis.passes import count_passes
+from einsumcascade.errors import Diagnostic, InputError, LoweringError, UnknownRankError, nearest
 from einsumcascade.language.ir import Cascade, Einsum, rank_of, variable_of
+from einsumcascade.rewrites.bound import bound_references
 from einsumcascade.rewrites.defer import defer, expand_means, localise
 from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.rewrites.monotone import lift_monotone
+from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.rewrites.step import Rewritten, Step
 
 DEFAULT_TILE = 128
 Division = Literal["deferred", "immediate"]
+Reference = Literal["running", "local", "bound"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One way to rewrite a cascade, and what it costs.
+
+    Args:
+        division: whether factors known only after the rank was read leave its reductions ("deferred").
+        passes: over all ranks that are streamed, added up.
+        corrections: entries of C that move a state from tile to tile.
+        operations: of the result at the extents given, exponentials and divisions weighing 8.
+    """
+
+    division: str
+    passes: int
+    corrections: int
+    operations: int
+
+    def __str__(self) -> str:
+        count = f"{self.passes} pass{'es' if self.passes != 1 else ''}"
+        return f"division {self.division}: {count}, {self.corrections} corrections, {self.operations:.4g} operations"
+
+    @property
+    def cost(self) -> tuple[int, int, int]:
+        """What is minimised: passes, then corrections, then operations."""
+        return self.passes, self.corrections, self.operations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +56,14 @@ class Derivation:
         original, cascade: before and after; equal in value for every input.
         steps: each rewrite with its proof.
         passes: for each rank streamed, its passes (before, after).
+        considered: the choices that were weighed; the first is the one taken.
     """
 
     original: Cascade
     cascade: Cascade
     steps: tuple[Step, ...]
     passes: Mapping[str, tuple[int, int]]
+    considered: tuple[Choice, ...] = ()
 
     @property
     def certificate(self) -> str:
@@ -63,43 +97,112 @@ class Derivation:
         return "\n\n".join(["\n".join(head), *blocks, "result:\n" + str(self.cascade)])
 
 
-def simplify(cascade: Cascade, *, division: Division = "deferred") -> Rewritten:
+def simplify(cascade: Cascade, *, division: Division = "deferred", bound: Mapping[str, int] | None = None) -> Rewritten:
     """Apply the rewrites that need no choice of tile: means, deferral, positive factors, monotone maps.
 
     Args:
         division: "deferred" takes out of a reduction every factor that leaves it; "immediate" keeps those inside that
             are known only once the same rank has been read, as FlashAttention-1 keeps its denominator.
+        bound: extents, to put bounds in place of running maxima where that is proven right; None: keep the maxima.
     """
-    local = localise(cascade)
-    means = expand_means(local.cascade)
-    deferred = defer(means.cascade, immediate=division == "immediate")
-    lifted = lift_monotone(deferred.cascade)
-    return Rewritten(cascade=lifted.cascade, steps=local.steps + means.steps + deferred.steps + lifted.steps)
+    steps: list[Step] = []
+
+    def take(found: Rewritten) -> Cascade:
+        steps.extend(found.steps)
+        return found.cascade
+
+    cascade = take(expand_means(take(localise(cascade))))
+    if bound is not None:
+        for v in dict.fromkeys(v for e in cascade.einsums if e.reduce == "max" for v in e.ranks):
+            cascade = take(bound_references(cascade, variable=v, extents=bound))
+    cascade = take(lift_monotone(take(defer(cascade, immediate=division == "immediate"))))
+    return Rewritten(cascade=cascade, steps=tuple(steps))
 
 
-def derive(cascade: Cascade | str, *, rank: str | None = None, tile: int = DEFAULT_TILE) -> Derivation:
+def derive(
+    cascade: Cascade | str,
+    *,
+    rank: str | None = None,
+    tile: int = DEFAULT_TILE,
+    division: Division | None = None,
+    reference: Reference = "running",
+    parts: int = 8,
+    extents: Mapping[str, int] | None = None,
+) -> Derivation:
     """Derive the form of a cascade that makes the fewest passes over a rank.
+
+    Softmax attention gives FlashAttention-2; with `division="immediate"` FlashAttention-1, with `reference="local"`
+    FlashDecoding: three choices of one derivation.
 
     Args:
         cascade: a cascade, or the name of a gallery text.
         rank: the rank to stream, `M`; None: each rank that is reduced in a chain of reductions.
         tile: extent of the tile in the loop form.
+        division: "deferred" or "immediate"; None takes the cheaper: passes first, then corrections, then operations.
+        reference: "running" corrects a state from tile to tile; "local" gives each of `parts` parts of the rank a state
+            of its own and merges them; "bound" puts a bound in place of a running maximum where it cancels.
+        extents: numbers by rank, which decide between equals; else lengths count as 1024 and feature ranks as 64.
 
     Returns: the derivation; its `.cascade` equals the original in value and the reference runs it.
-    Raises: UnknownRankError: `rank` is not reduced in the cascade.
+    Raises:
+        UnknownRankError: `rank` is not reduced in the cascade.
+        InputError: `option-value`, a choice is none of those named or `parts` is below 1.
     Cost: seconds at most: one SymPy derivation for each reduction that depends on an earlier one.
     Source: FuseMax (MICRO 2024) section IV; RedFuser (2603.10026).
     """
-    from einsumcascade.analysis.passes import count_passes
-    from einsumcascade.errors import Diagnostic, LoweringError, UnknownRankError, nearest
-
     if isinstance(cascade, str):
         from einsumcascade.gallery import load
 
         cascade = load(cascade)
-    first = simplify(cascade)
+    _complain(division, reference, parts)
+    wanted = _wanted(cascade, rank)
+    sizes = _sizes(cascade, extents or {})
+    bound = sizes if reference == "bound" else None
+    found: list[tuple[Choice, Cascade, Cascade, list[Step], dict[str, int]]] = []
+    divisions: tuple[Division, ...] = ("deferred", "immediate") if division is None else (division,)
+    for d in divisions:
+        simple = simplify(cascade, division=d, bound=bound)
+        if found and simple.cascade == found[0][1]:
+            break
+        result, steps = _formed(simple, wanted, tile, parts if reference == "local" else 0)
+        after = {rank_of(v): count_passes(result, rank=rank_of(v)).passes for v in wanted}
+        choice = Choice(
+            division=d,
+            passes=sum(after.values()),
+            corrections=sum(s.claim is not None for s in steps),
+            operations=_operations(result, sizes),
+        )
+        found.append((choice, simple.cascade, result, steps, after))
+    found.sort(key=lambda f: f[0].cost)
+    _, _, result, steps, after = found[0]
+    passes = {r: (count_passes(cascade, rank=r).passes, n) for r, n in after.items()}
+    return Derivation(
+        original=cascade, cascade=result, steps=tuple(steps), passes=passes, considered=tuple(f[0] for f in found)
+    )
+
+
+def _complain(division: str | None, reference: str, parts: int) -> None:
+    problems = []
+    for name, value, known in (
+        ("division", division, ("deferred", "immediate")),
+        ("reference", reference, ("running", "local", "bound")),
+    ):
+        if value is not None and value not in known:
+            problems.append((f"'{value}' is no {name}", f"{name} is {' or '.join(known)}", nearest(value, known)))
+    if parts < 1:
+        problems.append((f"{parts} parts", "a rank is split into one part at least", ""))
+    if problems:
+        raise InputError(
+            diagnostics=tuple(Diagnostic(code="option-value", headline=h, rule=r, hint=x) for h, r, x in problems)
+        )
+
+
+def _wanted(cascade: Cascade, rank: str | None) -> tuple[str, ...]:
+    """The variables of the ranks to stream."""
     reduced = tuple(dict.fromkeys(v for e in cascade.einsums for v in e.ranks))
-    if rank is not None and variable_of(rank) not in reduced:
+    if rank is None:
+        return tuple(v for v in reduced if count_passes(cascade, rank=rank_of(v)).levels > 1)
+    if not rank or variable_of(rank) not in reduced:
         names = tuple(map(rank_of, reduced))
         raise UnknownRankError(
             diagnostics=(
@@ -111,27 +214,46 @@ def derive(cascade: Cascade | str, *, rank: str | None = None, tile: int = DEFAU
                 ),
             )
         )
-    wanted = (variable_of(rank),) if rank else tuple(v for v in reduced if _chained(cascade, v))
-    result, steps = first.cascade, list(first.steps)
+    return (variable_of(rank),)
+
+
+def _formed(simple: Rewritten, wanted: tuple[str, ...], tile: int, parts: int) -> tuple[Cascade, list[Step]]:
+    """Bring each rank to loop form, or to parts with a state of their own."""
+    result, steps = simple.cascade, list(simple.steps)
     for v in wanted:
-        if any(isinstance(s, Einsum) and v in s.ranks for s in result.body):
-            try:
+        if not any(isinstance(s, Einsum) and v in s.ranks for s in result.body):
+            continue
+        try:
+            if parts:
+                form = split_form(result, variable=v, parts=parts)
+            else:
                 form = loop_form(result, over=(v,), tile=tile)
-            except LoweringError as error:
-                # The cascade keeps its passes over this rank; a derivation is not refused for it.
-                why = error.diagnostics[0].headline
-                steps.append(Step(rule="not streamed", what=f"{rank_of(v)} stays as it is", proof=(why,)))
-                continue
-            result = form.cascade
-            steps += form.steps
-    passes = {
-        rank_of(v): (count_passes(cascade, rank=rank_of(v)).passes, count_passes(result, rank=rank_of(v)).passes)
-        for v in wanted
-    }
-    return Derivation(original=cascade, cascade=result, steps=tuple(steps), passes=passes)
+        except LoweringError as error:
+            # The cascade keeps its passes over this rank; a derivation is not refused for it.
+            why = error.diagnostics[0].headline
+            steps.append(Step(rule="not streamed", what=f"{rank_of(v)} stays as it is", proof=(why,)))
+            continue
+        result = form.cascade
+        steps += form.steps
+    return result, steps
 
 
-def _chained(cascade: Cascade, variable: str) -> bool:
-    from einsumcascade.analysis.passes import count_passes
+def _sizes(cascade: Cascade, given: Mapping[str, int]) -> dict[str, int]:
+    """Extents to weigh operations at: those given, else 64 for ranks innermost in every input, 1024 for others."""
+    out: dict[str, int] = {}
+    for v in dict.fromkeys(v for i in cascade.inputs for v in i.indices):
+        inner = all(i.indices[-1] == v for i in cascade.inputs if v in i.indices)
+        out[rank_of(v)] = 64 if inner else 1024
+    return {**out, **given}
 
-    return count_passes(cascade, rank=rank_of(variable)).levels > 1
+
+def _operations(cascade: Cascade, sizes: Mapping[str, int]) -> int:
+    """Operations, weighted by what they cost beside a multiply-add; 0 where an extent is unknown."""
+    counts, extents = count_operations(cascade), evaluate_extents(cascade, sizes)
+    total = 0
+    for kind, weight in (("multiply_add", 1), ("max", 1), ("other", 1), ("exp", 8), ("divide", 8)):
+        n = counts.total(kind)
+        if not set(n.extents) <= set(extents):
+            return 0
+        total += weight * n.at(extents)
+    return total

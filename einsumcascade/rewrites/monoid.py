@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from einsumcascade.errors import Diagnostic, LoweringError, UnknownRankError, nearest
 from einsumcascade.language.ir import (
     Cascade,
-    Definition,
     Einsum,
     Expr,
     Input,
@@ -37,6 +36,7 @@ from einsumcascade.language.ir import (
 from einsumcascade.rewrites.algebra import drop_dead, fresh
 from einsumcascade.rewrites.loop_form import LoopForm, _LoopForm, loop_form
 from einsumcascade.rewrites.loops import State, not_lowered
+from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.rewrites.step import Step
 
 
@@ -90,7 +90,7 @@ class RunningState:
 
     def split(self, *, parts: int) -> Cascade:
         """The cascade with a state for each of `parts` parts of the rank, and their merge: split-K, FlashDecoding."""
-        return split_form(self.cascade, variable=self.variable, parts=parts)
+        return split_form(self.cascade, variable=self.variable, parts=parts).cascade
 
     def merge(self) -> Cascade:
         """A cascade that merges two states: inputs `X_a` and `X_b` for each component X, outputs the components."""
@@ -192,59 +192,6 @@ def _component(state: State) -> Component:
         summand=str(e.expr),
         moves=moves,
     )
-
-
-def split_form(cascade: Cascade, *, variable: str, parts: int) -> Cascade:
-    """Partition a rank into parts, reduce each over a reference of its own, and merge the states (R3').
-
-        GM = S :: max(m); SD = exp(S - GM) :: sum(m)   ->   LGM = S :: max(m0);  LSD = exp(S - LGM) :: sum(m0)
-                                                             GM = LGM :: max(m1); SD = exp(LGM - GM) * LSD :: sum(m1)
-
-    Returns: a cascade of equal value without iteration; M1 is the number of parts, M0 their length.
-    Raises: LoweringError: as `loop_form`.
-    """
-    assert parts > 0
-    return _Split(cascade, (variable,), parts + 1).run().cascade
-
-
-@dataclass
-class _Split(_LoopForm):
-    """A state for each part of the rank, and their merge; `tile` is one more than the number of parts."""
-
-    def ranks(self) -> tuple[Definition, ...]:
-        parts = Scalar(name=rank_of(self.index))
-        extent = Scalar(name=rank_of(self.over[-1]))
-        length = apply("floordiv", apply("sub", apply("add", extent, parts), Num(value=1)), parts)
-        return Definition(name=self.index, expr=Num(value=self.tile - 1)), Definition(name=self.inner, expr=length)
-
-    def generation(self, read: Read, when: str) -> Read:
-        if when != "new":
-            return read
-        return Read(tensor=self.local(read.tensor), indices=(*read.indices, *self.tile_at()))
-
-    def local(self, tensor: str) -> str:
-        """The name of the state of one part."""
-        if (tensor, -1) not in self.memo:
-            self.memo[(tensor, -1)] = fresh("L" + tensor, self.taken)
-        return self.memo[(tensor, -1)]
-
-    def absorbed_at(self) -> tuple[Expr, ...]:
-        return self.tile_at()
-
-    def finished_state(self, s: Einsum) -> list[Statement]:
-        return []
-
-    def traverse(self, loop: int) -> list[Statement]:
-        body: list[Statement] = []
-        placed: dict[str, str] = {}
-        self.anchored = {}
-        for state in self.states.values():
-            if state.loop == loop:
-                s = state.einsum
-                self.tile_of(s, self.local(s.tensor), loop, body, placed)
-                merged = self.moved(state, body, source="new", target="last")
-                body.append(replace(s, expr=merged, ranks=(self.index,), where=()))
-        return body
 
 
 @dataclass
