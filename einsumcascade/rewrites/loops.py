@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from einsumcascade.errors import Diagnostic, LoweringError
+from einsumcascade.errors import Diagnostic, LoweringError, SourceText
 from einsumcascade.language.ir import (
     Cascade,
     Definition,
@@ -176,7 +176,7 @@ class Loops:
                     before=(str(s),),
                     what=f"{s.tensor} waits for {', '.join(dict.fromkeys(a.tensor for a in anchors))}: "
                     f"one more loop over {', '.join(map(rank_of, self.over))}",
-                    proof=(answer.reason,),
+                    proof=(*underlined(answer.where, self.cascade.source), answer.reason),
                 )
             )
             return State(s, need, Correction(form="none"), summand)
@@ -346,6 +346,14 @@ class Loops:
         if key not in self.memo:
             self.memo[key] = fresh("R" + tensor, self.taken)
         return self.memo[key]
+
+
+def underlined(e: Expr | None, source: SourceText | None) -> tuple[str, ...]:
+    """The line of the text that an expression stands in, and a line that underlines it; nothing where it has no place."""
+    if e is None or e.span is None or source is None:
+        return ()
+    shown = Diagnostic(code="not-streamed", headline="", span=e.span).render(source, kind="").splitlines()
+    return tuple(line[1:] for line in shown if line[:1] == " " and " | " in line)
 
 
 def plain(c: Expr) -> str:

@@ -152,7 +152,7 @@ def running_state(cascade: Cascade, *, rank: str) -> RunningState:
     found.prepare()
     if found.loops > 1:
         late = next(s for s in found.states.values() if s.loop > 0)
-        why = next((s.proof[0] for s in found.steps if s.rule == "not streamed"), "it waits for another")
+        why = next((s.proof[-1] for s in found.steps if s.rule == "not streamed"), "it waits for another")
         raise LoweringError(
             diagnostics=(
                 Diagnostic(

@@ -9,14 +9,14 @@ Source: FuseMax section IV for softmax; RedFuser and Neptune for n = 1; Chan, Go
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, reads
+from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, reads, subexpressions
 from einsumcascade.rewrites.algebra import from_sympy, to_sympy
-from einsumcascade.rewrites.span import canonical, span
+from einsumcascade.rewrites.span import canonical, separated, span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +61,15 @@ class Correction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """Why a reduction does not stream."""
+    """Why a reduction does not stream.
+
+    Args:
+        reason: one sentence.
+        where: the sub-expression of the summand that is to blame, if one is.
+    """
 
     reason: str
+    where: Expr | None = None
 
 
 PRIME = "__next"
@@ -154,7 +160,10 @@ def _correction(
             return _written(claim, "shift", (f,), ((shift,),), back)
     found = span(f, streamed, old, new)
     if isinstance(found, str):
-        return Rejection(reason=f"{found}, so it must wait for the final {_names(old)}")
+        where = _blamed(summand, used, symbol, streamed, set(old))
+        named = ", ".join(dict.fromkeys(r.tensor for r in used if where is None or r in reads(where)))
+        what = f"{where} mixes values along the rank with {named}: no finite sum of products" if where else found
+        return Rejection(reason=f"{what}, so it must wait for the final {named}", where=where)
     if len(found.basis) > 1 and reduce != "sum":
         return Rejection(reason=f"a {reduce} of a sum of {len(found.basis)} products is not made of as many {reduce}s")
     (factor, *_), *_ = found.matrix
@@ -170,6 +179,17 @@ def _correction(
             back[back_symbol] = read
     basis = (f, *(b.xreplace(names) for b in found.basis[1:]))
     return _written(claim, "linear", found.basis, found.matrix, back, spelled=basis)
+
+
+def _blamed(
+    summand: Expr, used: tuple[Read, ...], symbol: Callable[[Expr], Any], streamed: set[Any], old: set[Any]
+) -> Expr | None:
+    """The smallest part of a summand that is no sum of products of a function of x and one of d."""
+    parts = [e for e in subexpressions(summand) if isinstance(e, Apply) and set(used) & set(reads(e))]
+    for e in sorted(parts, key=lambda e: len(list(subexpressions(e)))):
+        if isinstance(separated(to_sympy(e, symbol), streamed, old), str):
+            return e
+    return None
 
 
 def _twin(symbol: Any) -> Any:

@@ -72,10 +72,7 @@ def separated(f: Any, streamed: set[Any], references: set[Any]) -> dict[Any, Any
             elif not part.free_symbols & references:
                 shape *= part
             else:
-                names = ", ".join(sorted(str(s) for s in part.free_symbols & references))
-                return (
-                    f"'{sp.sstr(part)}' mixes values along the rank with {names}: no finite sum of products of the two"
-                )
+                return f"'{sp.sstr(part)}' is no finite sum of products"
         groups[shape] = groups.get(shape, 0) + factor
     groups = {g: h for g, h in groups.items() if h != 0}
     return _merged(groups, references)
