@@ -52,6 +52,8 @@ class Texts:
     scalars: dict[str, str] = field(default_factory=dict)  # text of a hoisted scalar by its name
     positions: Mapping[Expr, str] = field(default_factory=dict)  # coordinates of loops, by expression
     temporaries: dict[str, str] = field(default_factory=dict)  # name by text, of values that a line uses twice
+    numbered: dict[str, str] = field(default_factory=dict)  # the same of every line so far
+    mask_axes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by name
 
     # --- sizes --------------------------------------------------------------------------------------------------
 
@@ -207,15 +209,17 @@ class Texts:
         """Name a text that a template uses more than once."""
         if t.precedence == ATOM and t.text.isidentifier():
             return t
-        return Text(self.temporaries.setdefault(t.text, f"tmp_{len(self.temporaries)}"), ATOM, t.axes)
+        # Another text, another name: Triton lets no loop assign a name that had another type before it.
+        name = self.numbered.setdefault(t.text, f"tmp_{len(self.numbered)}")
+        return Text(self.temporaries.setdefault(t.text, name), ATOM, t.axes)
 
     def _mask(self, t: Text) -> Text:
-        """Name a condition of several parts."""
-        return Text(
-            self.temporaries.setdefault(t.text, f"m_{len(self.temporaries)}" if self.temporaries else "m_live"),
-            ATOM,
-            t.axes,
-        )
+        """Name a condition of several parts; one name has the same axes everywhere."""
+        name = first = f"m_{len(self.temporaries)}" if self.temporaries else "m_live"
+        n = 2
+        while self.mask_axes.setdefault(name, t.axes) != t.axes:
+            name, n = f"{first}{n}", n + 1
+        return Text(self.temporaries.setdefault(t.text, name), ATOM, t.axes)
 
     def _hoisted(self, expr: Apply) -> Text:
         """A product of constants gets a name, computed once at the top."""

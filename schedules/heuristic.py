@@ -66,7 +66,10 @@ def _kernel(
     own = {d.name for d in k.cascade.ranks}
     steps = [n for v, n in sizes.items() if v not in grid]
     steps += [_padded(extents.get(rank_of(v), 64)) for v in program.bounded if v in own and k.loops]
-    streamed = widest * 2 * dtype_bytes * max(steps, default=0)
+    # Keys and values, or as many rows of features as the loop reads.
+    looped, features = set(k.loops[-1:]), set(program.bounded)
+    operands = sum(bool(looped & set(i.indices) and features & set(i.indices)) for i in k.cascade.inputs)
+    streamed = widest * max(operands, 2) * dtype_bytes * max(steps, default=0)
     while stages > 1 and stages * streamed > target.shared_memory_bytes // 2:
         stages -= 1
     return KernelSchedule(tiles=sizes, warps=warps, stages=stages)

@@ -34,6 +34,8 @@ ORDER = (
 # Outside the order: the oracle may share no code with what it judges.
 REFERENCE_IMPORTS = {"errors", "language", "reference"}
 REFERENCE_IMPORTERS = {"verify", "__init__", "reference"}
+# The interpreter is held against them: they import each other, and nothing of the package imports them.
+CLOSED_FORMS = "einsumcascade.reference.closed_forms"
 
 HOLDERS = {
     "torch": {"codegen", "verify"},
@@ -108,6 +110,8 @@ def fault(importer: str, imported: str) -> str | None:
     if top != "einsumcascade":
         return None
     there = layer_of(imported)
+    if importer.startswith(CLOSED_FORMS) != imported.startswith(CLOSED_FORMS):
+        return "closed forms import NumPy and each other, and nothing imports them"
     if here == "reference":
         return None if there in REFERENCE_IMPORTS else "reference imports errors and language only"
     if there == "reference":
@@ -160,6 +164,8 @@ def test_every_part_of_the_package_has_a_layer() -> None:
         ("einsumcascade.schedules.search", "def f():\n    import torch.cuda"),
         ("einsumcascade.reference.interpret", "from einsumcascade.analysis.extents import bind"),
         ("einsumcascade.reference.interpret", "import torch"),
+        ("einsumcascade.reference.closed_forms.core", "from einsumcascade.reference.interpret import run"),
+        ("einsumcascade.reference.interpret", "from einsumcascade.reference.closed_forms.parts import softmax"),
         ("einsumcascade.codegen.op", "from einsumcascade import reference"),
         ("einsumcascade.codegen.op", "import importlib\nimportlib.import_module('einsumcascade.verify.run')"),
         ("einsumcascade.cli", "import einsumcascade"),

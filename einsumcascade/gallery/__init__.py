@@ -132,11 +132,13 @@ def _read(name: str) -> str:
 
 
 def _unknown(name: str) -> NoReturn:
+    near = nearest(name, names())
     _fail(
         "unknown-spec",
         f"'{name}' is neither in the gallery nor a file",
         rule="a spec is a gallery name or the path of a readable file",
-        hint=nearest(name, names()),
+        # The names are too many for a message.
+        hint="`einsumcascade list` shows the gallery" if near.startswith("known: ") else near,
     )
 
 

@@ -14,6 +14,7 @@ from einsumcascade.codegen.launch import (
     feature_ranks,
     run_interpreted,
     run_on_gpu,
+    selectors,
     with_constants,
     with_extents,
 )
@@ -21,7 +22,7 @@ from einsumcascade.codegen.op import present_target
 from einsumcascade.codegen.plain import run_plain
 from einsumcascade.errors import Diagnostic, InputError, nearest
 from einsumcascade.language.extents import Binding, bind
-from einsumcascade.language.ir import Cascade, Read, rank_of, reads, subexpressions
+from einsumcascade.language.ir import Cascade, rank_of, reads, subexpressions
 from einsumcascade.reference.errorbound import EPS, Verdict, conditioning, judge
 from einsumcascade.reference.interpret import run
 from einsumcascade.schedules.schedule import Schedule
@@ -180,40 +181,30 @@ def filled_extents(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, in
 def random_inputs(cascade: Cascade, binding: Binding, dtype: str, *, seed: int = 0) -> dict[str, torch.Tensor]:
     """Standard normal inputs; a tensor that only indexes or compares gets whole numbers in range."""
     generator = torch.Generator().manual_seed(seed)
-    selectors = _index_extents(cascade)
+    whole, indexed = selectors(cascade), _indexed_ranks(cascade)
     out = {}
     for i in cascade.inputs:
         shape = [binding.extents[rank_of(v)] for v in i.indices]
-        if i.tensor in selectors:
-            rank = selectors[i.tensor]
-            high = binding.extents.get(rank, max(binding.extents.values(), default=2)) if rank else 4
+        if i.tensor in whole:
+            # Four values for what is only compared: equal ones, and some of each.
+            high = binding.extents[indexed[i.tensor]] if i.tensor in indexed else 4
             out[i.tensor] = torch.randint(0, max(high, 1), shape, generator=generator, dtype=torch.int32)
         else:
             out[i.tensor] = torch.randn(shape, generator=generator).to(getattr(torch, dtype))
     return out
 
 
-def _index_extents(cascade: Cascade) -> dict[str, str]:
-    """Inputs that only index or compare, with the rank they index, empty where they only compare."""
-    values = {r.tensor for e in cascade.einsums for r in _value_reads(e.expr)}
+def _indexed_ranks(cascade: Cascade) -> dict[str, str]:
+    """The rank that an input indexes, by the tensors that stand in an index of another input."""
     declared = {i.tensor: i.indices for i in cascade.inputs}
-    out: dict[str, str] = {}
-    for e in cascade.einsums:
-        for r in reads(e.expr, *e.where):
-            for n, index in enumerate(r.indices):
-                for inner in reads(index):
-                    if r.tensor in declared:
-                        out[inner.tensor] = rank_of(declared[r.tensor][n])
-    for c in (*cascade.constraints, *(c for e in cascade.einsums for c in e.where)):
-        for r in reads(c):
-            out.setdefault(r.tensor, "")
-    return {t: rank for t, rank in out.items() if t not in values and t in declared}
-
-
-def _value_reads(expr: Any) -> list[Read]:
-    out = [x for x in subexpressions(expr) if isinstance(x, Read)]
-    inner = {r for x in out for r in reads(*x.indices)}
-    return [x for x in out if x not in inner]
+    return {
+        inner.tensor: rank_of(declared[r.tensor][n])
+        for e in cascade.einsums
+        for r in reads(e.expr, *e.where)
+        if r.tensor in declared
+        for n, index in enumerate(r.indices)
+        for inner in reads(index)
+    }
 
 
 def _rows(

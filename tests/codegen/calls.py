@@ -9,6 +9,7 @@ from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import parse
 from einsumcascade.verify.verify import filled_extents, random_inputs
+from tests.gallery.draws import draw
 
 VARIANTS = tuple(name for name in names() if header(name).kernel == "yes")
 # A row statistic of one kernel is what the other subtracts.
@@ -31,6 +32,14 @@ def qkv(
 def inputs_of(cascade: Cascade, dtype: str, **extents: int) -> dict[str, torch.Tensor]:
     given = bind(cascade, extents=filled_extents(cascade, {k: n for k, n in extents.items() if k in ranks(cascade)}))
     return random_inputs(cascade, given, dtype)
+
+
+def variant_inputs(name: str, dtype: str, kind: str = "odd") -> dict[str, torch.Tensor]:
+    """The inputs that a gallery text is drawn, in one dtype; tables and lengths stay whole."""
+    return {
+        n: torch.from_numpy(x).to(getattr(torch, dtype if x.dtype.kind == "f" else "int32"))
+        for n, x in draw(load(name), name, kind).items()
+    }
 
 
 def ranks(cascade: Cascade) -> set[str]:

@@ -16,7 +16,7 @@ from einsumcascade.errors import EinsumCascadeError, InputError, LoweringError, 
 from einsumcascade.gallery import load
 from einsumcascade.language.parser import constrained, parse
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
-from tests.codegen.calls import TWO_KERNELS, VARIANTS, inputs_of, qkv, strided
+from tests.codegen.calls import TWO_KERNELS, VARIANTS, inputs_of, qkv, strided, variant_inputs
 from tests.codegen.judging import assert_within_bounds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def refuse(code: str, action: object, *arguments: object, **named: object) -> st
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_is_within_the_error_rule(name: str, dtype: str) -> None:
     cascade = load(name)
-    inputs = inputs_of(cascade, dtype, **SMALL)
+    inputs = variant_inputs(name, dtype)
     assert_within_bounds(cascade, inputs, ec.compile(cascade)(*inputs.values()))
 
 

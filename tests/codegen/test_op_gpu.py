@@ -10,7 +10,7 @@ from einsumcascade.errors import InputError
 from einsumcascade.gallery import load
 from einsumcascade.language.parser import constrained
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
-from tests.codegen.calls import TRACED, VARIANTS, inputs_of, qkv, strided
+from tests.codegen.calls import TRACED, VARIANTS, inputs_of, qkv, strided, variant_inputs
 from tests.codegen.judging import assert_within_bounds
 
 
@@ -19,7 +19,7 @@ from tests.codegen.judging import assert_within_bounds
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_is_within_the_error_rule_on_a_gpu(name: str, dtype: str) -> None:
     cascade = load(name)
-    inputs = {n: t.cuda() for n, t in inputs_of(cascade, dtype, B=2, P=150, M=77, E=64, F=64).items()}
+    inputs = {n: t.cuda() for n, t in variant_inputs(name, dtype).items()}
     assert_within_bounds(cascade, inputs, ec.compile(cascade)(**inputs))
 
 

@@ -120,9 +120,9 @@ def linear_1_kernel(
     b_NV = tl.dot(b_FQ.to(Q.dtype.element_ty), b_KV.to(Q.dtype.element_ty), input_precision="ieee")  # [BLOCK_P, F]
     # SD[b, h, p] = FQ[b, h, p, e] * KS[b, h, e] :: sum(e)
     b_SD = tl.sum(b_FQ * b_KS.to(tl.float32)[None, :], axis=1)  # [BLOCK_P]
-    tmp_0 = b_SD[:, None]
+    tmp_1 = b_SD[:, None]
     # AV[b, h, p, f] = NV[b, h, p, f] / SD[b, h, p]
-    b_AV = tl.where(b_NV == 0, tl.where(tmp_0 == 0, 0.0, b_NV / tmp_0), b_NV / tmp_0)  # [BLOCK_P, F]
+    b_AV = tl.where(b_NV == 0, tl.where(tmp_1 == 0, 0.0, b_NV / tmp_1), b_NV / tmp_1)  # [BLOCK_P, F]
     p_AV = AV + i_b * stride_AV_b + i_h * stride_AV_h
     o_AV = o_p.to(tl.int64)[:, None] * stride_AV_p + o_f.to(tl.int64)[None, :] * stride_AV_f
     tl.store(p_AV + o_AV, b_AV.to(AV.dtype.element_ty), mask=(o_p < P)[:, None])

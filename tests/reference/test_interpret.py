@@ -1,189 +1,33 @@
-"""The interpreter against closed forms, against a loop over single points, and rule by rule."""
+"""The interpreter against its own slow path, and rule by rule; closed forms are in tests/gallery."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from einsumcascade.errors import CascadeError, InputError
+from einsumcascade.gallery import load, names
 from einsumcascade.language.parser import parse
-from einsumcascade.reference import closed_forms as cf
 from einsumcascade.reference import interpret, run, run_all
+from einsumcascade.reference.closed_forms import CLOSED_FORMS
+from tests.gallery.draws import draw
 
 Array = NDArray[np.float64]
 Arrays = dict[str, Array]
-TEXTS = Path(__file__).resolve().parents[1] / "texts"
 RNG = np.random.default_rng
-H, P, M, E, F = 2, 9, 11, 4, 3
-QKV = {"Q": (H, P, E), "K": (H, M, E), "V": (H, M, F)}
-CAUSAL = cf.causal(P, M)
-
-
-def relu(x: Array) -> Array:
-    return np.maximum(x, 0.0)
-
-
-def sigmoid(x: Array) -> Array:
-    return 1.0 / (1.0 + np.exp(-x))
-
-
-def softmax_attention(a: Arrays) -> Array:
-    return cf.attention(a["Q"], a["K"], a["V"], mask=CAUSAL)
-
-
-def gated(a: Arrays) -> Array:
-    return sigmoid(a["GT"]) * softmax_attention(a)
-
-
-def alibi(a: Arrays) -> Array:
-    distance = np.arange(P)[:, None] - np.arange(M)
-    return cf.attention(a["Q"], a["K"], a["V"], mask=CAUSAL, score=lambda s: s - a["SLOPE"][:, None, None] * distance)
-
-
-def qknorm(a: Arrays) -> Array:
-    q, k = cf.rms_norm(a["Q"], eps=1e-6, gain=a["GQ"]), cf.rms_norm(a["K"], eps=1e-6, gain=a["GK"])
-    return cf.attention(q, k, a["V"], mask=CAUSAL)
-
-
-def rope(a: Arrays) -> Array:
-    q = cf.rotate(a["Q"].reshape(H, P, -1), np.arange(P)[:, None] * a["FREQ"] + a["PSI"][:, None])
-    k = cf.rotate(a["K"].reshape(H, M, -1), np.arange(M)[:, None] * a["FREQ"] + a["PHI"][:, None])
-    return cf.attention(q, k, a["V"], mask=CAUSAL)
-
-
-def gatv2(a: Arrays) -> Array:
-    x = a["L"][:, :, None] + a["R"][:, None]
-    s = (np.where(x >= 0, x, 0.2 * x) * a["AW"][:, None, None]).sum(-1)
-    return cf.softmax(s, mask=a["ADJ"] > 0) @ a["V"]
-
-
-def hpnet(a: Arrays) -> Array:
-    s = np.einsum("hpe,hpme->hpm", a["Q"], a["K"][:, None] + a["EK"]) / math.sqrt(E)
-    w = cf.softmax(s, mask=cf.causal(P, M, window=3, strict=True))
-    return np.einsum("hpm,hpmf->hpf", w, a["V"][:, None] + a["EV"])
-
-
-def kernelattn(a: Arrays) -> Array:
-    w = a["FQ"] @ a["FK"].swapaxes(-1, -2)
-    return w @ a["V"] / w.sum(-1, keepdims=True)
-
-
-def taylor2(a: Arrays) -> Array:
-    s = a["Q"] @ a["K"].swapaxes(-1, -2) / math.sqrt(E)
-    w = np.where(CAUSAL, 1 + s + s * s / 2, 0.0)
-    return w @ a["V"] / w.sum(-1, keepdims=True)
-
-
-def diff(a: Arrays) -> Array:
-    o = np.tensordot(a["LAM"], cf.attention(a["Q"], a["K"], a["V"][None], mask=CAUSAL), 1)
-    return 0.2 * cf.rms_norm(o, eps=1e-5)
-
-
-def entropy(a: Arrays) -> tuple[Array, Array]:
-    w = cf.softmax(a["Q"] @ a["K"].swapaxes(-1, -2) / math.sqrt(E), mask=CAUSAL)
-    return -(w * np.log(np.where(w > 0, w, 1.0))).sum(-1), (w * w).sum(-1)
-
-
-def kronecker(a: Arrays) -> Array:
-    keys = (a["K1"][:, None] * a["K2"][None]).reshape(-1, E)
-    values = (a["V1"][:, None] * a["V2"][None]).reshape(-1, F)
-    mask = (CAUSAL[:, :, None] & cf.causal(P, 5)[:, None]).reshape(P, -1)
-    return cf.attention(a["Q"], keys, values, mask=mask)
-
-
-# Per text: shapes of the inputs, and the formula of its outputs.
-Form = Callable[[Arrays], Array | tuple[Array, ...]]
-FORMS: dict[str, tuple[dict[str, tuple[int, ...]], Form]] = {
-    "softmax_3p": (QKV, softmax_attention),
-    "softmax_2p": (QKV, softmax_attention),
-    "softmax_2p_part": (QKV, softmax_attention),
-    "softmax_1p": (QKV, softmax_attention),
-    "gqa": (
-        {"Q": (H, 3, P, E), "K": (H, M, E), "V": (H, M, F)},
-        lambda a: cf.attention(a["Q"], a["K"][:, None], a["V"][:, None], mask=CAUSAL),
-    ),
-    "splitkv": (
-        {"Q": (H, E), "K": (H, M, E), "V": (H, M, F)},
-        lambda a: cf.attention(a["Q"][:, None], a["K"], a["V"])[:, 0],
-    ),
-    "gated": ({**QKV, "GT": (H, P, F)}, gated),
-    "sinklogit": (
-        {**QKV, "SINK": (H,)},
-        lambda a: cf.attention(a["Q"], a["K"], a["V"], mask=CAUSAL, sink=a["SINK"][:, None]),
-    ),
-    "alibi": ({**QKV, "SLOPE": (H,)}, alibi),
-    "softcap": (
-        QKV,
-        lambda a: cf.attention(a["Q"], a["K"], a["V"], mask=CAUSAL, score=lambda s: 3.0 * np.tanh(s / 3.0)),
-    ),
-    "qknorm": ({**QKV, "GQ": (E,), "GK": (E,)}, qknorm),
-    "rope": (
-        {"Q": (H, P, 2, 3), "K": (H, M, 2, 3), "V": (H, M, F), "FREQ": (3,), "PHI": (M,), "PSI": (P,)},
-        rope,
-    ),
-    "gatv2": ({"L": (H, P, E), "R": (H, M, E), "AW": (H, E), "V": (H, M, F), "ADJ": (P, M)}, gatv2),
-    "hpnet": ({**QKV, "EK": (H, P, M, E), "EV": (H, P, M, F)}, hpnet),
-    "paint": (
-        {**QKV, "COEF": (M,)},
-        lambda a: cf.attention(a["Q"], a["K"], a["V"], mask=CAUSAL, score=lambda s: s + a["COEF"] * np.abs(s)),
-    ),
-    "reluattn": (QKV, lambda a: cf.map_attention(a["Q"], a["K"], a["V"], relu, mask=CAUSAL) / M),
-    "sigmoidattn": (QKV, lambda a: cf.map_attention(a["Q"], a["K"], a["V"], lambda s: sigmoid(s - 2.0), mask=CAUSAL)),
-    "hebbian": (QKV, lambda a: cf.linear_attention(a["Q"], a["K"], a["V"])),
-    "kernelattn": ({"FQ": (H, P, 5), "FK": (H, M, 5), "V": (H, M, F)}, kernelattn),
-    "taylor2": (QKV, taylor2),
-    "staticmap": (
-        {"J1": (H, P, E), "J2": (H, M, E), "V": (2, H, M, F)},
-        lambda a: cf.attention(a["J1"], a["J2"], a["V"]),
-    ),
-    "diff": ({"Q": (2, H, P, E), "K": (2, H, M, E), "V": (H, M, F), "LAM": (2,)}, diff),
-    "entropy": ({"Q": (H, P, E), "K": (H, M, E)}, entropy),
-    "kronecker": ({"Q": (P, E), "K1": (M, E), "K2": (5, E), "V1": (M, F), "V2": (5, F)}, kronecker),
-    "linattn": (
-        {"Q": (M, E), "K": (M, E), "V": (M, F)},
-        lambda a: cf.linear_attention(a["Q"], a["K"], a["V"], mask=cf.causal(M, M)),
-    ),
-}
-
-
-def drawn(shapes: dict[str, tuple[int, ...]], *, seed: int = 0, scale: float = 1.0) -> Arrays:
-    rng = RNG(seed)
-    return {name: scale * rng.normal(size=shape) for name, shape in shapes.items()}
 
 
 def evaluate(text: str, **inputs: object) -> Arrays:
     return run(parse(text), inputs)  # type: ignore[arg-type]
 
 
-def test_every_text_has_a_formula() -> None:
-    assert {p.stem for p in TEXTS.glob("*.cascade")} == set(FORMS)
-
-
-@pytest.mark.parametrize("scale", [1.0, 200.0], ids=["ordinary", "large"])
-@pytest.mark.parametrize("name", FORMS)
-def test_a_text_agrees_with_its_closed_form(name: str, scale: float) -> None:
-    shapes, form = FORMS[name]
-    arrays = drawn(shapes)
-    # Large scores, not large values: only the query side is scaled up.
-    for query in ("Q", "J1", "L", "R"):
-        if query in arrays and name not in ("hebbian", "linattn", "taylor2"):
-            arrays[query] = arrays[query] * scale
-    cascade = parse((TEXTS / f"{name}.cascade").read_text(encoding="utf-8"), name=f"{name}.cascade")
-    expected = form(arrays)
-    results = run(cascade, arrays)
-    for got, want in zip(results.values(), expected if isinstance(expected, tuple) else (expected,), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", names())
 def test_contractions_change_nothing_but_rounding(name: str) -> None:
-    arrays = drawn(FORMS[name][0], seed=1)
-    cascade = parse((TEXTS / f"{name}.cascade").read_text(encoding="utf-8"))
+    cascade = load(name)
+    arrays = draw(cascade, name, seed=1)
     fast, slow = run_all(cascade, arrays), run_all(cascade, arrays, contract=False)
     assert fast.keys() == slow.keys()
     for tensor in fast:
@@ -192,33 +36,33 @@ def test_contractions_change_nothing_but_rounding(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["softmax_3p", "softmax_1p", "gqa", "kronecker"])
 def test_small_blocks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays = drawn(FORMS[name][0], seed=2)
-    cascade = parse((TEXTS / f"{name}.cascade").read_text(encoding="utf-8"))
+    cascade = load(name)
+    arrays = draw(cascade, name, seed=2)
     whole = run(cascade, arrays)
     monkeypatch.setattr(interpret, "POINTS", 50)
     for tensor, value in run(cascade, arrays).items():
-        np.testing.assert_allclose(value, whole[tensor], rtol=1e-12)
+        np.testing.assert_allclose(value, whole[tensor], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 4, 11, 16])
 def test_the_running_form_agrees_at_every_tile(block: int) -> None:
-    arrays = drawn(QKV, seed=3, scale=30.0)
-    cascade = parse((TEXTS / "softmax_1p.cascade").read_text(encoding="utf-8"))
+    cascade = load("softmax_1p")
+    arrays = draw(cascade, "softmax_1p", "large", seed=3)
     got = run(cascade, arrays, extents={"M0": block})["AV"]
-    np.testing.assert_allclose(got, softmax_attention(arrays), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(got, CLOSED_FORMS["softmax_1p"](arrays)["AV"], rtol=1e-10, atol=1e-12)
 
 
 def test_a_query_without_keys_gives_zero() -> None:
-    arrays = drawn(FORMS["hpnet"][0], seed=4)
-    cascade = parse((TEXTS / "hpnet.cascade").read_text(encoding="utf-8"))
-    assert not run(cascade, arrays)["AV"][:, 0].any()
+    cascade = load("hpnet")
+    assert not run(cascade, draw(cascade, "hpnet"))["AV"][:, 0].any()
 
 
 def test_no_keys_at_all_give_zero() -> None:
-    shapes = {"Q": (H, P, E), "K": (H, 0, E), "V": (H, 0, F)}
     for name in ("softmax_3p", "softmax_1p"):
-        cascade = parse((TEXTS / f"{name}.cascade").read_text(encoding="utf-8"))
-        assert not run(cascade, drawn(shapes))["AV"].any()
+        cascade = load(name)
+        arrays = draw(cascade, name)
+        arrays |= {tensor: arrays[tensor][..., :0, :] for tensor in ("K", "V")}
+        assert not run(cascade, arrays)["AV"].any()
 
 
 @pytest.mark.parametrize(

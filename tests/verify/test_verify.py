@@ -11,13 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from einsumcascade.cli import app
-from einsumcascade.codegen.launch import Built
+from einsumcascade.codegen.launch import Built, selectors
 from einsumcascade.errors import InputError
 from einsumcascade.gallery import header, load, names
+from einsumcascade.language.extents import bind
 from einsumcascade.language.parser import constrained, parse
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.verify import verify as module
-from einsumcascade.verify.verify import filled_extents, verify
+from einsumcascade.verify.verify import filled_extents, random_inputs, verify
+from tests.gallery.draws import extents_of
 
 VARIANTS = tuple(name for name in names() if header(name).kernel == "yes")
 SMALL = {"B": 1, "P": 9, "M": 21, "E": 16, "F": 16}
@@ -31,7 +33,7 @@ def small(name: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_passes(name: str) -> None:
-    verification = verify(name, extents=small(name))
+    verification = verify(name, extents=extents_of(load(name), name))
     assert verification.passed, str(verification)
     assert {row.dtype for row in verification.rows} == {"float16", "bfloat16", "float32"}
 
@@ -102,6 +104,17 @@ def test_an_output_that_is_an_input_and_one_that_indexes() -> None:
     for text in ("in X[m]\nS[m] = 2 * X[m]\nout S, X", "in ROW[p], X[m,e]\nY[p,e] = 2 * X[ROW[p],e]\nout Y"):
         verification = verify(parse(text), dtypes=("bfloat16",))
         assert verification.passed, str(verification)
+
+
+def test_what_only_selects_is_whole_and_may_be_equal() -> None:
+    cascade = parse(
+        "in X[m], KIND[m], ROW[m], Y[n], Z[m]\n"
+        "S[m] = select(KIND[m] == 1, X[m], 0) + Y[ROW[m]] + select(Z[m] > 0, Z[m], 1)\nout S"
+    )
+    inputs = random_inputs(cascade, bind(cascade, extents={"M": 200, "N": 9}), "float32")
+    assert {n for n, t in inputs.items() if not t.is_floating_point()} == {"KIND", "ROW"} == selectors(cascade)
+    assert set(inputs["KIND"].tolist()) == set(range(4)) and set(inputs["ROW"].tolist()) == set(range(9))
+    assert verify(cascade, extents={"M": 20, "N": 9}).passed
 
 
 def test_a_seed_repeats_the_errors() -> None:
