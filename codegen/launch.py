@@ -15,10 +15,11 @@ from einsumcascade.codegen.emit_triton import KernelText, emit, module
 from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.place import lower
-from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError
+from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import Binding, bind
-from einsumcascade.language.ir import Cascade, Definition, Num, Read, rank_of, reads, subexpressions
+from einsumcascade.language.ir import Apply, Cascade, Definition, Expr, Iter, Num, Read, rank_of, walk
 from einsumcascade.rewrites.derive import simplify
+from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Program, bounded_variables, identifier, partition
 from einsumcascade.schedules.schedule import Schedule, check_schedule
@@ -109,11 +110,19 @@ def value_dtype(inputs: Iterable[torch.Tensor]) -> torch.dtype:
 
 def selectors(cascade: Cascade) -> frozenset[str]:
     """Inputs that stand only in index expressions and conditions, so may hold whole numbers."""
-    values: set[str] = set()
-    for e in cascade.einsums:
-        inner = {r.tensor for x in subexpressions(e.expr) if isinstance(x, Read) for r in reads(*x.indices)}
-        values |= {r.tensor for r in reads(e.expr)} - inner
+    computed = (s.expr for s in walk(cascade.body) if not isinstance(s, Iter))
+    values = {r.tensor for expr in computed for r in value_reads(expr)}
     return frozenset(i.tensor for i in cascade.inputs) - values
+
+
+def value_reads(expr: Expr) -> tuple[Read, ...]:
+    """Reads that are computed with: neither inside an index nor inside a condition."""
+    match expr:
+        case Read():
+            return (expr,)
+        case Apply() if not expr.row.condition:
+            return tuple(r for x in expr.args for r in value_reads(x))
+    return ()
 
 
 def text_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:
@@ -184,16 +193,19 @@ def build(
     require_inputs(cascade)
     cascade = with_extents(cascade, extents)
     binding = text_binding(cascade, extents)
-    program = program_of(cascade, extents)
-    if schedule is None:
-        schedule = default_schedule(program, extents=binding.extents, dtype_bytes=DTYPE_BYTES[dtype], target=target)
+    form = schedule or Schedule()
+    program = program_of(cascade, extents, form)
+    if not form.kernels:
+        sizes = program_binding(program, binding)
+        chosen = default_schedule(program, extents=sizes.extents, dtype_bytes=DTYPE_BYTES[dtype], target=target)
+        kernels_of = dict(chosen.kernels)
         if tile_limit is not None:
-            schedule = Schedule(
-                kernels={
-                    n: replace(k, tiles={v: min(t, tile_limit) for v, t in k.tiles.items()})
-                    for n, k in schedule.kernels.items()
-                }
-            )
+            kernels_of = {
+                n: replace(k, tiles={v: min(t, tile_limit) for v, t in k.tiles.items()}) for n, k in kernels_of.items()
+            }
+        form = replace(form, kernels=kernels_of)
+    schedule = form
+    binding = program_binding(program, binding)
     check_schedule(program, schedule)
     kernels = tuple(lower(k, program, schedule.kernels[k.name], binding) for k in program.kernels)
     texts = tuple(emit(k, precision=precision) for k in kernels)
@@ -214,19 +226,50 @@ def build(
     )
 
 
-def program_of(cascade: Cascade, extents: Mapping[str, int]) -> Program:
-    """The kernels of a cascade, before any schedule; cached by the extents that matter."""
-    return _program(cascade, cascade.name, tuple(sorted(text_binding(cascade, extents).extents.items())))
+def program_of(cascade: Cascade, extents: Mapping[str, int], form: Schedule | None = None) -> Program:
+    """The kernels of a cascade, of the form that a schedule asks for; cached by the extents that matter."""
+    form = form or Schedule()
+    known = {v for e in cascade.einsums for v in e.ranks}
+    for v in form.split:
+        if v not in known:
+            raise ScheduleError(
+                diagnostics=(
+                    Diagnostic(
+                        code="schedule-illegal",
+                        headline=f"the schedule splits '{v}', which no Einsum reduces",
+                        rule="split names variables of ranks that are reduced",
+                        hint=nearest(v, sorted(known)),
+                    ),
+                )
+            )
+    sizes = tuple(sorted(text_binding(cascade, extents).extents.items()))
+    return _program(cascade, cascade.name, sizes, form.reference, tuple(form.split.items()))
+
+
+def program_binding(program: Program, binding: Binding) -> Binding:
+    """The binding of a text with the ranks that a split adds to it: their numbers of parts, and lengths."""
+    new = [d for d in program.cascade.ranks if rank_of(d.name) not in binding.extents]
+    sizes = {rank_of(d.name): int(d.expr.value) if isinstance(d.expr, Num) else LENGTH for d in new}
+    return Binding(extents={**binding.extents, **sizes}, constants=binding.constants) if new else binding
 
 
 @lru_cache(maxsize=256)
-def _program(cascade: Cascade, name: str, extents: tuple[tuple[str, int], ...]) -> Program:
+def _program(
+    cascade: Cascade,
+    name: str,
+    extents: tuple[tuple[str, int], ...],
+    reference: str,
+    split: tuple[tuple[str, int], ...],
+) -> Program:
     # Cascades are equal whatever they are called, but their kernels are not: the name is part of the key.
     assert name == cascade.name
     # An output that is an input needs no kernel.
     given = {i.tensor for i in cascade.inputs}
     written = tuple(o for o in cascade.outputs if o.tensor not in given)
-    simple = simplify(replace(cascade, outputs=written)).cascade
+    bound = dict(extents) if reference == "bound" else None
+    simple = simplify(replace(cascade, outputs=written), bound=bound).cascade
+    for v, parts in split:
+        simple = split_form(simple, variable=v, parts=parts).cascade
     return partition(simple, bounded=bounded_variables(simple, dict(extents)))
 
 

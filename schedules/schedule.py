@@ -13,6 +13,7 @@ from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.roles import grid_tiles
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
+REFERENCES = ("running", "bound")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +41,23 @@ class KernelSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """One KernelSchedule for each kernel of a program, by kernel name, in order."""
+    """How a cascade becomes kernels, and one KernelSchedule for each of them.
 
-    kernels: Mapping[str, KernelSchedule]
+    Args:
+        kernels: by kernel name, in order; none means that each gets the default choices.
+        reference: "running" keeps a running maximum, "bound" puts a bound in its place where that is proven right.
+        split: parts of a rank, by its variable, that are reduced by programs of their own and merged: split-K.
+    """
+
+    kernels: Mapping[str, KernelSchedule] = field(default_factory=dict)
+    reference: str = "running"
+    split: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return "\n".join(f"{name}: {k}" for name, k in self.kernels.items())
+        lines = [f"{name}: {k}" for name, k in self.kernels.items()]
+        lines += [f"reference {self.reference}"] if self.reference != "running" else []
+        lines += [f"split {v} into {n} parts" for v, n in self.split.items()]
+        return "\n".join(lines)
 
     def to_json(self) -> str:
         """Print as JSON; `from_json` reads it back to an equal value."""
@@ -54,7 +66,9 @@ class Schedule:
                 "kernels": {
                     n: {"tiles": dict(k.tiles), "warps": k.warps, "stages": k.stages, "descriptors": k.descriptors}
                     for n, k in self.kernels.items()
-                }
+                },
+                **({"reference": self.reference} if self.reference != "running" else {}),
+                **({"split": dict(self.split)} if self.split else {}),
             },
             indent=2,
         )
@@ -71,7 +85,16 @@ class Schedule:
             raise _bad(f"the schedule is not JSON: {error.msg} at line {error.lineno}") from None
         if not isinstance(data, dict) or not isinstance(data.get("kernels"), dict):
             raise _bad("the schedule has no object 'kernels'")
-        return Schedule(kernels={name: _kernel(name, fields) for name, fields in data["kernels"].items()})
+        for key in data:
+            if key not in ("kernels", "reference", "split"):
+                raise _bad(f"a schedule has no '{key}'", nearest(key, ("kernels", "reference", "split")))
+        reference, split = data.get("reference", "running"), data.get("split", {})
+        if reference not in REFERENCES:
+            raise _bad(f"the reference is {reference!r}, not {' or '.join(REFERENCES)}")
+        if not isinstance(split, dict) or any(type(n) is not int or n < 1 for n in split.values()):
+            raise _bad(f"'split' is {split!r}, not numbers of parts by variable")
+        kernels = {name: _kernel(name, fields) for name, fields in data["kernels"].items()}
+        return Schedule(kernels=kernels, reference=reference, split=split)
 
 
 _KINDS: dict[str, type] = {"tiles": dict, "warps": int, "stages": int, "descriptors": bool}

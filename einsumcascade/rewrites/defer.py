@@ -98,7 +98,7 @@ def expand_means(cascade: Cascade) -> Rewritten:
             )
             return pair
         count = fresh(s.tensor + "C", taken)
-        ones = _ones(s, cascade, count)
+        ones = _ones(s, count)
         size = Read(tensor=count, indices=ones.indices)
         new = (
             replace(s, tensor=top, reduce="sum"),
@@ -133,17 +133,12 @@ def _is_full(s: Einsum, cascade: Cascade) -> bool:
     return not culled and not s.where and plain
 
 
-def _ones(s: Einsum, cascade: Cascade, name: str) -> Einsum:
-    """The count of the points of a reduction, over the ranks that decide which of them are live."""
-    culling = (*s.where, *(c for c in cascade.constraints if set(variables(c)) <= set(s.space)))
-    deciding = set(variables(*culling))
-    # An index out of range removes points too.
-    deciding |= {v for r in reads(s.expr) for i in r.indices if not isinstance(i, Var) for v in variables(i)}
-    indices = tuple(i for i in s.indices if set(variables(i)) & deciding)
+def _ones(s: Einsum, name: str) -> Einsum:
+    """The count of the live points of a reduction; it names each variable, so that the space stays the same."""
     out: Expr = Num(value=1)
-    for v in (*variables(*indices), *s.ranks):
+    for v in s.space:
         out = Apply(op="add", args=(out, Apply(op="mul", args=(Num(value=0), Var(name=v)))))
-    return replace(s, tensor=name, indices=indices, expr=out, reduce="sum")
+    return replace(s, tensor=name, expr=out, reduce="sum")
 
 
 def localise(cascade: Cascade) -> Rewritten:

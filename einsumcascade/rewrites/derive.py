@@ -14,6 +14,7 @@ from einsumcascade.rewrites.bound import bound_references
 from einsumcascade.rewrites.defer import defer, expand_means, localise
 from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.rewrites.monotone import lift_monotone
+from einsumcascade.rewrites.separate import separate
 from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.rewrites.step import Rewritten, Step
 
@@ -29,7 +30,7 @@ class Choice:
     Args:
         division: whether factors known only after the rank was read leave its reductions ("deferred").
         passes: over all ranks that are streamed, added up.
-        corrections: entries of C that move a state from tile to tile.
+        corrections: references that states are moved for from tile to tile, one by one.
         operations: of the result at the extents given, exponentials and divisions weighing 8.
     """
 
@@ -115,7 +116,10 @@ def simplify(cascade: Cascade, *, division: Division = "deferred", bound: Mappin
     if bound is not None:
         for v in dict.fromkeys(v for e in cascade.einsums if e.reduce == "max" for v in e.ranks):
             cascade = take(bound_references(cascade, variable=v, extents=bound))
-    cascade = take(lift_monotone(take(defer(cascade, immediate=division == "immediate"))))
+    cascade = take(defer(cascade, immediate=division == "immediate"))
+    if division == "deferred":
+        cascade = take(separate(cascade))
+    cascade = take(lift_monotone(cascade))
     return Rewritten(cascade=cascade, steps=tuple(steps))
 
 
@@ -169,7 +173,7 @@ def derive(
         choice = Choice(
             division=d,
             passes=sum(after.values()),
-            corrections=sum(s.claim is not None for s in steps),
+            corrections=sum(len(s.claim.references) for s in steps if s.claim is not None),
             operations=_operations(result, sizes),
         )
         found.append((choice, simple.cascade, result, steps, after))

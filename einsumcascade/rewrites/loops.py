@@ -349,7 +349,7 @@ class Loops:
 
 
 def underlined(e: Expr | None, source: SourceText | None) -> tuple[str, ...]:
-    """The line of the text that an expression stands in, and a line that underlines it; nothing where it has no place."""
+    """The line of the text that an expression stands in, and one that underlines it; nothing if it has no place."""
     if e is None or e.span is None or source is None:
         return ()
     shown = Diagnostic(code="not-streamed", headline="", span=e.span).render(source, kind="").splitlines()

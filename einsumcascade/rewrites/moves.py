@@ -84,11 +84,18 @@ class Moves(Loops):
         return all(r.tensor in low or r.tensor not in begun for e in started if e is not None for r in reads(e))
 
     def _entry(self, c: Expr, loop: int, state: State, body: list[Statement]) -> Expr:
-        """An entry of C, its factors as tensors of their own."""
-        parts = factors(c)
-        if len(parts) > 1:
-            return product(tuple((self._factor(p, loop, state, body), n) for p, n in parts))
-        return self._factor(c, loop, state, body)
+        """An entry of C, its factors as tensors of their own; what is divided by a new reference is one ratio.
+
+        With one rounded ratio q = d / d', an error of q is that of a slightly different reference, not of the state.
+        """
+        above = [e for e, n in factors(c) if n > 0]
+        parts: list[Expr] = []
+        for below in (e for e, n in factors(c) if n < 0):
+            over = next((e for e in above if _alike(e, below)), None) or next((e for e in above if _differs(e)), None)
+            if over is not None:
+                above.remove(over)
+            parts.append(self._factor(apply("div", over or Num(value=1), below), loop, state, body))
+        return product(tuple((e, 1) for e in (*(self._factor(e, loop, state, body) for e in above), *parts)))
 
     def _factor(self, c: Expr, loop: int, state: State, body: list[Statement]) -> Expr:
         if not isinstance(c, Apply):
@@ -140,6 +147,15 @@ class Moves(Loops):
     def absorbed_at(self) -> tuple[Expr, ...]:
         """The index of a value at the generation that holds the tile."""
         return (apply("add", Var(name=self.index), Num(value=1)),)
+
+
+def _alike(e: Expr, other: Expr) -> bool:
+    """Whether two expressions read the same tensors, at whatever generations."""
+    return {r.tensor for r in reads(e)} == {r.tensor for r in reads(other)} and not _differs(e)
+
+
+def _differs(e: Expr) -> bool:
+    return isinstance(e, Apply) and e.op in ("add", "sub")
 
 
 def _is_scaled_state(expr: Expr) -> bool:

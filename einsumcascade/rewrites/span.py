@@ -59,12 +59,8 @@ def separated(f: Any, streamed: set[Any], references: set[Any]) -> dict[Any, Any
     """Write F as a sum of G(x) H(d): each G with its H, or the sentence that says which part mixes x and d."""
     import sympy as sp
 
-    opened = sp.expand_log(_positive_factors_out(f, streamed))
-    if opened.has(sp.sin, sp.cos):
-        opened = sp.expand_trig(opened)
-    opened = sp.expand(opened, power_exp=True, power_base=True)
     groups: dict[Any, Any] = {}
-    for term in sp.Add.make_args(opened):
+    for term in sp.Add.make_args(opened(f, streamed)):
         shape, factor = sp.Integer(1), sp.Integer(1)
         for part in sp.Mul.make_args(term):
             if not part.free_symbols & streamed:
@@ -76,6 +72,16 @@ def separated(f: Any, streamed: set[Any], references: set[Any]) -> dict[Any, Any
         groups[shape] = groups.get(shape, 0) + factor
     groups = {g: h for g, h in groups.items() if h != 0}
     return _merged(groups, references)
+
+
+def opened(f: Any, streamed: set[Any]) -> Any:
+    """A summand as a sum of products, as far as algebra goes: powers, logarithms, exponentials, angles taken apart."""
+    import sympy as sp
+
+    value = sp.expand_log(_positive_factors_out(f, streamed))
+    if value.has(sp.sin, sp.cos):
+        value = sp.expand_trig(value)
+    return sp.expand(value, power_exp=True, power_base=True)
 
 
 def _merged(groups: dict[Any, Any], references: set[Any]) -> dict[Any, Any]:
@@ -143,10 +149,28 @@ def _reduced(row: list[Any], rows: list[list[Any]]) -> list[Any]:
         c = canonical(row[pivot] / other[pivot])
         if c.is_rational_function(*c.free_symbols) and _denominator(c) <= known:
             row = [canonical(a - c * b) for a, b in zip(row, other, strict=True)]
-    row = [canonical(a) for a in row]
-    lead = next((a for a in row if a != 0), sp.Integer(1))
-    number = lead.as_coeff_Mul()[0]
-    return [a / number for a in row]
+    return _without_content([canonical(a) for a in row])
+
+
+def _without_content(row: list[Any]) -> list[Any]:
+    """Divide a row by the rational factor that its coefficients share; exponentials stay, they keep it bounded."""
+    import sympy as sp
+
+    parts = [_split_exponent(a) for a in row if a != 0]
+    if not parts or any(a.is_Add and a.has(sp.exp) for a in row) or len({e for e, _ in parts}) > 1:
+        number = next((a for a in row if a != 0), sp.Integer(1)).as_coeff_Mul()[0]
+        return [a / number for a in row]
+    fractions = [sp.fraction(sp.together(rest)) for _, rest in parts]
+    if not all(f.is_polynomial() for pair in fractions for f in pair):
+        number = parts[0][1].as_coeff_Mul()[0]
+        return [a / number for a in row]
+    above, below = fractions[0]
+    for n, d in fractions[1:]:
+        above, below = sp.gcd(above, n), sp.gcd(below, d)
+    content = above / below
+    if (parts[0][1] / content).as_coeff_Mul()[0] < 0:
+        content = -content
+    return [canonical(a / content) for a in row]
 
 
 def _denominator(value: Any) -> set[Any]:

@@ -45,7 +45,8 @@ def test_a_rejected_reduction_says_what_it_waits_for() -> None:
     text = "in S[p,m], V[m,f]\nGM[p] = S[p,m] :: mean(m)\nO[p,f] = relu(S[p,m] - GM[p]) * V[m,f] :: sum(m)\nout O"
     (step,) = (s for s in derive(parse(text)).steps if s.rule == "not streamed")
     assert "O waits for GM: one more loop over M" in step.what
-    assert "mixes values along the rank with GM" in step.proof[0]
+    assert "mixes values along the rank with GM" in step.proof[-1]
+    assert step.proof[1].count("^") == len("relu(S[p,m] - GM[p])")
 
 
 def test_a_derivation_is_a_json_value() -> None:
