@@ -194,6 +194,17 @@ def build(
     cascade = with_extents(cascade, extents)
     binding = text_binding(cascade, extents)
     form = schedule or Schedule()
+    if form.reference == "bound" and dtype != "bfloat16":
+        raise ScheduleError(
+            diagnostics=(
+                Diagnostic(
+                    code="schedule-illegal",
+                    headline=f"a bound in place of a running maximum is not for {dtype} inputs",
+                    rule="weights far below 1 underflow in float16, and exponents far below 0 cost float32 its digits",
+                    hint="bfloat16 inputs, or the running maximum",
+                ),
+            )
+        )
     program = program_of(cascade, extents, form)
     if not form.kernels:
         sizes = program_binding(program, binding)
@@ -247,10 +258,12 @@ def program_of(cascade: Cascade, extents: Mapping[str, int], form: Schedule | No
 
 
 def program_binding(program: Program, binding: Binding) -> Binding:
-    """The binding of a text with the ranks that a split adds to it: their numbers of parts, and lengths."""
-    new = [d for d in program.cascade.ranks if rank_of(d.name) not in binding.extents]
-    sizes = {rank_of(d.name): int(d.expr.value) if isinstance(d.expr, Num) else LENGTH for d in new}
-    return Binding(extents={**binding.extents, **sizes}, constants=binding.constants) if new else binding
+    """The binding of a cascade with the ranks that a split adds to it: their numbers of parts, and their lengths."""
+    for d in program.cascade.ranks:
+        if rank_of(d.name) not in binding.extents:
+            size = {rank_of(d.name): int(binding.value(d.expr))}
+            binding = Binding(extents={**binding.extents, **size}, constants=binding.constants)
+    return binding
 
 
 @lru_cache(maxsize=256)
@@ -276,6 +289,7 @@ def _program(
 def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) -> list[Call]:
     """The launches of a call, in order; `tensors` holds inputs, buffers and outputs by name."""
     calls = []
+    binding = program_binding(built.program, binding)
     for kernel, text in zip(built.kernels, built.texts, strict=True):
         programs = 1
         for v in kernel.batch:
@@ -307,6 +321,7 @@ def allocate(
     """Inputs beside fresh buffers and outputs, uninitialised, or NaN where `poison`."""
     import torch
 
+    binding = program_binding(built.program, binding)
     device, default = next(iter(inputs.values())).device, value_dtype(inputs.values())
     out = dict(inputs)
     dtypes = {o.tensor: o.dtype for o in built.cascade.outputs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -267,13 +267,14 @@ class Op:
             )
         from einsumcascade.codegen.run_torch import cpu_schedule
 
-        program = program_of(self.cascade, features)
+        form = self.fixed_schedule or Schedule()
+        kernels = cpu_schedule(program_of(self.cascade, features, form), features).kernels
         return build(
             self.cascade,
             extents=features,
             dtype=dtype,
             target=gpu_target(DEFAULT_TARGET),
-            schedule=cpu_schedule(program, features),
+            schedule=replace(form, kernels=kernels),
         )
 
     def _check(self, inputs: Mapping[str, torch.Tensor]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Stmt, Store, TileKernel, first, last
-from einsumcascade.codegen.launch import Built, allocate
+from einsumcascade.codegen.launch import Built, allocate, program_binding
 from einsumcascade.language.extents import Binding
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply, rank_of, reads, variables
 from einsumcascade.schedules.program import Program
@@ -55,6 +55,7 @@ def run_on_cpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Bindin
     Cost: the arithmetic of the streamed form; temporaries of some 2^21 elements, whatever the lengths.
     """
     tensors = allocate(built, inputs, binding)
+    binding = program_binding(built.program, binding)
     with torch.no_grad():
         for kernel in built.kernels:
             _Run(kernel, tensors, binding).run()

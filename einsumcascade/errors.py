@@ -119,6 +119,10 @@ class TargetError(DiagnosedError):
     """A target is unknown or cannot be compiled for here."""
 
 
+class ModelError(DiagnosedError):
+    """A file of the spatial model is wrong, or its figures cannot be drawn here."""
+
+
 class EinsumCascadeWarning(UserWarning):
     """Something was done in another way than asked, at no change of the result; the message starts with its id."""
 

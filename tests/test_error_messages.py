@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from einsumcascade.analysis.spatial.mapping import load_mapping
+from einsumcascade.analysis.spatial.model import model
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.cli import app, parse_extents, write_atomically
 from einsumcascade.codegen.inspect import _cuobjdump
@@ -32,9 +34,10 @@ from einsumcascade.errors import (
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind
 from einsumcascade.language.parser import parse
+from einsumcascade.report.model_plots import plot_evaluation
 from einsumcascade.rewrites.derive import derive
 from einsumcascade.rewrites.monoid import running_state
-from einsumcascade.schedules.schedule import Schedule
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "error_messages.txt"
@@ -156,6 +159,22 @@ def interpreted() -> object:
         return compiled()
 
 
+def mapped() -> object:
+    """Load a mapping that places an Einsum the cascade does not have."""
+    Path("mine.toml").write_text(
+        'cascade = "softmax_attention"\ntarget = "flat"\n\n[[plan]]\n\n[[plan.kernel]]\nloops = ["b", "h"]\n'
+        'spatial = { 2d = { rows = "m", columns = "p" } }\nphases = [{ 2d = ["QK", "AVV"] }]\n',
+        encoding="utf-8",
+    )
+    return load_mapping("mine.toml")
+
+
+def drawn() -> object:
+    """Draw figures without matplotlib."""
+    with patch.dict("sys.modules", {"matplotlib": None}):
+        return plot_evaluation(model(workloads=["BERT"], lengths=[1024]), "figures")
+
+
 def disassembled() -> object:
     """Inspect a kernel without a disassembler."""
     with patch("subprocess.run", side_effect=FileNotFoundError(2, "No such file or directory")):
@@ -196,7 +215,7 @@ CASES: dict[str, Callable[[], object]] = {
     "requires-grad": lambda: call(zeros(grad=True), zeros()),
     "shape-mismatch": judged,
     "unknown-precision": lambda: compile_cascade(KV, precision="tf31"),
-    "schedule-illegal": lambda: of_kernel(schedule=Schedule(kernels={})),
+    "schedule-illegal": lambda: of_kernel(schedule=Schedule(kernels={"vk": KernelSchedule()})),
     "not-lowered-yet": lambda: compile_cascade(parse("rank m = 4\nS[m] = m + 1\nout S")),
     "not-streamed": lambda: running_state(HINGE, rank="M"),
     "kernel-rejected": lambda: compiled("g"),
@@ -204,6 +223,8 @@ CASES: dict[str, Callable[[], object]] = {
     "shared-memory": lambda: compiled(return_value=SimpleNamespace(metadata=SimpleNamespace(shared=300_000))),
     "interpreting-process": interpreted,
     "no-disassembler": disassembled,
+    "mapping": mapped,
+    "no-matplotlib": drawn,
 }
 
 

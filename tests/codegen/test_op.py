@@ -226,7 +226,7 @@ def test_mistakes_in_options_are_one_message_each() -> None:
     assert refuse("unknown-target", op.kernel, target="cuda:91")
     assert refuse("unknown-rank", op.kernel, extents={"Z": 3})
     with pytest.raises(ScheduleError):
-        op.kernel(schedule=Schedule(kernels={}))
+        op.kernel(schedule=Schedule(kernels={"gqb": KernelSchedule()}))
     with pytest.raises(LoweringError, match="without inputs"):
         ec.compile(parse("rank m = 4\nS[m] = m + 1\nout S"))
     with pytest.raises(InputError):
