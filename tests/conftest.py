@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# A proof kept on disk by an earlier run would hide a mistake of this one.
+os.environ["EINSUMCASCADE_CACHE"] = ""
 
 # One profile everywhere: the examples are the same on every machine, so a failure repeats where it is looked into.
 settings.register_profile(

@@ -43,7 +43,7 @@ from einsumcascade.rewrites.algebra import (
     product,
 )
 from einsumcascade.rewrites.loop_form import _LoopForm
-from einsumcascade.rewrites.running_state import PRIME
+from einsumcascade.rewrites.proofs import PRIME
 from einsumcascade.rewrites.step import Rewritten, Step
 
 # exp(-80) is 1.8e-35, well above the least normal float32 number, also when a value scales it.

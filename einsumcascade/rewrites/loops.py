@@ -33,7 +33,8 @@ from einsumcascade.rewrites.algebra import (
     is_map,
     is_positive,
 )
-from einsumcascade.rewrites.running_state import PRIME, Correction, Rejection, correction, leaves
+from einsumcascade.rewrites.proofs import PRIME, leaves
+from einsumcascade.rewrites.running_state import Correction, Rejection, correction
 from einsumcascade.rewrites.step import Claim, Step
 
 

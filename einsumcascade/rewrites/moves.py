@@ -20,7 +20,7 @@ from einsumcascade.language.ir import (
 )
 from einsumcascade.rewrites.algebra import factors, fresh, product
 from einsumcascade.rewrites.loops import Loops, State
-from einsumcascade.rewrites.running_state import PRIME
+from einsumcascade.rewrites.proofs import PRIME
 
 
 @dataclass

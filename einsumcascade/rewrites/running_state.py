@@ -9,13 +9,23 @@ Source: FuseMax section IV for softmax; RedFuser and Neptune for n = 1; Chan, Go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, reads, subexpressions
+from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, reads, subexpressions
 from einsumcascade.rewrites.algebra import from_sympy, to_sympy
+from einsumcascade.rewrites.proofs import (
+    PRIME,
+    Question,
+    folder,
+    found_in,
+    ignored,
+    names_of,
+    parsed,
+    remembered,
+)
 from einsumcascade.rewrites.span import canonical, separated, span
 
 
@@ -72,7 +82,6 @@ class Rejection:
     where: Expr | None = None
 
 
-PRIME = "__next"
 Shared = tuple[tuple[Read, Expr], ...]
 
 
@@ -98,29 +107,102 @@ def correction(
             with them where they occur in it.
 
     Returns: the correction with its proof, or a rejection with its reason.
-    Cost: SymPy, some 10-300 ms; cached by the arguments.
+    Cost: SymPy, some 10-300 ms; cached by the structure of the summand, on disk too.
     """
     used = tuple(r for r in references if r in reads(summand))
     if not used:
         return Correction(form="none")
-    found = _correction(summand, used, reduce, positive, nonnegative, fixed, shared)
+    names = names_of(summand, shared)
+
+    def called(chosen: Iterable[Expr]) -> tuple[str, ...]:
+        return tuple(names.leaves[e].tensor for e in names.leaves if e in set(chosen))
+
+    sizes = [e for e in names.leaves if isinstance(e, Scalar) and e.is_extent]
+    still = [e for e in names.leaves if isinstance(e, Scalar)]
+    question = Question(
+        summand=names.canonical(summand),
+        used=tuple(names.leaves[r] for r in used),
+        reduce=reduce,
+        positive=called([*positive, *sizes]),
+        nonnegative=called(nonnegative),
+        fixed=called([*fixed, *still]),
+        shared=tuple((names.shared[r].tensor, names.canonical(e)) for r, e in shared),
+    )
+    found = _answer(question)
     if isinstance(found, Rejection):
-        return found
-    return replace(found, positive=positive, nonnegative=nonnegative)
+        where = None if found.where is None else found_in(summand, names.own(found.where))
+        late = ", ".join(dict.fromkeys(r.tensor for r in used if where is None or r in reads(where)))
+        reason = names.shown(found.reason).replace("{where}", str(where)).replace("{late}", late)
+        return Rejection(reason=reason, where=where)
+    return replace(
+        found,
+        basis=tuple(map(names.own, found.basis)),
+        matrix=tuple(tuple(map(names.own, row)) for row in found.matrix),
+        proof=tuple(map(names.shown, found.proof)),
+        positive=positive,
+        nonnegative=nonnegative,
+    )
 
 
 @lru_cache(maxsize=512)
-def _correction(
-    summand: Expr,
-    used: tuple[Read, ...],
-    reduce: str,
-    positive: tuple[Expr, ...],
-    nonnegative: tuple[Expr, ...],
-    fixed: frozenset[Expr],
-    shared: Shared,
-) -> Correction | Rejection:
+def _answer(question: Question) -> Correction | Rejection:
+    """The answer to a question, from disk if it is known there."""
+    kept = remembered(question, lambda: _told(_found(question)))
+    answer = _understood(kept, question)
+    if answer is None:
+        ignored(folder())
+        answer = _found(question)
+    return answer
+
+
+def _told(answer: Correction | Rejection) -> dict[str, Any]:
+    """An answer as a JSON value."""
+    if isinstance(answer, Rejection):
+        return {"reason": answer.reason, "where": None if answer.where is None else str(answer.where)}
+    return {
+        "form": answer.form,
+        "basis": [str(b) for b in answer.basis],
+        "matrix": [[str(c) for c in row] for row in answer.matrix],
+        "sinks": [list(row) for row in answer.sinks],
+        "kind": answer.kind,
+        "proof": list(answer.proof),
+    }
+
+
+def _understood(kept: Mapping[str, Any], question: Question) -> Correction | Rejection | None:
+    """The answer that a JSON value tells, None if it is not one."""
+    known = {x.tensor for e in (question.summand, *(e for _, e in question.shared)) for x in reads(e)}
+    known |= {r.tensor + PRIME for r in question.used} | {t for t, _ in question.shared}
+    try:
+        if "reason" in kept:
+            where = None if kept["where"] is None else parsed(kept["where"], known)
+            return Rejection(reason=str(kept["reason"]), where=where)
+        basis = [parsed(b, known) for b in kept["basis"]]
+        matrix = [[parsed(c, known) for c in row] for row in kept["matrix"]]
+        sinks = tuple(tuple(bool(s) for s in row) for row in kept["sinks"])
+        n = len(matrix)
+        square = all(len(row) == n for row in matrix) and len(basis) == n and [len(row) for row in sinks] == [n] * n
+        if kept["form"] not in ("linear", "shift") or kept["kind"] not in ("algebraic", "numerical") or not square:
+            return None
+        if None in basis or any(None in row for row in matrix):
+            return None
+        return Correction(
+            form=kept["form"],
+            basis=tuple(b for b in basis if b is not None),
+            matrix=tuple(tuple(c for c in row if c is not None) for row in matrix),
+            sinks=sinks,
+            kind=kept["kind"],
+            proof=tuple(map(str, kept["proof"])),
+        )
+    except (KeyError, TypeError):
+        return None
+
+
+def _found(question: Question) -> Correction | Rejection:
+    """Find the answer by algebra."""
     import sympy as sp
 
+    summand, used, reduce = question.summand, question.used, question.reduce
     symbols: dict[Expr, Any] = {}
     opaque: list[Apply] = []
 
@@ -128,25 +210,20 @@ def _correction(
         if isinstance(e, Apply) and any(r in used for r in reads(e)):
             opaque.append(e)
         if e not in symbols:
-            name = str(e) if not isinstance(e, Read) else e.tensor
-            taken = {str(s) for s in symbols.values()}
-            unique, n = name, 2
-            while unique in taken:
-                unique, n = f"{name}_{n}", n + 1
-            is_positive = (isinstance(e, Scalar) and e.is_extent) or e in positive
-            known = {"positive": True} if is_positive else {"nonnegative": True} if e in nonnegative else {}
-            symbols[e] = sp.Symbol(unique, real=True, **known)
+            name = e.tensor if isinstance(e, Read) else str(e)
+            sign = {"positive": True} if name in question.positive else {}
+            if not sign and name in question.nonnegative:
+                sign = {"nonnegative": True}
+            symbols[e] = sp.Symbol(name, real=True, **sign)
         return symbols[e]
 
     f = to_sympy(summand, symbol)
     if opaque:
-        return Rejection(
-            reason=f"{opaque[0]} depends on {', '.join(dict.fromkeys(r.tensor for r in used))} through "
-            f"'{opaque[0].op}', which algebra cannot see into"
-        )
+        reason = "{where} depends on {late} through '" + opaque[0].op + "', which algebra cannot see into"
+        return Rejection(reason=reason, where=opaque[0])
     old = [symbols[r] for r in used if r in symbols]
     new = [_twin(s) for s in old]
-    still = {s for e, s in symbols.items() if isinstance(e, Scalar) or e in fixed}
+    still = {s for e, s in symbols.items() if isinstance(e, Read) and e.tensor in question.fixed}
     streamed = set(f.free_symbols) - set(old) - still
     back: dict[Any, Expr] = {s: e for e, s in symbols.items()}
     back |= {
@@ -161,9 +238,8 @@ def _correction(
     found = span(f, streamed, old, new)
     if isinstance(found, str):
         where = _blamed(summand, used, symbol, streamed, set(old))
-        named = ", ".join(dict.fromkeys(r.tensor for r in used if where is None or r in reads(where)))
-        what = f"{where} mixes values along the rank with {named}: no finite sum of products" if where else found
-        return Rejection(reason=f"{what}, so it must wait for the final {named}", where=where)
+        what = "{where} mixes values along the rank with {late}: no finite sum of products" if where else found
+        return Rejection(reason=what + ", so it must wait for the final {late}", where=where)
     if len(found.basis) > 1 and reduce != "sum":
         return Rejection(reason=f"a {reduce} of a sum of {len(found.basis)} products is not made of as many {reduce}s")
     (factor, *_), *_ = found.matrix
@@ -172,11 +248,11 @@ def _correction(
     if reduce == "prod":
         return Rejection(reason="a factor of each element does not leave a product as one factor")
     names: dict[Any, Any] = {}
-    for read, value in shared:
+    for name, value in question.shared:
         known = canonical(to_sympy(value, symbol))
         if known.args and known.free_symbols & streamed:
-            names[known] = back_symbol = sp.Symbol(read.tensor)
-            back[back_symbol] = read
+            names[known] = sp.Symbol(name)
+            back[names[known]] = Read(tensor=name)
     basis = (f, *(b.xreplace(names) for b in found.basis[1:]))
     return _written(claim, "linear", found.basis, found.matrix, back, spelled=basis)
 
@@ -197,10 +273,6 @@ def _twin(symbol: Any) -> Any:
     import sympy as sp
 
     return sp.Symbol(f"{symbol}'", **symbol.assumptions0)
-
-
-def _names(symbols: list[Any]) -> str:
-    return ", ".join(map(str, symbols))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,21 +411,3 @@ def _vanishes(residual: Any) -> bool:
         if abs(residual.subs(point).evalf(60)) > sp.Float(10) ** -48:
             return False
     return True
-
-
-def leaves(expr: Expr) -> tuple[Expr, ...]:
-    """The reads and rank variables of an expression that algebra treats as symbols."""
-    out: dict[Expr, None] = {}
-
-    def go(e: Expr) -> None:
-        match e:
-            case Apply():
-                for a in e.args:
-                    go(a)
-            case Read() | Var() | Scalar():
-                out[e] = None
-            case Num():
-                pass
-
-    go(expr)
-    return tuple(out)

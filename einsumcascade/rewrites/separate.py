@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from einsumcascade.analysis.dependence import ancestors
-from einsumcascade.language.ir import Cascade, Einsum, Expr, Num, Read, Statement, apply, reads, variables
+from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Num, Read, Statement, apply, reads, variables
 from einsumcascade.rewrites.algebra import (
     drop_dead,
     equal,
@@ -31,7 +31,7 @@ from einsumcascade.rewrites.algebra import (
     to_sympy,
     total,
 )
-from einsumcascade.rewrites.running_state import leaves
+from einsumcascade.rewrites.proofs import leaves
 from einsumcascade.rewrites.span import canonical, opened
 from einsumcascade.rewrites.step import Rewritten, Step
 
@@ -69,7 +69,7 @@ def _separated(s: Einsum, cascade: Cascade, taken: set[str]) -> tuple[Einsum, ..
     summand = inline_reads(s.expr, defs, lambda r, d: bool(set(variables(r)) & over) and late(r) and is_map(d))
     references = [r for r in reads(summand) if not set(variables(r)) & over and late(r)]
     free = [r for r in references if is_positive(r, cascade, strict=False, live=True)]
-    if not free:
+    if not free or any(_differs(summand, r, over) for r in free):
         return None
     import sympy as sp
 
@@ -135,6 +135,19 @@ def _separated(s: Einsum, cascade: Cascade, taken: set[str]) -> tuple[Einsum, ..
         parts.append((part, -1 if number < 0 else 1))
     value = replace(s, expr=total(tuple(parts)), reduce=None, ranks=(), where=())
     return (*sums, value)
+
+
+def _differs(e: Expr, reference: Read, over: set[str]) -> bool:
+    """Whether a reference is added to a value along the rank, or subtracted from it, by itself."""
+    if not isinstance(e, Apply):
+        return False
+    if e.op in ("add", "sub"):
+        with_it = [reference in reads(a) for a in e.args]
+        along = [bool(set(variables(a)) & over) for a in e.args]
+        bare = [a == reference for a in e.args]
+        if any(w and b for w, b in zip(with_it, bare, strict=True)) and any(along):
+            return True
+    return any(_differs(a, reference, over) for a in e.args)
 
 
 def _same(e: Einsum, other: Einsum) -> bool:

@@ -19,7 +19,7 @@ from einsumcascade.reference import run
 from einsumcascade.reference.errorbound import EPS, conditioning, judge
 from einsumcascade.rewrites.derive import derive
 from einsumcascade.rewrites.monoid import running_state
-from einsumcascade.rewrites.running_state import PRIME
+from einsumcascade.rewrites.proofs import PRIME
 from einsumcascade.rewrites.step import Claim
 from einsumcascade.verify.verify import verify
 from tests.rewrites.rows import ACCEPTED, MONOTONE, REJECTED, Accepted

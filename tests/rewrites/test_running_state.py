@@ -9,7 +9,8 @@ import pytest
 
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var
 from einsumcascade.language.parser import parse
-from einsumcascade.rewrites.running_state import PRIME, Correction, Rejection, correction
+from einsumcascade.rewrites.proofs import PRIME
+from einsumcascade.rewrites.running_state import Correction, Rejection, correction
 
 D, Z = Read(tensor="D", indices=(Var(name="p"),)), Read(tensor="Z", indices=(Var(name="p"),))
 
