@@ -41,8 +41,9 @@ HOLDERS = {
     "torch": {"codegen", "verify"},
     "triton": {"codegen", "verify"},
     "numpy": {"reference", "verify"},
+    "matplotlib": {"report"},
 }
-HEAVY = ("torch", "triton", "sympy", "networkx", "numpy", "lark", "rich", "typer")
+HEAVY = ("torch", "triton", "sympy", "networkx", "numpy", "lark", "matplotlib", "rich", "typer")
 
 
 def sources() -> list[Path]:
@@ -161,6 +162,7 @@ def test_every_part_of_the_package_has_a_layer() -> None:
         ("einsumcascade.language.ir", "def f():\n    from einsumcascade.rewrites.defer import defer"),
         ("einsumcascade.language.ir", "from ..codegen.op import compile"),
         ("einsumcascade.analysis.counts", "import numpy as np"),
+        ("einsumcascade.analysis.spatial.model", "def f():\n    import matplotlib"),
         ("einsumcascade.schedules.search", "def f():\n    import torch.cuda"),
         ("einsumcascade.reference.interpret", "from einsumcascade.analysis.extents import bind"),
         ("einsumcascade.reference.interpret", "import torch"),
