@@ -7,7 +7,17 @@ no code with it. A form takes the inputs by name and, as keywords, constants of 
 
 from __future__ import annotations
 
-from einsumcascade.reference.closed_forms import core, diagnostics, maps, modifiers, several
+from einsumcascade.reference.closed_forms import (
+    core,
+    diagnostics,
+    linked,
+    maps,
+    modifiers,
+    selected,
+    several,
+    solved,
+    states,
+)
 from einsumcascade.reference.closed_forms.parts import Closed
 
 TABLES = (
@@ -16,6 +26,10 @@ TABLES = (
     maps.CLOSED_FORMS,
     several.CLOSED_FORMS,
     diagnostics.CLOSED_FORMS,
+    states.CLOSED_FORMS,
+    linked.CLOSED_FORMS,
+    selected.CLOSED_FORMS,
+    solved.CLOSED_FORMS,
 )
 CLOSED_FORMS: dict[str, Closed] = {name: form for table in TABLES for name, form in table.items()}
 assert len(CLOSED_FORMS) == sum(map(len, TABLES)), "two closed forms have one name"

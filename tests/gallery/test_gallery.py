@@ -24,7 +24,7 @@ TEXTS = Path(__file__).resolve().parents[1] / "texts"
 # Texts outside the gallery: they have the name of one in it, and are it under a causal mask.
 CAUSAL = {path.stem: path for path in sorted(TEXTS.glob("*.cascade"))}
 # What cannot be said in 15 Einsums.
-LONG = ("moh",)
+LONG = ("lara", "lla_cg", "longshort", "moh", "nystrom", "routing", "sparsifiner")
 
 
 def cascade_of(key: str) -> tuple[str, Cascade]:
