@@ -359,6 +359,25 @@ def test_a_read_of_culled_elements_is_a_warning_on_stderr(tmp_path: Path) -> Non
     path = tmp_path / "mine.cascade"
     path.write_text("in X[p, m]\nS[p, m] = 2 * X[p, m] where m <= p\nT[p] = S[p, m] :: max(m)\nout T\n")
     command = [sys.executable, "-m", "einsumcascade", "analyse", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
+    done = subprocess.call(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
     assert done.stderr.startswith("warning[culled-read]: T reads S[p, m] also where S is culled by m <= p\n")
     assert done.stdout.startswith("mine: 2 Einsums")
+
+
+def test_the_choices_of_a_derivation_are_options() -> None:
+    first = call("derive", "softmax_attention", "--division", "immediate").stdout
+    assert "/ RSD[b, h, p, m1 + 1]" in first
+    local = call("derive", "softmax_attention", "--reference", "local", "--parts", "4").stdout
+    assert "rank m1 = 4" in local and "iter" not in local
+    assert "rank m0 = 32" in call("derive", "softmax_attention", "--tile", "32", "--rank", "M").stdout
+    assert "GM[b, h, p] = cap" in call("derive", "softcap", "--reference", "bound").stdout
+    wide = call("derive", "softmax_attention", "--extents", "F=4096,M=64").stdout
+    assert "/ RSD[b, h, p, m1 + 1]" in wide
+
+
+def test_the_published_evaluation_is_modelled() -> None:
+    text = call("model", "fusemax").stdout
+    assert "+Binding       0.890  0.965  0.986  0.991  0.992  0.993" in text
+    record = json.loads(call("model", "fusemax", "--json").stdout)
+    assert set(record) >= {"attention", "means"}
+    refuse("mapping", "model", "fusema")

@@ -27,6 +27,21 @@ class Dtype(StrEnum):
     float32 = "float32"
 
 
+class Division(StrEnum):
+    """Where the division by a normaliser stands."""
+
+    deferred = "deferred"
+    immediate = "immediate"
+
+
+class Reference(StrEnum):
+    """What a state refers to while the rank is read."""
+
+    running = "running"
+    local = "local"
+    bound = "bound"
+
+
 class _Group(TyperGroup):
     """Commands whose mistakes of the caller are a message and exit status 2."""
 
@@ -112,14 +127,34 @@ def derive(
     constraint: Constraints = None,
     const: Constants = None,
     over: Over = None,
+    extents: Extents = "",
+    rank: Annotated[
+        str | None, typer.Option(metavar="M", help="The rank to stream, instead of all that chain.")
+    ] = None,
+    division: Annotated[
+        Division | None, typer.Option(help="Divide after a reduction or inside it, instead of the cheaper.")
+    ] = None,
+    reference: Annotated[
+        Reference, typer.Option(help="Correct a running state, merge local ones, or use a bound where it cancels.")
+    ] = Reference.running,
+    parts: Annotated[int, typer.Option(min=1, help="Parts of the rank, each with a local state.")] = 8,
+    tile: Annotated[int, typer.Option(min=1, help="Elements of a tile of the running loop.")] = 128,
     as_json: AsJson = False,
 ) -> None:
     """Derive the cascade of fewest passes, step by step."""
+    bound = parse_extents(extents)
     cascade = spec_of(spec, constraint, const, over)
     from einsumcascade.rewrites.derive import derive as derive_cascade
 
     with progress("deriving"):
-        derivation = derive_cascade(cascade)
+        derivation = derive_cascade(
+            cascade,
+            parts=parts,
+            tile=tile,
+            reference=reference.value,
+            division=division.value if division else None,
+            **given_of(rank=rank, extents=bound),
+        )
     show(derivation, as_json=as_json)
 
 
@@ -203,6 +238,25 @@ def verify(
     show(verification, as_json=as_json)
     if not verification.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="fusemax, or the path of an evaluation in TOML.")],
+    plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw the tables there too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Model a spatial array: cycles, utilisation and traffic from cascade, mapping and target."""
+    from einsumcascade.analysis.spatial.model import model as evaluate
+
+    with progress("modelling"):
+        evaluation = evaluate(name)
+        if plots is not None:
+            from einsumcascade.report.model_plots import plot_evaluation
+
+            drawn = plot_evaluation(evaluation, plots)
+            typer.echo(f"drawn: {', '.join(map(str, drawn))}", err=True)
+    show(evaluation, as_json=as_json)
 
 
 def main() -> int:

@@ -45,6 +45,7 @@ def test_stages_of_streamed_tiles_fit_into_half_of_the_shared_memory(name: str, 
     """Tiles of a looped rank and feature ranks, such as those of keys and values."""
     cascade = load(name)
     extents = {rank_of(v): 128 if v in "ef" else 4096 for i in cascade.inputs for v in i.indices}
+    sizes = bind(cascade, extents=extents).extents
     for target in TARGETS:
         program, schedule = planned(cascade, extents, target, dtype_bytes)
         for k in program.kernels:
@@ -52,7 +53,7 @@ def test_stages_of_streamed_tiles_fit_into_half_of_the_shared_memory(name: str, 
             for v in set(s.tiles) & set(k.loops):
                 others = [set(i.indices) - {v} for i in k.cascade.inputs if v in i.indices]
                 rows = [
-                    math.prod(extents[rank_of(x)] for x in o & set(program.bounded))
+                    math.prod(sizes[rank_of(x)] for x in o & set(program.bounded))
                     for o in others
                     if not o & set(s.tiles)
                 ]
