@@ -30,7 +30,7 @@ class Choice:
     Args:
         division: whether factors known only after the rank was read leave its reductions ("deferred").
         passes: over all ranks that are streamed, added up.
-        corrections: references that states are moved for from tile to tile, one by one.
+        corrections: reductions whose state is moved from tile to tile.
         operations: of the result at the extents given, exponentials and divisions weighing 8.
     """
 
@@ -173,7 +173,7 @@ def derive(
         choice = Choice(
             division=d,
             passes=sum(after.values()),
-            corrections=sum(len(s.claim.references) for s in steps if s.claim is not None),
+            corrections=sum(s.claim is not None for s in steps),
             operations=_operations(result, sizes),
         )
         found.append((choice, simple.cascade, result, steps, after))
