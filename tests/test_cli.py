@@ -359,7 +359,7 @@ def test_a_read_of_culled_elements_is_a_warning_on_stderr(tmp_path: Path) -> Non
     path = tmp_path / "mine.cascade"
     path.write_text("in X[p, m]\nS[p, m] = 2 * X[p, m] where m <= p\nT[p] = S[p, m] :: max(m)\nout T\n")
     command = [sys.executable, "-m", "einsumcascade", "analyse", str(path)]
-    done = subprocess.call(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
     assert done.stderr.startswith("warning[culled-read]: T reads S[p, m] also where S is culled by m <= p\n")
     assert done.stdout.startswith("mine: 2 Einsums")
 
