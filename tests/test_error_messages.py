@@ -38,6 +38,7 @@ from einsumcascade.report.model_plots import plot_evaluation
 from einsumcascade.rewrites.derive import derive
 from einsumcascade.rewrites.monoid import running_state
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from einsumcascade.verify.certificate import check
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "error_messages.txt"
@@ -206,6 +207,7 @@ CASES: dict[str, Callable[[], object]] = {
     "option-const": command("analyse", "gqa", "--const", "w=wide"),
     "option-value": lambda: derive(KV, reference="runing"),  # type: ignore[arg-type]
     "output-file": lambda: write_atomically(Path("no/such/kernel.py"), ""),
+    "certificate": lambda: check("{}"),
     "schedule-file": command("compile", "gqa", "--schedule", "no/such.json"),
     "too-many-inputs": lambda: call(zeros(), zeros(), zeros()),
     "repeated-input": lambda: call(zeros(), K=zeros(), V=zeros()),

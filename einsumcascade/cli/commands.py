@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from einsumcascade.cli.options import given_of, parse_extents, schedule_of, spec_of
+from einsumcascade.cli.options import given_of, parse_extents, schedule_of, spec_of, text_of
 from einsumcascade.cli.output import ending, print_json, progress, show, write_atomically
 from einsumcascade.errors import EinsumCascadeError, EinsumCascadeWarning
 
@@ -139,6 +139,7 @@ def derive(
     ] = Reference.running,
     parts: Annotated[int, typer.Option(min=1, help="Parts of the rank, each with a local state.")] = 8,
     tile: Annotated[int, typer.Option(min=1, help="Elements of a tile of the running loop.")] = 128,
+    latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX for a paper.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Derive the cascade of fewest passes, step by step."""
@@ -155,6 +156,11 @@ def derive(
             division=division.value if division else None,
             **given_of(rank=rank, extents=bound),
         )
+    if latex:
+        from einsumcascade.rewrites.latex import latex_of
+
+        typer.echo(ending(latex_of(derivation)), nl=False)
+        return
     show(derivation, as_json=as_json)
 
 
@@ -237,6 +243,23 @@ def verify(
         verification = verify_cascade(cascade, dtypes=dtypes, seed=seed, **given_of(extents=bound))
     show(verification, as_json=as_json)
     if not verification.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="What `derive SPEC --json` printed.")],
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the random points and inputs.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Check a derivation again, independently of the rewriter."""
+    text = text_of(certificate)
+    with progress("checking"):
+        from einsumcascade.verify.certificate import check as check_certificate
+
+        checked = check_certificate(text, seed=seed)
+    show(checked, as_json=as_json)
+    if not checked.passed:
         raise typer.Exit(1)
 
 

@@ -133,6 +133,19 @@ def schedule_of(path: Path) -> Any:
     return Schedule.from_json(text)
 
 
+def text_of(path: Path) -> str:
+    """Read the certificate at `path`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        refuse(
+            "certificate",
+            f"the certificate '{path}' cannot be read: {reason(error)}",
+            rule="a certificate is the JSON that `einsumcascade derive SPEC --json` prints",
+            hint="einsumcascade derive SPEC --json > certificate.json",
+        )
+
+
 def given_of(**options: Any) -> dict[str, Any]:
     """Keep the options that the caller named, so that the defaults of the library hold for the others."""
     return {name: value for name, value in options.items() if value is not None and value != {}}

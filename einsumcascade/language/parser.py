@@ -118,6 +118,7 @@ def constrained(cascade: Cascade, condition: str, constants: Mapping[str, float]
             tensors={i.tensor for i in cascade.inputs} | {e.tensor for e in cascade.einsums},
             constants={c.name for c in cascade.constants} | set(constants),
             variables=set(_known_variables(cascade)),
+            indexed=_indexed(cascade),
         )
         conditions = tuple(expression(t, names) for t in tree.children if isinstance(t, Tree | Token))
     except Mistake as m:
@@ -148,6 +149,11 @@ def _known_variables(cascade: Cascade) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
+def _indexed(cascade: Cascade) -> frozenset[str]:
+    """Tensors that have ranks."""
+    return frozenset(x.tensor for x in (*cascade.inputs, *cascade.einsums) if x.indices)
+
+
 def _ordered(problems: list[Diagnostic]) -> list[Diagnostic]:
     return sorted(problems, key=lambda d: (d.span.line, d.span.column) if d.span else (0, 0))
 
@@ -164,6 +170,7 @@ class _Builder:
         tensors: set[str] = set()
         constants: set[str] = set()
         named: set[str] = set()
+        indexed: set[str] = set()
         for tree in self.trees:
             for access in tree.iter_subtrees():
                 match access.data:
@@ -171,12 +178,14 @@ class _Builder:
                         head, *rest = [str(c) for c in access.children if c is not None]
                         tensors.add(head)
                         named.update(rest)
+                        indexed.update([head] if rest else [])
                     case "constant":
                         constants.add(str(access.children[0]))
                     case "rank":
                         named.add(variable_of(str(access.children[0])))
                     case "access":
                         tensors.add(str(access.children[0]))
+                        indexed.update([str(access.children[0])] if len(access.children) > 1 else [])
                         named.update(
                             str(n.children[0])
                             for c in access.children[1:]
@@ -188,7 +197,7 @@ class _Builder:
                         named.update(str(c) for c in access.children[1:])
                     case _:
                         pass
-        return Names(tensors=tensors, constants=constants, variables=named - constants)
+        return Names(tensors=tensors, constants=constants, variables=named - constants, indexed=indexed)
 
     def build(self) -> tuple[Cascade, list[Diagnostic]]:
         inputs: list[Input] = []
@@ -375,6 +384,7 @@ def parse_expr(text: str, *, names_of: Cascade) -> Expr:
         tensors={i.tensor for i in names_of.inputs} | {e.tensor for e in names_of.einsums},
         constants={c.name for c in names_of.constants},
         variables=set(_known_variables(names_of)) | {v for e in names_of.einsums for v in e.space},
+        indexed=_indexed(names_of),
     )
     try:
         tree = grammar().parse(text, start="expr")

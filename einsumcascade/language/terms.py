@@ -16,17 +16,22 @@ from einsumcascade.language.syntax import Mistake, fail, span_of
 class Names:
     """What a bare name of the text can mean."""
 
-    def __init__(self, *, tensors: set[str], constants: set[str], variables: set[str]) -> None:
+    def __init__(
+        self, *, tensors: set[str], constants: set[str], variables: set[str], indexed: set[str] | frozenset[str]
+    ) -> None:
         self.tensors, self.constants, self.variables = tensors, constants, variables
+        # Of a tensor with ranks no bare name is an element: there the name is the extent, if there is one.
+        self.indexed = indexed
 
     def resolve(self, name: str, span: Span | None) -> Expr:
-        if name in self.tensors:
+        is_extent = name[0].isupper() and variable_of(name) in self.variables
+        if name in self.tensors and not (name in self.indexed and is_extent):
             return Read(tensor=name, span=span)
         if name in self.constants:
             return Scalar(name=name, span=span)
         if name in self.variables:
             return Var(name=name, span=span)
-        if name[0].isupper() and variable_of(name) in self.variables:
+        if is_extent:
             return Scalar(name=name, span=span)
         known = sorted(self.tensors | self.constants | self.variables)
         raise Mistake(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,12 +69,14 @@ class Derivation:
 
     @property
     def certificate(self) -> str:
-        """The proofs alone, one block a step that has one."""
-        return "\n\n".join(str(s) for s in self.steps if s.proof)
+        """The derivation as JSON, which `einsumcascade check` verifies again without the rewriter."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON value: passes, steps and both texts."""
+        """A JSON value: both texts, passes, steps with their claims, and what was considered."""
         return {
+            "format": 1,
+            "name": self.original.name,
             "passes": {k: {"before": a, "after": b} for k, (a, b) in self.passes.items()},
             "steps": [
                 {
@@ -83,9 +86,11 @@ class Derivation:
                     "after": list(s.after),
                     "proof": list(s.proof),
                     "kind": s.kind,
+                    "claim": None if s.claim is None else s.claim.to_dict(),
                 }
                 for s in self.steps
             ],
+            "considered": [str(c) for c in self.considered],
             "original": str(self.original),
             "cascade": str(self.cascade),
         }

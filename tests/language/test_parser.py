@@ -326,3 +326,10 @@ def test_any_arrangement_of_words_parses_or_is_a_cascade_error(words: list[str])
 def test_the_operators_of_the_notation_are_those_of_the_table() -> None:
     expr = body("exp(m) + silu(m) + select(m < p, m, p)")
     assert isinstance(expr, Apply) and expr.row.symbol == "+"
+
+
+def test_a_bare_name_of_a_tensor_with_ranks_is_the_extent() -> None:
+    text = "in C[m,c], X[m]\nrank m1 = C // 2\nS[c] = C[m,c] * X[m] / C :: sum(m)\nout S"
+    cascade = parse(text)
+    assert parse(str(cascade)) == cascade
+    assert [type(x).__name__ for x in (cascade.ranks[0].expr.args[0],)] == ["Scalar"]  # type: ignore[union-attr]
