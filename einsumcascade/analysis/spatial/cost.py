@@ -189,7 +189,7 @@ def estimate(
         return found
     sizes = ", ".join(f"{b} {n:,}" for b, n in target.buffers.items())
     shown = ", ".join(f"{r}={n}" for r, n in _bound(loaded, extents, target).items())
-    loaded.table.fail(
+    loaded.table.reject(
         f"no plan fits the buffers of {target.name} ({sizes} bytes) for {shown}",
         key="plan",
         rule="what a plan keeps fits the buffers",
@@ -258,7 +258,7 @@ def _product(table: Table, key: str, text: str, extents: Mapping[str, int], targ
     value = 1
     for factor in (f.strip() for f in text.split("*")):
         if not factor.isdecimal() and factor not in known:
-            table.fail(
+            table.reject(
                 f"'{factor}' is no number, extent or array dimension of {target.name}",
                 key=key,
                 value=factor,
@@ -345,7 +345,7 @@ def _einsum_cost(tensor: str, tiling: Tiling, target: SpatialTarget) -> EinsumCo
     cycles, work = [], []
     for kind, count in tiling.facts.operations[tensor].items():
         if kind not in array.cycles:
-            kernel.table.tables("phases")[kernel.phase_of(tensor)].fail(
+            kernel.table.tables("phases")[kernel.phase_of(tensor)].reject(
                 f"{tensor} takes an operation '{kind}', which array '{array.name}' of {target.name} lacks",
                 value=tensor,
                 rule=f"array '{array.name}' has {', '.join(array.cycles) or 'no operation'}",

@@ -48,7 +48,7 @@ class Table:
         """
         for key in self.values:
             if key not in known:
-                self.fail(f"'{key}' means nothing here", key=key, hint=nearest(key, known))
+                self.reject(f"'{key}' means nothing here", key=key, hint=nearest(key, known))
 
     def text(self, key: str, default: str | None = None) -> str:
         """Return a text. Raises: ModelError: it is absent without a default, or of another type."""
@@ -58,7 +58,7 @@ class Table:
         """Return a whole number from 1 on. Raises: ModelError: it is none."""
         value = self._typed(key, int, default)
         if isinstance(value, bool) or value < 1:
-            self.fail(f"'{key}' is {value}", key=key, rule="it is a whole number, 1 or more")
+            self.reject(f"'{key}' is {value}", key=key, rule="it is a whole number, 1 or more")
         return value
 
     def flag(self, key: str) -> bool:
@@ -82,12 +82,12 @@ class Table:
         """Return a list of tables, at least one. Raises: ModelError: it is none."""
         items = self._typed(key, list, None)
         if not items:
-            self.fail(f"'{key}' is empty", key=key, rule="it lists at least one table")
+            self.reject(f"'{key}' is empty", key=key, rule="it lists at least one table")
         return tuple(
             replace(self, values=self._item(key, item, dict), path=(*self.path, key, k)) for k, item in enumerate(items)
         )
 
-    def fail(
+    def reject(
         self, headline: str, *, key: str | None = None, value: str = "", rule: str = "", hint: str = ""
     ) -> NoReturn:
         """Raise the error of a mistake in this table.
@@ -114,12 +114,12 @@ class Table:
     def _typed(self, key: str, kind: type[_T], default: _T | None) -> _T:
         value = self.values.get(key, default)
         if value is None:
-            self.fail(f"the key '{key}' is missing{_inside(self.path)}", rule=f"'{key}' is {_NAMES[kind]}")
+            self.reject(f"the key '{key}' is missing{_inside(self.path)}", rule=f"'{key}' is {_NAMES[kind]}")
         return self._item(key, value, kind)
 
     def _item(self, key: str, value: object, kind: type[_T]) -> _T:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            self.fail(f"'{key}' is {value!r}", key=key, value=str(value), rule=f"it is {_NAMES[kind]}")
+            self.reject(f"'{key}' is {value!r}", key=key, value=str(value), rule=f"it is {_NAMES[kind]}")
         return value
 
 

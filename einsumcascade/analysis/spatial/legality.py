@@ -27,7 +27,7 @@ def check_plan(facts: Facts, plan: Plan, *, table: Table) -> None:
         for einsum in kernel.einsums:
             for tensor in facts.needs(einsum):
                 if written.get(tensor, k) > k:
-                    kernel.table.fail(
+                    kernel.table.reject(
                         f"{einsum} reads {tensor}, which a later kernel writes",
                         key="phases",
                         value=einsum,
@@ -36,7 +36,7 @@ def check_plan(facts: Facts, plan: Plan, *, table: Table) -> None:
                     )
         for tensor in kernel.kept:
             if tensor not in kernel.einsums and not any(tensor in facts.needs(e) for e in kernel.einsums):
-                kernel.table.fail(
+                kernel.table.reject(
                     f"{tensor} is kept, but no Einsum of the kernel reads or writes it",
                     key="keep",
                     value=tensor,
@@ -65,13 +65,13 @@ def _check_places(facts: Facts, plan: Plan, table: Table) -> None:
         for k, phase in enumerate(kernel.phases):
             for name in [n for names in phase.values() for n in names]:
                 if name in seen:
-                    kernel.table.tables("phases")[k].fail(
+                    kernel.table.tables("phases")[k].reject(
                         f"{name} has two places", value=name, rule="each Einsum runs once, on one array"
                     )
                 seen[name] = None
     missing = [t for t in facts.einsums if t not in seen]
     if missing:
-        table.fail(
+        table.reject(
             f"{', '.join(missing)} {'have' if len(missing) > 1 else 'has'} no place",
             rule="a plan runs every Einsum of the cascade",
             hint=f"name {missing[0]} in a phase",
@@ -86,7 +86,7 @@ def _check_barriers(facts: Facts, kernel: Kernel) -> None:
         first, last = (next(e for e, at in here.items() if at == f(here.values())) for f in (min, max))
         for v in kernel.loops:
             if v in (part.whole, *part.parts):
-                kernel.table.fail(
+                kernel.table.reject(
                     f"{first} and {last} share a loop over {v}, with a barrier over {rank} between them",
                     key="loops",
                     value=v,
@@ -96,7 +96,7 @@ def _check_barriers(facts: Facts, kernel: Kernel) -> None:
         for tensor in here:
             after = [e for e, at in here.items() if tensor in facts.needs(e) and at > here[tensor]]
             if after and tensor not in kernel.kept and facts.has_all(tensor, part):
-                kernel.table.fail(
+                kernel.table.reject(
                     f"{tensor} is not kept, and {after[0]} reads it after a barrier over {rank}",
                     key="keep",
                     rule="what crosses a barrier inside a kernel stays in a buffer",
@@ -110,7 +110,7 @@ def _check_carried(facts: Facts, kernel: Kernel) -> None:
         steps = variables(*(i for i in einsum.indices if isinstance(i, Apply)))
         over = [v for v in (*einsum.ranks, *steps) if v in kernel.loops]
         if over and tensor not in kernel.kept:
-            kernel.table.fail(
+            kernel.table.reject(
                 f"{tensor} is not kept, and grows from tile to tile of {over[0]}",
                 key="keep",
                 rule="what a loop carries stays in a buffer",

@@ -212,7 +212,7 @@ def _kernel(table: Table, cascade: Cascade) -> Kernel:
 def _phase(table: Table, arrays: tuple[str, ...], computed: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     table.only(*arrays)
     if not table.values:
-        table.fail("a phase has no array", rule="a phase names the Einsums of at least one array")
+        table.reject("a phase has no array", rule="a phase names the Einsums of at least one array")
     return {a: _known(table, a, table.names(a), computed, "Einsum") for a in table.values}
 
 
@@ -232,7 +232,7 @@ def _groups(keep: Table, buffer: str, tensors: tuple[str, ...]) -> Iterator[tupl
         group = tuple(item) if isinstance(item, list) else (item,)
         for name in group:
             if not isinstance(name, str):
-                keep.fail(f"'{buffer}' keeps {name!r}", key=buffer, rule="it lists tensors, or lists of tensors")
+                keep.reject(f"'{buffer}' keeps {name!r}", key=buffer, rule="it lists tensors, or lists of tensors")
         yield _known(keep, buffer, group, tensors, "tensor")
 
 
@@ -243,9 +243,9 @@ def _spread(table: Table, variables: tuple[str, ...]) -> dict[str, str]:
 def _known(table: Table, key: str, found: tuple[str, ...], known: tuple[str, ...], what: str) -> tuple[str, ...]:
     for k, name in enumerate(found):
         if name not in known:
-            table.fail(f"there is no {what} '{name}'", key=key, value=name, hint=nearest(name, known))
+            table.reject(f"there is no {what} '{name}'", key=key, value=name, hint=nearest(name, known))
         if name in found[:k]:
-            table.fail(f"'{name}' stands twice", key=key, value=name)
+            table.reject(f"'{name}' stands twice", key=key, value=name)
     return found
 
 
@@ -267,7 +267,7 @@ def _folded(file: Table, cascade: Cascade) -> Cascade:
         if name not in used or name in left:
             declared = tuple(c.name for c in cascade.constants)
             what = "no factor" if name in left else "no constant in use"
-            file.fail(
+            file.reject(
                 f"'{name}' is {what} of the cascade",
                 key="folded",
                 value=name,

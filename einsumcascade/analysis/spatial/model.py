@@ -122,14 +122,14 @@ def _chosen(file: Table, key: str, found: Sequence[_Configuration]) -> _Configur
     for c in found:
         if c.name == wanted:
             return c
-    file.fail(f"there is no configuration '{wanted}'", key=key, hint=nearest(wanted, [c.name for c in found]))
+    file.reject(f"there is no configuration '{wanted}'", key=key, hint=nearest(wanted, [c.name for c in found]))
 
 
 def _array(file: Table, found: Sequence[_Configuration]) -> str:
     wanted = file.text("breakdown")
     for c in found:
         if wanted not in c.target.arrays:
-            file.fail(
+            file.reject(
                 f"the target of '{c.name}' has no array '{wanted}'",
                 key="breakdown",
                 hint=nearest(wanted, tuple(c.target.arrays)),
@@ -149,7 +149,7 @@ def _workloads(file: Table, wanted: Sequence[str] | None) -> tuple[tuple[_Worklo
         found[t.text("name")] = _Workload(name=t.text("name"), extents=numbers, ranks=table.names("ranks"))
     for name in wanted or ():
         if name not in found:
-            table.fail(f"there is no workload '{name}'", hint=nearest(name, tuple(found)))
+            table.reject(f"there is no workload '{name}'", hint=nearest(name, tuple(found)))
     return tuple(found[n] for n in wanted or found), table.integers("lengths")
 
 
@@ -219,7 +219,7 @@ def _sizes(table: Table, subject: _Configuration, models: Sequence[_Workload]) -
     table.only("buffer", "length", "sizes")
     buffer, length = table.text("buffer"), table.integer("length")
     if buffer not in subject.target.buffers:
-        table.fail(
+        table.reject(
             f"the target of '{subject.name}' has no buffer '{buffer}'",
             key="buffer",
             hint=nearest(buffer, tuple(subject.target.buffers)),
@@ -228,7 +228,7 @@ def _sizes(table: Table, subject: _Configuration, models: Sequence[_Workload]) -
         for size in table.integers("sizes"):
             cost = _roomy(subject, w.at(length), size, buffer)
             if cost is None:
-                table.fail(f"no buffer is large enough for {w.name} on arrays of size {size}", key="sizes")
+                table.reject(f"no buffer is large enough for {w.name} on arrays of size {size}", key="sizes")
             yield Resized(
                 model=w.name,
                 length=length,

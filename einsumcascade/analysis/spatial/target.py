@@ -92,7 +92,7 @@ def _array(name: str, table: Table) -> Array:
     dimensions, cycles = table.table("dimensions"), table.table("cycles")
     cycles.only(*CLASSES)
     if not dimensions.values:
-        table.fail(f"array '{name}' has no dimensions", key="dimensions")
+        table.reject(f"array '{name}' has no dimensions", key="dimensions")
     return Array(
         name=name,
         dimensions={d: dimensions.integer(d) for d in dimensions.values},
