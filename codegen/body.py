@@ -25,9 +25,7 @@ from einsumcascade.language.ir import (
     variables,
 )
 from einsumcascade.rewrites.algebra import factors, is_positive
-from einsumcascade.schedules.roles import contraction
-
-MINIMUM_DOT = 16
+from einsumcascade.schedules.roles import MINIMUM_DOT, contraction
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from einsumcascade.analysis.counts import index_tensors
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.emit_triton import KernelText, emit, module
 from einsumcascade.codegen.kernel_ir import TileKernel
@@ -17,7 +18,7 @@ from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.place import lower
 from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import Binding, bind
-from einsumcascade.language.ir import Apply, Cascade, Definition, Expr, Iter, Num, Read, rank_of, walk
+from einsumcascade.language.ir import Cascade, Definition, Num, rank_of
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.schedules.heuristic import default_schedule
@@ -110,19 +111,7 @@ def value_dtype(inputs: Iterable[torch.Tensor]) -> torch.dtype:
 
 def selectors(cascade: Cascade) -> frozenset[str]:
     """Inputs that stand only in index expressions and conditions, so may hold whole numbers."""
-    computed = (s.expr for s in walk(cascade.body) if not isinstance(s, Iter))
-    values = {r.tensor for expr in computed for r in value_reads(expr)}
-    return frozenset(i.tensor for i in cascade.inputs) - values
-
-
-def value_reads(expr: Expr) -> tuple[Read, ...]:
-    """Reads that are computed with: neither inside an index nor inside a condition."""
-    match expr:
-        case Read():
-            return (expr,)
-        case Apply() if not expr.row.condition:
-            return tuple(r for x in expr.args for r in value_reads(x))
-    return ()
+    return frozenset(index_tensors(cascade))
 
 
 def text_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:

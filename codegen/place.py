@@ -31,7 +31,7 @@ from einsumcascade.language.ir import (
 from einsumcascade.rewrites.base_two import to_base_two
 from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.schedules.program import Kernel, Program
-from einsumcascade.schedules.roles import grid_tiles
+from einsumcascade.schedules.roles import grid_tiles, padded
 from einsumcascade.schedules.schedule import KernelSchedule
 
 
@@ -57,11 +57,6 @@ def lower(kernel: Kernel, program: Program, schedule: KernelSchedule, binding: B
         in_range = {form.points[v]: rank_of(v) for v in derived if v != derived[-1] or not form.inner}
     cascade = to_base_two(cascade)
     return _Placer(kernel, program, cascade, schedule, binding, bool(derived), in_range).run()
-
-
-def padded(extent: int) -> int:
-    """The tile that holds a whole rank: a power of two of at least 16, so that products take it."""
-    return max(16, 1 << (max(extent, 1) - 1).bit_length())
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.language.ir import rank_of
 from einsumcascade.schedules.program import Kernel, Program
-from einsumcascade.schedules.roles import contraction, grid_tiles
+from einsumcascade.schedules.roles import contraction, grid_tiles, padded
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_variables
 
 # Elements of a 3-D temporary that a thread can hold in registers without spilling.
@@ -36,7 +36,7 @@ def _kernel(
     tiled = tiled_variables(program, k.name)
     grid = grid_tiles(k)
     widest = max(
-        (_padded(extents.get(rank_of(v), 64)) for v in program.bounded if any(v in e.space for e in k.cascade.einsums)),
+        (padded(extents.get(rank_of(v), 64)) for v in program.bounded if any(v in e.space for e in k.cascade.einsums)),
         default=1,
     )
     if dtype_bytes >= 4:
@@ -65,7 +65,7 @@ def _kernel(
     # A user's own loop streams tiles of a rank that the text defines.
     own = {d.name for d in k.cascade.ranks}
     steps = [n for v, n in sizes.items() if v not in grid]
-    steps += [_padded(extents.get(rank_of(v), 64)) for v in program.bounded if v in own and k.loops]
+    steps += [padded(extents.get(rank_of(v), 64)) for v in program.bounded if v in own and k.loops]
     # Keys and values, or as many rows of features as the loop reads.
     looped, features = set(k.loops[-1:]), set(program.bounded)
     operands = sum(bool(looped & set(i.indices) and features & set(i.indices)) for i in k.cascade.inputs)
@@ -73,10 +73,6 @@ def _kernel(
     while stages > 1 and stages * streamed > target.shared_memory_bytes // 2:
         stages -= 1
     return KernelSchedule(tiles=sizes, warps=warps, stages=stages)
-
-
-def _padded(extent: int) -> int:
-    return max(16, 1 << (max(extent, 1) - 1).bit_length())
 
 
 def _carries_three(program: Program, k: Kernel) -> bool:
@@ -98,6 +94,6 @@ def _cube(program: Program, k: Kernel, extents: Mapping[str, int], sizes: Mappin
             continue
         n = 1
         for v in space:
-            n *= sizes.get(v, _padded(extents.get(rank_of(v), 64)))
+            n *= sizes.get(v, padded(extents.get(rank_of(v), 64)))
         worst = max(worst, n)
     return worst

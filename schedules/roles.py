@@ -9,6 +9,9 @@ from einsumcascade.language.ir import Einsum, Expr, reads, variables
 from einsumcascade.rewrites.algebra import Factor, factors, product
 from einsumcascade.schedules.program import Kernel
 
+# The least extent over which a matrix unit multiplies 16-bit tiles.
+MINIMUM_DOT = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contraction:
@@ -53,6 +56,11 @@ def contraction(einsum: Einsum, tiled: Collection[str], order: tuple[str, ...]) 
     host = 1 if len(sides[1]) > 1 and len(sides[0]) == 1 else 0
     sides[host].extend(loose)
     return Contraction(left=product(tuple(sides[0])), right=product(tuple(sides[1])), over=r, axes=(left[0], left[1]))
+
+
+def padded(extent: int) -> int:
+    """The tile that holds a whole rank: a power of two of at least 16, so that products take it."""
+    return max(MINIMUM_DOT, 1 << (max(extent, 1) - 1).bit_length())
 
 
 def grid_tiles(kernel: Kernel) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ a second output, most stream in one loop and about a fifth need a second one; te
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from einsumcascade.language.ir import Cascade, rank_of
@@ -165,8 +167,19 @@ ONE_LOOP = (
     "lse",
     "ratio",
     "sharp",
+    "spread",
+    "plogp",
+    "minmax",
+    "variance",
+    "scaled",
+    "top",
 )
 TWO_LOOPS = ("threshold", "tanh", "hinge", "temperature", "centre")
+
+
+def examples(count: int) -> settings:
+    """The settings of a property test: that many examples, and ten times as many in the nightly profile."""
+    return settings(max_examples=count * (10 if os.environ.get("EINSUMCASCADE_NIGHTLY") else 1))
 
 
 def random_text(rng: random.Random) -> str:
@@ -235,7 +248,8 @@ def _weights(t: _Text, pick: Any, kind: str, q: str, k: str, over: str) -> None:
         t.need("V2[n,f]")
         v += " * V2[n,f]"
     add = t.body.append
-    needs_max = kind not in ("rms", "mean", "sum", "temperature", "centre", "hinge", "maxplus")
+    without = ("rms", "mean", "sum", "temperature", "centre", "hinge", "maxplus", "minmax", "variance", "scaled", "top")
+    needs_max = kind not in without
     if needs_max and kind != "sink":
         add(f"GM[{q}] = {s} :: max({over})")
     if kind == "sink":
@@ -287,6 +301,29 @@ def _weights(t: _Text, pick: Any, kind: str, q: str, k: str, over: str) -> None:
             add(f"SQ[{q}] = SN[{d}] * SN[{d}] :: sum({over})")
             add(f"NV[{q},f] = SN[{d}] * SN[{d}] * {v} :: sum({over})")
             add(f"O[{q},f] = NV[{q},f] / SQ[{q}] * SD[{q}] / (1 + SD[{q}])")
+        case "spread":
+            add(f"NV[{q},f] = SN[{d}] * {v} :: sum({over})")
+            add(f"MU[{q},f] = NV[{q},f] / SD[{q}]")
+            add(f"O[{q},f] = SN[{d}] * ({v} - MU[{q},f]) ** 2 / SD[{q}] :: sum({over})")
+        case "plogp":
+            add(f"SS[{q}] = SN[{d}] * ({s} - GM[{q}]) :: sum({over})")
+            add(f"EN[{q}] = log(SD[{q}]) - SS[{q}] / SD[{q}]")
+            add(f"O[{q},f] = SN[{d}] * {v} * (1 + max(EN[{q}], 0)) :: sum({over})")
+        case "minmax":
+            add(f"LO[{q}] = {s} :: min({over})")
+            add(f"HI[{q}] = {s} :: max({over})")
+            add(f"O[{q},f] = ({s} - LO[{q}]) / (HI[{q}] - LO[{q}] + 1) * {v} :: sum({over})")
+        case "variance":
+            add(f"MU[{q}] = {s} :: mean({over})")
+            add(f"VA[{q}] = ({s} - MU[{q}]) ** 2 :: mean({over})")
+            add(f"O[{q},f] = ({s} - MU[{q}]) * {v} / sqrt(VA[{q}] + 1) :: sum({over})")
+        case "scaled":
+            add(f"R[{q}] = {s} * {s} :: mean({over})")
+            add(f"O[{q},f] = relu({s} / sqrt(R[{q}] + 1)) * {v} :: sum({over})")
+        case "top":
+            add(f"MU[{q}] = {s} :: mean({over})")
+            add(f"TP[{q}] = relu({s} - MU[{q}]) :: max({over})")
+            add(f"O[{q},f] = {s} * {v} / (1 + max(TP[{q}], 0)) :: sum({over})")
         case "threshold":
             add(f"A[{d}] = relu(SN[{d}] / SD[{q}] - 0.03)")
             add(f"O[{q},f] = A[{d}] * {v} :: sum({over})")

@@ -41,9 +41,11 @@ HOLDERS = {
     "torch": {"codegen", "verify"},
     "triton": {"codegen", "verify"},
     "numpy": {"reference", "verify"},
+    "jinja2": {"report"},
+    "markupsafe": {"report"},
     "matplotlib": {"report"},
 }
-HEAVY = ("torch", "triton", "sympy", "networkx", "numpy", "lark", "matplotlib", "rich", "typer")
+HEAVY = ("torch", "triton", "sympy", "networkx", "numpy", "jinja2", "lark", "matplotlib", "rich", "typer")
 
 
 def sources() -> list[Path]:

@@ -1,8 +1,7 @@
 """Count the operations and the least traffic of a cascade, as polynomials of its extents.
 
 The counts are those of the cascade as written, every point of each iteration space: points that a constraint culls
-are not subtracted. What a point does not depend on is computed once for it: a factor or a subexpression without a
-reduced rank stands outside the sum.
+are subtracted by `live_operations` alone, which needs numbers.
 """
 
 from __future__ import annotations
@@ -10,126 +9,78 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from einsumcascade.analysis.dependence import axes
+from einsumcascade.analysis.dependence import axes, dependencies
+from einsumcascade.analysis.operations import CLASSES, CONTRACTION, Operations, operations_of
+from einsumcascade.analysis.polynomial import ONE, ZERO, Count, number, volume
 from einsumcascade.errors import Diagnostic, InputError, nearest
-from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Init, Num, Scalar, rank_of, variables, walk
+from einsumcascade.language.ir import (
+    Apply,
+    Cascade,
+    Einsum,
+    Expr,
+    Init,
+    Num,
+    Read,
+    Scalar,
+    rank_of,
+    variables,
+    walk,
+)
 
-CLASSES: Final = ("multiply_add", "exp", "divide", "max", "other")
+__all__ = [
+    "CLASSES",
+    "CONTRACTION",
+    "DTYPE_BYTES",
+    "INDEX_DTYPE",
+    "ONE",
+    "Count",
+    "Counts",
+    "Operations",
+    "TensorTraffic",
+    "count_operations",
+    "dtype_bytes",
+    "element_bytes",
+    "elements",
+    "evaluate_extents",
+    "index_tensors",
+    "number",
+    "operations_of",
+    "volume",
+]
+
 DTYPE_BYTES: Final[Mapping[str, int]] = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-_CLASS_OF: Final[Mapping[str, str]] = {"add": "multiply_add", "multiply": "multiply_add"}
+# Definition T2: tensors of positions hold integers of four bytes.
+INDEX_DTYPE: Final = "int32"
+INDEX_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Count:
-    """A polynomial of extents with integer coefficients: `E*M*P + M*P`.
+class TensorTraffic:
+    """What one tensor must move between memory and chip.
 
     Args:
-        terms: (names of the extents, sorted; coefficient) of each term, the highest degree first.
-    """
-
-    terms: tuple[tuple[tuple[str, ...], int], ...] = ()
-
-    def __add__(self, other: Count) -> Count:
-        merged = dict(self.terms)
-        for names, n in other.terms:
-            merged[names] = merged.get(names, 0) + n
-        return _count(merged)
-
-    def __mul__(self, other: Count) -> Count:
-        merged: dict[tuple[str, ...], int] = {}
-        for names, n in self.terms:
-            for more, k in other.terms:
-                key = tuple(sorted(names + more))
-                merged[key] = merged.get(key, 0) + n * k
-        return _count(merged)
-
-    def __bool__(self) -> bool:
-        return bool(self.terms)
-
-    def __str__(self) -> str:
-        texts = []
-        for names, n in self.terms:
-            powers = [x if (k := names.count(x)) == 1 else f"{x}**{k}" for x in dict.fromkeys(names)]
-            texts.append("*".join([str(n)] * (n != 1 or not names) + powers))
-        return " + ".join(texts).replace("+ -", "- ") or "0"
-
-    @property
-    def extents(self) -> tuple[str, ...]:
-        """Names of the extents that occur, sorted."""
-        return tuple(sorted({x for names, _ in self.terms for x in names}))
-
-    def at(self, extents: Mapping[str, int]) -> int:
-        """Return the exact number at given extents.
-
-        Raises: InputError: an extent that occurs is not among `extents`.
-        """
-        missing = [x for x in self.extents if x not in extents]
-        if missing:
-            headline = f"the count {self} has no value: {', '.join(missing)} unknown"
-            raise InputError(
-                diagnostics=(
-                    Diagnostic(
-                        code="missing-extent",
-                        headline=headline,
-                        rule="a count has a value where every extent in it has one",
-                        hint=f"give {missing[0]} a number",
-                    ),
-                )
-            )
-        return sum(n * math.prod(extents[x] for x in names) for names, n in self.terms)
-
-    def sympy(self) -> Any:
-        """Return the same polynomial as a SymPy expression over positive integer symbols."""
-        import sympy
-
-        total = sympy.Integer(0)
-        for names, n in self.terms:
-            total += n * sympy.prod([sympy.Symbol(x, integer=True, positive=True) for x in names])
-        return total
-
-
-def _count(terms: Mapping[tuple[str, ...], int]) -> Count:
-    kept = [(names, n) for names, n in terms.items() if n]
-    return Count(terms=tuple(sorted(kept, key=lambda t: (-len(t[0]), t[0]))))
-
-
-ONE: Final = _count({(): 1})
-
-
-def number(value: int) -> Count:
-    """Return a constant count."""
-    return _count({(): value})
-
-
-def volume(names: tuple[str, ...]) -> Count:
-    """Return the product of the extents of rank variables: `("m", "p")` gives M*P."""
-    return _count({tuple(sorted(rank_of(v) for v in names)): 1})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operations:
-    """The operations of one Einsum, by class.
-
-    Args:
-        tensor: what it writes; `init RM` for a first generation that is computed.
-        multiply_add: multiplies and additions; a product that is added at once counts as one with the addition.
-        exp, divide: as named; a mean divides once for each result.
-        max: maxima and minima, reductions included.
-        other: every other operator: logarithm, root, comparison, selection.
+        tensor: its name.
+        is_output: written, not read.
+        elements: how many it has.
+        dtype: of an element, `int32` for positions.
     """
 
     tensor: str
-    multiply_add: Count = Count()
-    exp: Count = Count()
-    divide: Count = Count()
-    max: Count = Count()
-    other: Count = Count()
+    is_output: bool
+    elements: Count
+    dtype: str
 
-    def to_dict(self) -> dict[str, str]:
-        """Return the counts as text, absent classes left out."""
-        return {c: str(n) for c in CLASSES if (n := getattr(self, c))}
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an element."""
+        return element_bytes(self.dtype)
+
+    @property
+    def bytes(self) -> Count:
+        """Bytes of the whole tensor."""
+        return self.elements * number(self.element_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,46 +89,49 @@ class Counts:
 
     Args:
         einsums: operations of each Einsum, in cascade order.
-        inputs: (tensor, elements) of each input.
+        inputs: (tensor, elements that are read) of each input.
         outputs: (tensor, elements, dtype or None for that of the first input) of each output.
+        indices: names of the tensors that hold positions.
     """
 
     einsums: tuple[Operations, ...]
     inputs: tuple[tuple[str, Count], ...]
     outputs: tuple[tuple[str, Count, str | None], ...]
+    indices: tuple[str, ...] = ()
 
     def total(self, kind: str) -> Count:
-        """Return the sum over all Einsums of one class of `CLASSES`."""
-        assert kind in CLASSES, kind
-        out = Count()
+        """Return the sum over all Einsums of one class of `CLASSES`, or of `CONTRACTION`."""
+        out = ZERO
         for e in self.einsums:
-            out += getattr(e, kind)
+            out += e.of(kind)
         return out
 
-    def bytes(self, *, dtype: str) -> Count:
-        """Return the least traffic in bytes: each input read once and each output written once.
+    def traffic(self, *, dtype: str) -> tuple[TensorTraffic, ...]:
+        """Return what each tensor must move at least, inputs first.
 
-        Args:
-            dtype: of every input, index tensors included, and of the outputs that name none.
+        Definition T1. The least traffic of a cascade is each input read once and each output written once, whole.
+        Definition T2. An input that stands only in index expressions and conditions, and a top-k, hold integers of
+        four bytes, whatever `dtype` is. Definition T3. An output that names no dtype has that of the inputs.
 
-        Raises: InputError: `dtype` is none of float16, bfloat16, float32, float64.
+        Raises: InputError: `unknown-dtype`: `dtype` is none of float16, bfloat16, float32, float64.
         """
-        if dtype not in DTYPE_BYTES:
-            raise InputError(
-                diagnostics=(
-                    Diagnostic(
-                        code="unknown-dtype",
-                        headline=f"'{dtype}' is no dtype",
-                        rule="counts know floating dtypes",
-                        hint=nearest(dtype, tuple(DTYPE_BYTES)),
-                    ),
-                )
-            )
-        out = Count()
-        for _, elements in self.inputs:
-            out += elements * number(DTYPE_BYTES[dtype])
-        for _, elements, own in self.outputs:
-            out += elements * number(DTYPE_BYTES[own or dtype])
+        dtype_bytes(dtype)
+
+        def own(tensor: str, named: str | None) -> str:
+            return named or (INDEX_DTYPE if tensor in self.indices else dtype)
+
+        read = [TensorTraffic(tensor=t, is_output=False, elements=n, dtype=own(t, None)) for t, n in self.inputs]
+        written = [TensorTraffic(tensor=t, is_output=True, elements=n, dtype=own(t, d)) for t, n, d in self.outputs]
+        return (*read, *written)
+
+    def bytes(self, *, dtype: str) -> Count:
+        """Return the least traffic in bytes, over all tensors of `traffic`.
+
+        Raises: InputError: `unknown-dtype`: `dtype` is none of float16, bfloat16, float32, float64.
+        """
+        out = ZERO
+        for t in self.traffic(dtype=dtype):
+            out += t.bytes
         return out
 
     def to_dict(self) -> dict[str, object]:
@@ -190,11 +144,38 @@ class Counts:
         }
 
 
+def dtype_bytes(dtype: str, *, known: tuple[str, ...] = tuple(DTYPE_BYTES)) -> int:
+    """Return the bytes of an element of a floating dtype.
+
+    Raises: InputError: `unknown-dtype`: it is none of `known`; the message has the nearest.
+
+    >>> dtype_bytes("bfloat16")
+    2
+    """
+    if dtype not in known:
+        raise InputError(
+            diagnostics=(
+                Diagnostic(
+                    code="unknown-dtype",
+                    headline=f"'{dtype}' is no dtype",
+                    rule="counts know floating dtypes",
+                    hint=nearest(dtype, known),
+                ),
+            )
+        )
+    return DTYPE_BYTES[dtype]
+
+
+def element_bytes(dtype: str) -> int:
+    """Return the bytes of an element of a tensor: a dtype of `DTYPE_BYTES`, or that of positions."""
+    return INDEX_BYTES if dtype == INDEX_DTYPE else DTYPE_BYTES[dtype]
+
+
 def count_operations(cascade: Cascade) -> Counts:
     """Count the operations of each Einsum and the elements of inputs and outputs.
 
-    Guaranteed: an operator counts once for each value of the rank variables that its operands have. Index
-    expressions and conditions are not counted; culled points are not subtracted.
+    Index expressions and conditions are not counted; culled points are not subtracted. An Einsum of an iterative block
+    is counted for every step, since it has the iterative variable; see `operations_of`.
 
     Returns: polynomials of the extents, parts of a partition under their own names (M1*M0, not M).
     Cost: linear in the cascade.   Source: FuseMax (MICRO 2024), section III.
@@ -204,17 +185,37 @@ def count_operations(cascade: Cascade) -> Counts:
     'K*M*N'
     """
     shape = axes(cascade)
-    einsums = []
-    for s in walk(cascade.body):
-        if isinstance(s, Einsum):
-            einsums.append(_operations(s.tensor, _of_einsum(s)))
-        elif isinstance(s, Init) and (found := list(_of_expr(s.expr))):
-            einsums.append(_operations(f"init {s.tensor}", found))
+    einsums = [operations_of(s) for s in walk(cascade.body) if isinstance(s, Einsum | Init)]
+    read = {t for tensors in dependencies(cascade).values() for t in tensors} | set(cascade.output_names)
+    positions = (*index_tensors(cascade), *(e.tensor for e in cascade.einsums if e.reduce == "topk"))
     return Counts(
-        einsums=tuple(einsums),
-        inputs=tuple((i.tensor, volume(i.indices)) for i in cascade.inputs),
+        # A first generation that is given costs nothing and has no row.
+        einsums=tuple(e for e in einsums if not e.tensor.startswith("init ") or any(e.of(c) for c in CLASSES)),
+        # An input that gives an extent alone is not read.
+        inputs=tuple((i.tensor, volume(i.indices) if i.tensor in read else ZERO) for i in cascade.inputs),
         outputs=tuple((o.tensor, elements(cascade, o.tensor, shape=shape), o.dtype) for o in cascade.outputs),
+        indices=positions,
     )
+
+
+def index_tensors(cascade: Cascade) -> tuple[str, ...]:
+    """Return the inputs that nothing is computed with: page tables, lengths, document numbers.
+
+    They stand only in index expressions and conditions, or nowhere and give an extent alone.
+    """
+    values = {t for s in walk(cascade.body) if isinstance(s, Einsum | Init) for t in _value_reads(s.expr)}
+    return tuple(i.tensor for i in cascade.inputs if i.tensor not in values)
+
+
+def _value_reads(expr: Expr) -> Iterator[str]:
+    match expr:
+        case Read(tensor=tensor):
+            yield tensor
+        case Apply() if not expr.row.condition:
+            for a in expr.args:
+                yield from _value_reads(a)
+        case _:
+            pass
 
 
 def elements(cascade: Cascade, tensor: str, *, shape: Mapping[str, tuple[str | None, ...]] | None = None) -> Count:
@@ -229,78 +230,6 @@ def elements(cascade: Cascade, tensor: str, *, shape: Mapping[str, tuple[str | N
             case _:
                 pass
     return out
-
-
-def _operations(tensor: str, found: list[tuple[str, Count]]) -> Operations:
-    sums = {c: Count() for c in CLASSES}
-    for kind, n in found:
-        sums[kind] += n
-    return Operations(tensor=tensor, **sums)
-
-
-def _of_einsum(s: Einsum) -> list[tuple[str, Count]]:
-    if s.reduction is None:
-        return list(_of_expr(s.expr))
-    space, free = volume(s.space), volume(s.free)
-    summed = s.reduce in ("sum", "mean")
-    inside, outside = s.expr, None
-    if summed:
-        factors = list(_product(s.expr))
-        moved = [f for f in factors if not set(variables(f)) & set(s.ranks)]
-        kept = [f for f in factors if f not in moved]
-        if kept:
-            inside = _multiplied(kept)
-            outside = _multiplied(moved) if moved else None
-    found: list[tuple[str, Count]] = []
-    if summed and isinstance(inside, Apply) and inside.op == "mul":
-        # The last product of the operand and the addition are one operation.
-        found += [x for a in inside.args for x in _of_expr(a)]
-    else:
-        found += _of_expr(inside)
-    found.append((_class(s.reduction.op.cost), space))
-    if outside is not None:
-        found += [*_of_expr(outside), ("multiply_add", free)]
-    if s.reduce == "mean":
-        found.append(("divide", free))
-    return found
-
-
-def _product(expr: Expr) -> Iterator[Expr]:
-    if isinstance(expr, Apply) and expr.op == "mul":
-        for a in expr.args:
-            yield from _product(a)
-    else:
-        yield expr
-
-
-def _multiplied(factors: list[Expr]) -> Expr:
-    out = factors[0]
-    for f in factors[1:]:
-        out = Apply(op="mul", args=(out, f))
-    return out
-
-
-def _of_expr(expr: Expr) -> Iterator[tuple[str, Count]]:
-    """Yield class and count of every operator of a value; what stands inside index expressions is no value."""
-    if not isinstance(expr, Apply):
-        return
-    kind = _class(expr.row.cost)
-    # Numbers and constants are folded once; a sign is part of the operation that takes it.
-    if variables(expr) and expr.op != "neg":
-        yield kind, volume(variables(expr))
-    fused = expr.row.cost == "add" and expr.op != "neg"
-    for a in expr.args:
-        if fused and isinstance(a, Apply) and a.op == "mul" and set(variables(a)) == set(variables(expr)):
-            fused = False
-            for inner in a.args:
-                yield from _of_expr(inner)
-        else:
-            yield from _of_expr(a)
-
-
-def _class(cost: str) -> str:
-    named = _CLASS_OF.get(cost, cost)
-    return named if named in CLASSES else "other"
 
 
 def evaluate_extents(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, int]:

@@ -176,28 +176,31 @@ class Partition:
 
     Args:
         whole: variable of the rank that is split.
-        outers: variables that walk its tiles.
-        middles: variables between the two, in a partition of three or more parts.
-        inners: variables that walk inside a tile.
+        ways: for each way it is split, the variables of the parts, outer ones first.
+        strides: for each way, the sizes whose product is a tile of its outermost part, sorted.
     """
 
     whole: str
-    outers: tuple[str, ...] = ()
-    middles: tuple[str, ...] = ()
-    inners: tuple[str, ...] = ()
+    ways: tuple[tuple[str, ...], ...] = ()
+    strides: tuple[tuple[str, ...], ...] = ()
 
-    def has_outer(self, names: tuple[str, ...]) -> bool:
-        """Tell whether one of `names` moves along the rank: the rank's own variable or a tile's."""
-        return self.whole in names or any(v in names for v in self.outers)
+    def moves_by(self, names: tuple[str, ...]) -> str | None:
+        """The one of `names` that moves along the rank: its own variable, or that of a way's outermost part."""
+        return next((v for v in (self.whole, *(w[0] for w in self.ways)) if v in names), None)
 
     def has_all(self, names: tuple[str, ...]) -> bool:
         """Tell whether `names` walk every coordinate of the rank."""
-        return self.whole in names or (self.has_outer(names) and any(v in names for v in self.inners))
+        return self.whole in names or any(set(w) <= set(names) for w in self.ways)
+
+    def stride(self, variable: str) -> tuple[str, ...] | None:
+        """The sizes whose product is a tile of `variable`; None if that is no outermost part."""
+        return next((s for w, s in zip(self.ways, self.strides, strict=True) if w[0] == variable), None)
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Variables of the parts, outer ones first."""
-        return self.outers + self.middles + self.inners
+        deep = max((len(w) for w in self.ways), default=0)
+        return tuple(dict.fromkeys(w[k] for k in range(deep) for w in self.ways if k < len(w)))
 
 
 def partitions(cascade: Cascade) -> dict[str, Partition]:
@@ -208,27 +211,19 @@ def partitions(cascade: Cascade) -> dict[str, Partition]:
     Cost: O(accesses).   Source: FuseMax (MICRO 2024), section IV-B, equations 31-33.
     """
     shape = axes(cascade)
-    sizes = _sizes(cascade)
-    outers: dict[str, dict[str, None]] = {}
-    middles: dict[str, dict[str, None]] = {}
-    inners: dict[str, dict[str, None]] = {}
+    sizes = canonical_sizes(cascade)
+    ways: dict[str, dict[tuple[str, ...], tuple[str, ...]]] = {}
     for s in walk(cascade.body):
         if not isinstance(s, Einsum | Init):
             continue
         for r in reads_of(cascade, s):
             for whole, index in zip(shape[r.tensor], r.indices, strict=True):
-                split = _split(index, sizes) if whole is not None else None
+                split = split_index(index, sizes) if whole is not None else None
                 if whole is not None and split is not None and whole not in split:
-                    outers.setdefault(whole, {})[split[-1]] = None
-                    middles.setdefault(whole, {}).update(dict.fromkeys(reversed(split[1:-1])))
-                    inners.setdefault(whole, {})[split[0]] = None
+                    stride = tuple(sorted(sizes[rank_of(v)] for v in split[1:]))
+                    ways.setdefault(whole, {})[split] = stride
     return {
-        v: Partition(
-            whole=v,
-            outers=tuple(outers.get(v, ())),
-            middles=tuple(middles.get(v, ())),
-            inners=tuple(inners.get(v, ())),
-        )
+        v: Partition(whole=v, ways=tuple(ways.get(v, {})), strides=tuple(ways.get(v, {}).values()))
         for v in rank_variables(cascade)
     }
 
@@ -239,7 +234,7 @@ def whole_ranks(cascade: Cascade) -> tuple[str, ...]:
     return tuple(v for v in rank_variables(cascade) if v not in parts)
 
 
-def _sizes(cascade: Cascade) -> dict[str, str]:
+def canonical_sizes(cascade: Cascade) -> dict[str, str]:
     """Map each extent or constant to one name for its size: `rank j0 = C0` and `rank c0 = 6` make both '6'."""
     given: dict[str, Expr] = {c.name: c.expr for c in cascade.constants}
     given |= {rank_of(r.name): r.expr for r in cascade.ranks}
@@ -257,99 +252,26 @@ def _sizes(cascade: Cascade) -> dict[str, str]:
     return out
 
 
-def _split(index: Expr, sizes: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the parts of a partitioned index, innermost first, or None."""
+def split_index(index: Expr, sizes: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the variables of a partitioned index, outermost first, or None; `sizes` are `canonical_sizes`."""
     terms = linear(index)
     if terms is None:
         return None
-    moving = sorted((t for t in terms if t.variable), key=lambda t: (len(_factors(t, sizes)), t.number))
+    moving = sorted((t for t in terms if t.variable), key=lambda t: (len(factors(t, sizes)), t.number))
     if len(moving) < 2 or any(t.number < 1 for t in moving):
         return None
     inside: list[str] = []
     for t in moving:
-        if sorted(_factors(t, sizes)) != sorted(inside):
+        if factors(t, sizes) != tuple(sorted(inside)):
             return None
         inside.append(sizes[rank_of(t.variable or "")])
-    return tuple(t.variable for t in moving if t.variable)
+    return tuple(t.variable for t in reversed(moving) if t.variable)
 
 
-def _factors(term: Term, sizes: Mapping[str, str]) -> list[str]:
+def factors(term: Term, sizes: Mapping[str, str]) -> tuple[str, ...]:
+    """Name what multiplies the variable of a term, sorted."""
     names = [sizes.get(f, f) for f in term.factors]
-    return names + ([str(term.number)] if term.number != 1 else [])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """How a read meets a rank.
-
-    Args:
-        streaming: the coordinate read moves with the traversal, so the tensor need not be complete.
-        sweeps: one element of the result reads the whole fiber, through a reduced variable that is not the rank's.
-        direction: 1 where only an ascending traversal serves it (a prefix), else 0.
-    """
-
-    streaming: bool = True
-    sweeps: bool = False
-    direction: int = 0
-
-
-def access(
-    cascade: Cascade, statement: Einsum | Init, read: Read, *, part: Partition, shape: tuple[str | None, ...]
-) -> Access:
-    """Classify a read against a rank: it moves with the traversal, or it needs the tensor complete.
-
-    A variable of the rank, plus or minus anything of other ranks, an affine partition and a prefix `j <= m` move
-    with it. A fixed coordinate other than the first, a gather, a reversed index and another variable do not.
-
-    Args:
-        cascade: where the statement stands.
-        statement: the statement that reads.
-        read: one of its reads.
-        part: the rank and its parts.
-        shape: rank variable of each axis of the tensor read.
-
-    Cost: linear in the read.   Source: FuseMax (MICRO 2024), section III-A.
-    """
-    streaming, sweeps, direction = True, False, 0
-    reduced = statement.ranks if isinstance(statement, Einsum) else ()
-    for axis, index in zip(shape, read.indices, strict=True):
-        if axis is None or not part.has_outer((axis,)):
-            continue
-        terms = linear(index)
-        if terms is not None and any(_moves(t, axis, part) for t in terms):
-            continue
-        if axis != part.whole and isinstance(index, Apply) and index.op == "floordiv" and carries(index, part.whole):
-            continue
-        if terms == () or _is_prefix(cascade, statement, index, part):
-            direction = 1
-            continue
-        streaming = False
-        sweeps = sweeps or any(v in reduced and v not in (part.whole, *part.parts) for v in variables(index))
-    return Access(streaming=streaming, sweeps=sweeps, direction=direction)
-
-
-def _moves(term: Term, axis: str, part: Partition) -> bool:
-    if term.variable is None or term.number < 1:
-        return False
-    if term.variable == axis:
-        return term.number == 1 and not term.factors
-    return axis == part.whole and term.variable in part.outers
-
-
-def _is_prefix(cascade: Cascade, statement: Einsum | Init, index: Expr, part: Partition) -> bool:
-    if not isinstance(index, Var):
-        return False
-    for c in conditions(cascade, statement):
-        match c:
-            case Apply(op="le" | "lt", args=(Var(name=low), Var(name=high))):
-                pass
-            case Apply(op="ge" | "gt", args=(Var(name=high), Var(name=low))):
-                pass
-            case _:
-                continue
-        if low == index.name and part.has_outer((high,)):
-            return True
-    return False
+    return tuple(sorted(names + ([str(term.number)] if term.number != 1 else [])))
 
 
 def known_rank(cascade: Cascade, rank: str) -> str | None:

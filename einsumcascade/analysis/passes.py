@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from einsumcascade.analysis.dependence import Partition, axes, dependencies, known_rank, partitions, rank_variables
+from einsumcascade.analysis.dependence import dependencies, known_rank, partitions, rank_variables, whole_ranks
+from einsumcascade.analysis.places import Ground
 from einsumcascade.analysis.sweep import Barrier, Sweep, sweep
+from einsumcascade.analysis.unroll import Unrolled, tensor_of
 from einsumcascade.errors import Diagnostic, UnknownRankError, nearest
-from einsumcascade.language.ir import Cascade, rank_of
+from einsumcascade.language.ir import Cascade, Iter, rank_of, walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +27,9 @@ class PassCount:
         level_of: level of each Einsum that traverses the rank, in cascade order.
         summary_traversals: loops over an outer partition alone that cannot join another loop; not passes.
         summaries: Einsums in those loops.
-        per_step: (rank, passes) for each iterative rank whose every step traverses the same fibers anew.
+        per_step: (rank, passes) for each iterative rank whose every step traverses the same fibers anew, of the family
+            that grows most.
+        growing: the same for each tensor whose fibers are traversed anew.
         level_per_step: the same for levels.
         parts: names of the ranks that this rank is split into, outer ones first.
     """
@@ -40,13 +44,25 @@ class PassCount:
     summary_traversals: int = 0
     summaries: tuple[str, ...] = ()
     per_step: tuple[tuple[str, int], ...] = ()
+    growing: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict, hash=False)
     level_per_step: tuple[tuple[str, int], ...] = ()
     parts: tuple[str, ...] = ()
 
     @property
     def formula(self) -> str:
-        """The passes as text: `3`, or `2 + N` where each of N steps makes one more."""
-        return _formula(self.passes, self.per_step)
+        """The passes as text: `3`, or `2 + N` where each of N steps makes one more; `max(2, N)` of two families."""
+        most: dict[tuple[tuple[str, int], ...], int] = {}
+        for t, n in self.families.items():
+            more = self.growing.get(t, ())
+            most[more] = max(n, most.get(more, n))
+        # A family is left out where another grows at least as fast from at least as many.
+        kept = [
+            (more, n)
+            for more, n in most.items()
+            if not any(other != more and m >= n and _covers(other, more) for other, m in most.items())
+        ]
+        found = [_formula(n, more) for more, n in sorted(kept, key=lambda k: (len(k[0]), k[0]))]
+        return f"max({', '.join(found)})" if len(found) > 1 else found[0] if found else str(self.passes)
 
     @property
     def level_formula(self) -> str:
@@ -55,7 +71,10 @@ class PassCount:
 
     def at(self, extents: Mapping[str, int]) -> int:
         """Return the passes for given numbers of steps; an iterative rank without an extent counts once."""
-        return self.passes + sum(n * (extents.get(r, 1) - 1) for r, n in self.per_step)
+        most = self.passes
+        for t, more in self.growing.items():
+            most = max(most, self.families[t] + sum(n * (extents.get(r, 1) - 1) for r, n in more))
+        return most
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON, keys in a fixed order."""
@@ -71,6 +90,7 @@ class PassCount:
             "summary_traversals": self.summary_traversals,
             "summaries": list(self.summaries),
             "per_step": dict(self.per_step),
+            "growing": {t: dict(more) for t, more in self.growing.items()},
             "level_per_step": dict(self.level_per_step),
             "parts": list(self.parts),
         }
@@ -101,26 +121,91 @@ def count_passes(cascade: Cascade, *, rank: str) -> PassCount:
     if variable is None:
         raise unknown_rank(cascade, rank)
     part = partitions(cascade)[variable]
-    shape = axes(cascade)
-    levels = sweep(cascade, part=part, family=None)
-    swept = {t: sweep(cascade, part=part, family=t) for t in shape if _carries_all(shape[t], part)}
+    counter = _Counter(Ground(cascade, part))
+    levels = counter.count(())
+    counted = {t: counter.tensor(t) for t in counter.ground.shape if counter.ground.is_full(t)}
     used = {t for found in dependencies(cascade).values() for t in found} | set(cascade.output_names)
-    families = {t: max(s.count, int(t in used)) for t, s in swept.items()}
-    worst = _worst(swept)
+    families = {t: max(c.count, int(t in used)) for t, c in counted.items()}
+    worst = max(counted.values(), key=lambda c: (c.count, sum(n for _, n in c.per_step)), default=None)
+    fastest = max((c.per_step for c in counted.values()), key=lambda more: sum(n for _, n in more), default=())
+    passes = max(families.values(), default=min(levels.count, 1))
     return PassCount(
         rank=rank,
-        passes=max(families.values(), default=min(levels.count, 1)),
+        passes=passes,
         levels=max(levels.count, min(1, len(families))),
         families=families,
-        barriers=worst.barriers if worst else (),
-        level_barriers=levels.barriers,
-        level_of=levels.level_of,
-        summary_traversals=levels.summary_traversals,
-        summaries=levels.summaries,
-        per_step=worst.per_step if worst else (),
+        barriers=tuple(b for b in worst.sweep.barriers if b.boundary < passes) if worst else (),
+        level_barriers=tuple(b for b in levels.sweep.barriers if b.boundary < levels.count),
+        level_of=levels.sweep.level_of,
+        summary_traversals=levels.sweep.summary_traversals,
+        summaries=levels.sweep.summaries,
+        per_step=fastest,
+        growing={t: c.per_step for t, c in counted.items() if c.per_step},
         level_per_step=levels.per_step,
         parts=tuple(rank_of(v) for v in part.parts),
     )
+
+
+def passes_of(cascade: Cascade) -> dict[str, int]:
+    """Count the passes over every rank that is no part of another, by name.
+
+    >>> from einsumcascade.language.parser import parse
+    >>> passes_of(parse("in A[k], B[k]\\nY = A[k] * B[k]\\nZ = Y * A[k]\\nout Z"))
+    {'K': 2}
+    """
+    return {rank_of(v): count_passes(cascade, rank=rank_of(v)).passes for v in whole_ranks(cascade)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Count:
+    """What one sweep counts, each step once, what each further step adds, and the sweep of two steps."""
+
+    count: int
+    per_step: tuple[tuple[str, int], ...]
+    sweep: Sweep
+
+
+class _Counter:
+    """Sweeps of one cascade for one rank, with iterations over other ranks unrolled to several lengths."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        blocks = (s.var for s in walk(ground.cascade.body) if isinstance(s, Iter))
+        self.iterated = tuple(dict.fromkeys(v for v in blocks if v not in ground.along))
+        self._unrolled: dict[tuple[int, ...], Unrolled] = {}
+
+    def unrolled(self, *steps: int) -> Unrolled:
+        """The cascade with so many steps of each iteration."""
+        if steps not in self._unrolled:
+            self._unrolled[steps] = Unrolled(self.ground, dict(zip(self.iterated, steps, strict=True)))
+        return self._unrolled[steps]
+
+    def tensor(self, name: str) -> _Count:
+        """Count the passes of the fiber of a tensor that needs most."""
+        parts = self.unrolled(*(2 for _ in self.iterated)).fibers(name)
+        counts = (self.count(tuple(sorted(p))) for p in parts)
+        return max(counts, key=lambda c: (sum(n for _, n in c.per_step), c.count))
+
+    def count(self, family: tuple[str, ...]) -> _Count:
+        """Count the passes of a family, or the levels."""
+        short = tuple(2 for _ in self.iterated)
+        found = sweep(self.unrolled(*short), family=frozenset(family))
+        growing = [k for k, v in enumerate(self.iterated) if self.ground.looks_back(v, {tensor_of(p) for p in family})]
+        if not growing:
+            return _Count(count=found.count, per_step=found.endless, sweep=found)
+        # What grows with every step has then outgrown all that does not.
+        many = found.count + 2
+        long = tuple(many if k in growing else 2 for k in range(len(short)))
+        most = sweep(self.unrolled(*long), family=frozenset(family)).count
+        more = {
+            k: sweep(self.unrolled(*(n + (j == k) for j, n in enumerate(long))), family=frozenset(family)).count - most
+            for k in growing
+        }
+        return _Count(
+            count=most - sum(n * (long[k] - 1) for k, n in more.items()),
+            per_step=tuple((rank_of(self.iterated[k]), n) for k, n in more.items() if n) + found.endless,
+            sweep=found,
+        )
 
 
 def unknown_rank(cascade: Cascade, rank: str) -> UnknownRankError:
@@ -140,14 +225,9 @@ def unknown_rank(cascade: Cascade, rank: str) -> UnknownRankError:
     )
 
 
-def _carries_all(shape: tuple[str | None, ...], part: Partition) -> bool:
-    return part.has_all(tuple(v for v in shape if v))
-
-
-def _worst(swept: Mapping[str, Sweep]) -> Sweep | None:
-    if not swept:
-        return None
-    return max(swept.values(), key=lambda s: (s.count, sum(n for _, n in s.per_step)))
+def _covers(fast: tuple[tuple[str, int], ...], slow: tuple[tuple[str, int], ...]) -> bool:
+    """Whether steps of every iteration add at least as many passes to `fast`."""
+    return all(dict(fast).get(r, 0) >= n for r, n in slow)
 
 
 def _formula(count: int, per_step: tuple[tuple[str, int], ...]) -> str:

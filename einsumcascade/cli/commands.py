@@ -84,10 +84,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_gallery(as_json: AsJson = False) -> None:
     """List the gallery: name, paper, passes over each rank."""
     from einsumcascade import gallery
-    from einsumcascade.analysis.report import analyse as analyse_cascade
+    from einsumcascade.analysis.passes import passes_of
 
     heads = {name: gallery.header(name) for name in gallery.names()}
-    passes = {name: dict(analyse_cascade(gallery.load(name)).passes) for name in heads}
+    passes = {name: passes_of(gallery.load(name)) for name in heads}
     if as_json:
         print_json(
             [
@@ -111,14 +111,18 @@ def analyse(
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
+    target: Annotated[
+        str | None, typer.Option(metavar="cuda:90", help="A GPU whose roofline to add; give all extents too.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="The dtype of the inputs, for the roofline.")] = Dtype.bfloat16,
     as_json: AsJson = False,
 ) -> None:
-    """Analyse a cascade: passes, levels, barriers, footprints and counts."""
+    """Analyse a cascade: passes, levels, barriers, footprints, counts, and the roofline of a target."""
     bound = parse_extents(extents)
     cascade = spec_of(spec, constraint, const, over)
     from einsumcascade.analysis.report import analyse as analyse_cascade
 
-    show(analyse_cascade(cascade, **given_of(extents=bound)), as_json=as_json)
+    show(analyse_cascade(cascade, dtype=dtype.value, **given_of(extents=bound, target=target)), as_json=as_json)
 
 
 @app.command()
@@ -218,6 +222,38 @@ def compile_kernel(
         typer.echo(ending(kernel.source), nl=False)
         report = "".join(f"# {line}".rstrip() + "\n" for line in report.splitlines())
     typer.echo(report, nl=False)
+
+
+@app.command()
+def report(
+    spec: Spec,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page to write.")],
+    constraint: Constraints = None,
+    const: Constants = None,
+    over: Over = None,
+    extents: Extents = "",
+    target: Annotated[
+        str, typer.Option(metavar="cuda:90", help="The GPU of costs and kernels; none is needed.")
+    ] = "cuda:90",
+    dtype: Annotated[Dtype, typer.Option(help="The dtype of the inputs.")] = Dtype.bfloat16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the page shows as JSON too.")] = False,
+) -> None:
+    """Write a page of HTML that shows all there is: text, graph, passes, footprints, costs, derivation, kernels."""
+    bound = parse_extents(extents)
+    cascade = spec_of(spec, constraint, const, over)
+    from einsumcascade import gallery
+
+    with progress("reporting"):
+        from einsumcascade.report.data import build_report
+        from einsumcascade.report.page import render
+
+        header = gallery.header(spec) if spec in gallery.names() else None
+        found = build_report(cascade, dtype=dtype.value, target=target, header=header, **given_of(extents=bound))
+        page = render(found)
+    write_atomically(output, page)
+    if as_json:
+        print_json(found.to_dict())
+    typer.echo(f"written: {output}", err=True)
 
 
 @app.command()

@@ -24,11 +24,13 @@ class Header:
         title: the first line.
         paper: the sources, with section or equation.
         kernel: `yes`, or `not yet (construct)`.
+        systems: published systems that compute as the text does, if it says so: `systems: PyTorch, FLAT`.
     """
 
     title: str
     paper: str
     kernel: str
+    systems: tuple[str, ...] = ()
 
 
 def names() -> tuple[str, ...]:
@@ -80,7 +82,8 @@ def header(name: str) -> Header:
         lines.append(line.removeprefix("#").strip())
     fields = {key: value.strip() for key, colon, value in (line.partition(":") for line in lines[1:]) if colon}
     assert {"paper", "kernel"} <= set(fields), f"the header of {name} is incomplete"
-    return Header(title=lines[0], paper=fields["paper"], kernel=fields["kernel"])
+    systems = tuple(s.strip() for s in fields.get("systems", "").split(",") if s.strip())
+    return Header(title=lines[0], paper=fields["paper"], kernel=fields["kernel"], systems=systems)
 
 
 def _read(name: str) -> str:

@@ -151,7 +151,8 @@ def _known_variables(cascade: Cascade) -> tuple[str, ...]:
 
 def _indexed(cascade: Cascade) -> frozenset[str]:
     """Tensors that have ranks."""
-    return frozenset(x.tensor for x in (*cascade.inputs, *cascade.einsums) if x.indices)
+    inputs = {i.tensor for i in cascade.inputs if i.indices}
+    return frozenset(inputs | {e.tensor for e in cascade.einsums if e.indices})
 
 
 def _ordered(problems: list[Diagnostic]) -> list[Diagnostic]:

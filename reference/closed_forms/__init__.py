@@ -10,8 +10,10 @@ from __future__ import annotations
 from einsumcascade.reference.closed_forms import (
     core,
     diagnostics,
+    layouts,
     linked,
     maps,
+    memories,
     modifiers,
     selected,
     several,
@@ -30,6 +32,8 @@ TABLES = (
     linked.CLOSED_FORMS,
     selected.CLOSED_FORMS,
     solved.CLOSED_FORMS,
+    memories.CLOSED_FORMS,
+    layouts.CLOSED_FORMS,
 )
 CLOSED_FORMS: dict[str, Closed] = {name: form for table in TABLES for name, form in table.items()}
 assert len(CLOSED_FORMS) == sum(map(len, TABLES)), "two closed forms have one name"

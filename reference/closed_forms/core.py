@@ -109,6 +109,8 @@ CLOSED_FORMS: dict[str, Closed] = {
     "softmax_attention": softmax_attention,
     "softmax_1p": softmax_attention,
     "softmax_2p": softmax_attention,
+    "flash_attention_1": softmax_attention,
+    "rabe_staats": softmax_attention,
     "softmax_lse": softmax_lse,
     "cross_attention": softmax_attention,
     "sliding_window": sliding_window,

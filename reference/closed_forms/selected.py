@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from einsumcascade.reference.closed_forms.parts import Array, Closed, Inputs, Outputs, softmax
+from einsumcascade.reference.closed_forms.parts import Array, Closed, Inputs, Outputs, attention, scores, softmax
 
 
 def largest(row: Array, count: int) -> list[int]:
@@ -80,10 +80,94 @@ def probsparse(x: Inputs, *, u: int = 4) -> Outputs:
     return {"O": out}
 
 
+def _attend(q: Array, keys: Array, values: Array) -> Array:
+    """Attention of one query `(E,)`; 0 where there is no key."""
+    return np.asarray(attention(q[None], keys, values)[0])
+
+
+def nsa(x: Inputs, *, m0: int = 4, j: int = 2, w: int = 6) -> Outputs:
+    """Query by query: finished blocks by their means, the blocks of `moba`, and the last w keys, under three gates."""
+    chosen = moba(x, m0=m0, j=j)["O"]
+    keys, values = (
+        x[name][: len(x[name]) // m0 * m0].reshape(-1, m0, x[name].shape[1]).mean(axis=1) for name in ("K", "V")
+    )
+    out = []
+    for q, query in enumerate(x["Q"]):
+        done = (q + 1) // m0
+        near = slice(max(q - w + 1, 0), q + 1)
+        branches = (
+            _attend(query, keys[:done], values[:done]) if done else np.zeros(values.shape[1]),
+            chosen[q],
+            _attend(query, x["K"][near], x["V"][near]),
+        )
+        out.append(sum((gate * branch for gate, branch in zip(x["G"][:, q], branches, strict=True)), np.zeros(1)))
+    return {"O": np.stack(out)}
+
+
+def tcpa(x: Inputs, *, j: int = 2) -> Outputs:
+    """The softmax over all keys, then zeros for the prompts whose indicators are not among a token's j nearest."""
+    weights = softmax(scores(x))
+    cosines = x["X"] @ (x["PI"] / np.linalg.norm(x["PI"], axis=1, keepdims=True)).T
+    for q, row in enumerate(cosines):
+        dropped = [r for r in range(len(row)) if r not in largest(row, j)]
+        weights[:, q, dropped] = 0.0
+    return {"AV": weights @ x["V"]}
+
+
+def ttf(x: Inputs, *, j: int = 4, thr: float = 0.03) -> Outputs:
+    """Patch by patch: the new token if text attends to it or its pixels changed, else the old one."""
+    attended = largest(softmax(scores(x)).mean(axis=(0, 1)), j)
+    rows = [x["NEW" if m in attended or change > thr else "OLD"][m] for m, change in enumerate(x["DIFF"])]
+    return {"X": np.stack(rows)}
+
+
+def heavy_hitters(x: Inputs, *, j: int = 8, recent: int = 3) -> Outputs:
+    """Head by head: the last keys and those with the largest summed weight stay, then one query attends to them."""
+    heads, m, _ = x["K"].shape
+    weights = softmax(scores(x), mask=np.tri(x["Q"].shape[1], m, dtype=bool)).sum(axis=1)
+    out = []
+    for h in range(heads):
+        kept = [*range(m - recent, m), *largest(weights[h, : m - recent], j - recent)]
+        out.append(_attend(x["QN"][h], x["K"][h, kept], x["V"][h, kept]))
+    return {"AV": np.stack(out)}
+
+
+def bottleneck(x: Inputs, *, j: int = 4) -> Outputs:
+    """A softmax over the j best elements alone."""
+    kept = largest(x["K"] @ x["C"], j)
+    return {"O": _attend(x["C"], x["K"][kept], x["V"][kept])}
+
+
+def neighbour_cache(x: Inputs) -> Outputs:
+    """Node by node: an additive score for each filled slot of its cache."""
+    out = np.zeros((len(x["L"]), x["V"].shape[1]))
+    for node, length in enumerate(x["LEN"].astype(int)):
+        rows = x["NB"][node, : max(length, 0)].astype(int)
+        both = x["L"][node] + x["R"][rows]
+        out[node] = softmax(np.where(both < 0, 0.2 * both, both) @ x["AW"]) @ x["V"][rows]
+    return {"AV": out}
+
+
+def sparse_causal(x: Inputs) -> Outputs:
+    """Frame by frame: the keys of the first frame and of the one before in one list."""
+    out = np.empty((*x["Q"].shape[:-1], x["V"].shape[-1]))
+    for h, t in np.ndindex(*x["Q"].shape[:2]):
+        frames = [0, max(t - 1, 0)]
+        out[h, t] = attention(x["Q"][h, t], *(np.concatenate([*x[name][h, frames]]) for name in ("K", "V")))
+    return {"AV": out}
+
+
 CLOSED_FORMS: dict[str, Closed] = {
     "sparsifiner": sparsifiner,
     "routing": routing,
     "moba": moba,
     "halo": halo,
     "probsparse": probsparse,
+    "nsa": nsa,
+    "tcpa": tcpa,
+    "ttf": ttf,
+    "heavy_hitters": heavy_hitters,
+    "bottleneck": bottleneck,
+    "neighbour_cache": neighbour_cache,
+    "sparse_causal": sparse_causal,
 }

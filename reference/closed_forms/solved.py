@@ -1,10 +1,12 @@
-"""Closed forms with a linear system, an inner solver, or a memory that is not linear in itself."""
+"""Closed forms with a linear system, a fit by least squares, or a threshold to be found."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from einsumcascade.reference.closed_forms.parts import Array, Closed, Inputs, Outputs, causal, softmax
+from einsumcascade.reference.closed_forms.parts import Array, Closed, Inputs, Outputs, causal, scores, softmax
 
 
 def _delta(x: Inputs, gate: Array) -> Array:
@@ -57,19 +59,47 @@ def deltaformer(x: Inputs) -> Outputs:
     return {"O": softmax(score, mask=causal(p, p)) @ u}
 
 
+def path(x: Inputs) -> Outputs:
+    """Pair by pair: the key through every factor I - beta w w' after it up to the query, then a causal softmax."""
+    p, e = x["Q"].shape
+    s = np.full((p, p), -np.inf)
+    for m in range(p):
+        key = x["K"][m]
+        for q in range(m, p):
+            if q > m:
+                key = key - x["BETA"][q] * x["W"][q] * (x["W"][q] @ key)
+            s[q, m] = x["Q"][q] @ key / np.sqrt(e)
+    return {"AV": softmax(s) @ x["V"]}
+
+
+def _intercepts(x: Inputs, features: Callable[[Array], Array]) -> Outputs:
+    """For each query, the constant of a fit of the past values by least squares.
+
+    The weight of a key is its softmax weight with that of the best key as 1; `features` takes the offsets of the keys
+    `(M, E)`; their coefficients, not the constant, cost `LAM[p]` times their squares.
+    """
+    out = []
+    for p, row in enumerate(scores(x)):
+        past = slice(p + 1)
+        weight = np.exp(row[past] - row[past].max())
+        basis = features(x["K"][past] - x["Q"][p])
+        n = basis.shape[1]
+        root = np.sqrt(weight)[:, None]
+        rows = np.hstack([root, root * basis])
+        ridge = np.hstack([np.zeros((n, 1)), np.sqrt(x["LAM"][p]) * np.eye(n)])
+        values = np.vstack([root * x["V"][past], np.zeros((n, x["V"].shape[1]))])
+        out.append(np.linalg.lstsq(np.vstack([rows, ridge]), values, rcond=None)[0][0])
+    return {"O": np.stack(out)}
+
+
 def lla(x: Inputs) -> Outputs:
-    """The value at the query of a weighted ridge regression of the values on the keys, slopes alone penalised."""
-    out = np.zeros((len(x["Q"]), x["V"].shape[1]))
-    for p, query in enumerate(x["Q"]):
-        keys, values = x["K"][: p + 1] - query, x["V"][: p + 1]
-        score = x["K"][: p + 1] @ query / np.sqrt(len(query))
-        root = np.sqrt(np.exp(score - score.max(initial=-np.inf)))[:, None]
-        design = np.concatenate([root, root * keys], axis=1)
-        ridge = np.concatenate([np.zeros((len(query), 1)), np.sqrt(x["LAM"][p]) * np.eye(len(query))], axis=1)
-        rows = np.concatenate([design, ridge])
-        wanted = np.concatenate([root * values, np.zeros((len(query), values.shape[1]))])
-        out[p] = np.linalg.lstsq(rows, wanted, rcond=None)[0][0]
-    return {"O": out}
+    """Local linear attention: the features are the offsets themselves."""
+    return _intercepts(x, lambda offset: offset)
+
+
+def local_quadratic(x: Inputs) -> Outputs:
+    """Offsets and the products of all pairs of their coordinates."""
+    return _intercepts(x, lambda d: np.hstack([d, (d[:, :, None] * d[:, None, :]).reshape(len(d), -1)]))
 
 
 def mesa(x: Inputs) -> Outputs:
@@ -86,82 +116,40 @@ def mesa(x: Inputs) -> Outputs:
     return {"O": out}
 
 
-def titans(x: Inputs) -> Outputs:
-    """Gradient steps with momentum on |k M - v|**2, M shrinking by ALPHA."""
-    memory = np.zeros((x["K"].shape[1], x["V"].shape[1]))
-    momentum = np.zeros_like(memory)
-    out = np.zeros_like(x["V"])
-    for t, (key, value) in enumerate(zip(x["K"], x["V"], strict=True)):
-        gradient = 2 * np.outer(key, key @ memory - value)
-        momentum = x["ETA"][t] * momentum - x["THETA"][t] * gradient
-        memory = (1 - x["ALPHA"][t]) * memory + momentum
-        out[t] = x["Q"][t] @ memory
-    return {"O": out}
-
-
-def titans_chunk(x: Inputs, *, c0: int = 6) -> Outputs:
-    """As `titans`, step by step, but with gradients at the memory that began the chunk; decays are given as logs."""
-    memory = np.zeros((x["K"].shape[1], x["V"].shape[1]))
-    momentum, start = np.zeros_like(memory), memory
-    out = np.zeros_like(x["V"])
-    for t, (key, value) in enumerate(zip(x["K"], x["V"], strict=True)):
-        if t % c0 == 0:
-            start = memory
-        gradient = 2 * np.outer(key, key @ start - value)
-        momentum = np.exp(x["LE"][t]) * momentum - x["THETA"][t] * gradient
-        memory = np.exp(x["LA"][t]) * memory + momentum
-        out[t] = x["Q"][t] @ memory
-    return {"O": out.reshape(-1, c0, out.shape[1])}
-
-
-def moneta(x: Inputs, *, ee: float = 1e-12) -> Outputs:
-    """Gradient steps on the sum of |W k - v|**3, W the memory over the root of the sum of its fourth powers."""
-    memory = np.array(x["AC0"], dtype=np.float64)
-    out = np.zeros_like(x["V"])
-    for t, (key, value) in enumerate(zip(x["K"], x["V"], strict=True)):
-        error = memory / np.sqrt((memory**4).sum() + ee) @ key - value
-        memory = x["ALPHA"][t] * memory - x["ETA"][t] * np.outer(3 * np.abs(error) * error, key)
-        out[t] = memory / np.sqrt((memory**4).sum() + ee) @ x["Q"][t]
-    return {"O": out}
-
-
-def yaad(x: Inputs) -> Outputs:
-    """Gradient steps on half the squared error, which grows linearly beyond DELTA."""
-    memory = np.zeros((x["V"].shape[1], x["K"].shape[1]))
-    out = np.zeros_like(x["V"])
-    for t, (key, value) in enumerate(zip(x["K"], x["V"], strict=True)):
-        error = memory @ key - value
-        size = np.linalg.norm(error)
-        step = error if size <= x["DELTA"][t] else error * (x["DELTA"][t] / size)
-        memory = x["ALPHA"][t] * memory - x["ETA"][t] * np.outer(step, key)
-        out[t] = memory @ x["Q"][t]
-    return {"O": out}
-
-
-def memora(x: Inputs) -> Outputs:
-    """Multiplicative steps on |W k - v|**2, rows of W normalised after each."""
-    memory = np.array(x["W0"], dtype=np.float64)
-    out = np.zeros_like(x["V"])
-    for t, (key, value) in enumerate(zip(x["K"], x["V"], strict=True)):
-        error = memory @ key - value
-        memory = softmax(x["ALPHA"][t] * np.log(memory) - 2 * x["ETA"][t] * np.outer(error, key))
-        out[t] = memory @ x["Q"][t]
+def _beyond(x: Inputs, threshold: Callable[[Array], float], *, scale: float, power: int) -> Outputs:
+    """Weights that are powers of what scaled scores of the past exceed a threshold by; it sees them sorted."""
+    out = np.zeros((len(x["Q"]), x["V"].shape[1]))
+    for p, row in enumerate(scores(x) * scale):
+        past = row[: p + 1]
+        weight = np.maximum(past - threshold(np.sort(past)[::-1]), 0.0) ** power
+        out[p] = weight @ x["V"][: p + 1] / weight.sum()
     return {"O": out}
 
 
 def sparsemax(x: Inputs) -> Outputs:
-    """The threshold by sorting: the nearest point of the simplex to the scores."""
-    score = x["Q"] @ x["K"].T / np.sqrt(x["Q"].shape[1])
-    out = np.zeros((len(x["Q"]), x["V"].shape[1]))
-    for p in range(len(out)):
-        row = score[p, : p + 1]
-        high = np.sort(row)[::-1]
+    """The nearest point of the simplex to the scores: as many as stay positive share what is beyond 1."""
+
+    def threshold(high: Array) -> float:
         sums = np.cumsum(high)
-        ranks = np.arange(1, len(row) + 1)
-        support = int((1 + ranks * high > sums).sum())
-        weight = np.maximum(row - (sums[support - 1] - 1) / support, 0.0)
-        out[p] = weight @ x["V"][: p + 1] / weight.sum()
-    return {"O": out}
+        support = int((1 + np.arange(1, len(high) + 1) * high > sums).sum())
+        return float((sums[support - 1] - 1) / support)
+
+    return _beyond(x, threshold, scale=1.0, power=1)
+
+
+def entmax15(x: Inputs) -> Outputs:
+    """Squares of half the scores less a threshold: the root of a quadratic for the number of scores above it."""
+
+    def threshold(high: Array) -> float:
+        for k in range(1, len(high) + 1):
+            # The k largest alone: their mean less what makes the squares sum to 1.
+            spare = 1 / k - float(np.var(high[:k]))
+            found = float(high[:k].mean() - np.sqrt(max(spare, 0.0)))
+            if spare >= 0 and (k == len(high) or high[k] <= found):
+                return found
+        raise AssertionError("some number of scores lies above its threshold, and the next below")
+
+    return _beyond(x, threshold, scale=0.5, power=2)
 
 
 CLOSED_FORMS: dict[str, Closed] = {
@@ -170,13 +158,11 @@ CLOSED_FORMS: dict[str, Closed] = {
     "rwkv7": rwkv7,
     "sessa": sessa,
     "deltaformer": deltaformer,
+    "path": path,
     "lla_1p": lla,
     "lla_cg": lla,
+    "local_quadratic": local_quadratic,
     "mesa": mesa,
-    "titans": titans,
-    "titans_chunk": titans_chunk,
-    "moneta": moneta,
-    "yaad": yaad,
-    "memora": memora,
     "sparsemax": sparsemax,
+    "entmax15": entmax15,
 }

@@ -28,6 +28,16 @@ def gla_chunk(x: Inputs, *, c0: int = 6) -> Outputs:
     return {"O": _decayed(x["Q"], x["K"], x["V"], gates).reshape(-1, c0, x["V"].shape[1])}
 
 
+def retention(x: Inputs) -> Outputs:
+    """Head by head: inner products times the head's constant to the power of the distance."""
+    tokens = np.arange(x["Q"].shape[1])
+    lag = tokens[:, None] - tokens
+    out = []
+    for q, k, v, gamma in zip(x["Q"], x["K"], x["V"], x["GAM"], strict=True):
+        out.append((q @ k.T * np.where(lag >= 0, gamma ** np.maximum(lag, 0), 0.0)) @ v)
+    return {"O": np.stack(out)}
+
+
 def dsfnorm(x: Inputs) -> Outputs:
     """Causal linear attention, each row divided by its own normaliser."""
     lower = np.tril(x["Q"] @ x["K"].T)
@@ -120,6 +130,7 @@ def abc_causal(x: Inputs) -> Outputs:
 CLOSED_FORMS: dict[str, Closed] = {
     "gla": gla,
     "gla_chunk": gla_chunk,
+    "retention": retention,
     "dsfnorm": dsfnorm,
     "aaren": aaren,
     "selfgate": selfgate,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -24,8 +27,14 @@ F          1       1  V 1, O 1
 Rank M: 2 passes
   pass 1: GM
     SN waits for GM: it reads GM[p], complete only after all of M
-    S is read again by SN: M elements for each P
+    live: S (M) and GM (1) for each P
+    least kept: S read again (M)
   pass 2: SN, SD, O
+
+Loop order P, M; F whole inside a step
+  kept for each P: F + M + 2 (S M, GM 1, SD 1, O F)
+  kept: F*M (V), or read again for each P
+  1 other order keeps as much or more of what is computed
 
 operations  multiply-add  exp  max
 ----------  ------------  ---  ---
@@ -62,10 +71,36 @@ def test_columns_of_the_page_line_up() -> None:
 
 def test_an_intermediate_is_kept_or_recomputed() -> None:
     page = str(analyse("softmax_attention"))
-    assert (
-        "QK, read by SN, is kept: M elements for each B, H, P; or recomputed from K (M*E elements for each block of P)"
-    ) in page
+    assert "live: QK (M) and GM (1) for each B, H, P" in page
+    assert "least kept: QK (M)\n" in page
+    again = "K read again (E*M a block), QK recomputed from Q and K; cheaper for blocks above E"
+    assert f"or in blocks of P: {again}" in page
     assert "A waits for SD: it reads SD[b, h, p], complete only after all of M" in page
+
+
+def test_the_page_shows_what_the_best_loop_order_keeps() -> None:
+    page = str(analyse("softmax_1p"))
+    assert "kept for each B, H, P: E + F + 2 (Q E, RM 1, RD 1, RNV F)" in page
+    assert "kept for each B, H: E*M + F*M (K E*M, V F*M), or read again for each P" in page
+
+
+def test_extents_decide_what_is_kept_and_are_named_where_they_were_assumed() -> None:
+    assumed = "chosen at E = 64, M = 65,536, N = 65,536"
+    assert f"K1 read again (E*M), S recomputed from Q, K1 and K2; {assumed}" in str(analyse("kronecker"))
+    given = analyse("kronecker", extents={"P": 10, "E": 8, "M": 100, "N": 4, "F": 8})
+    assert given.footprints["M"][0].plan.price == "M*N"
+    assert "least kept: S (400)\n" in str(given)
+    assert "chosen at" not in str(given)
+
+
+def test_a_target_adds_the_roofline() -> None:
+    extents = {"B": 1, "H": 2, "P": 64, "M": 1024, "E": 32, "F": 32}
+    found = analyse("softmax_attention", extents=extents, target="cuda:90")
+    assert found.roofline is not None and str(found).endswith(str(found.roofline))
+    assert found.to_dict()["roofline"] == found.roofline.to_dict()
+    assert analyse("softmax_attention", extents=extents).roofline is None
+    with pytest.raises(InputError, match="5 ranks have no extent"):
+        analyse("softmax_attention", extents={"M": 4}, target="cuda:90")
 
 
 def test_extents_turn_counts_into_numbers() -> None:
@@ -95,7 +130,9 @@ def test_the_json_is_stable_and_plain() -> None:
     first, second = (json.dumps(analyse("softmax_2p").to_dict()) for _ in range(2))
     assert first == second
     data = json.loads(first)
-    assert list(data) == ["name", "extents", "ranks", "counts"]
+    assert list(data) == ["name", "extents", "ranks", "loop_orders", "counts", "roofline"]
+    assert data["ranks"]["M"]["footprints"][0]["plan"]["price"] == "M"
+    assert data["loop_orders"]["orders"][0]["order"] == ["B", "H", "P", "M"]
     assert data["ranks"]["M"]["barriers"] == [{"boundary": 1, "producer": "GM", "reader": "SN", "read": "GM[b, h, p]"}]
 
 
@@ -105,6 +142,15 @@ def test_every_gallery_text_has_a_page_and_json(name: str) -> None:
     assert str(found).startswith(name)
     assert json.loads(json.dumps(found.to_dict()))["name"] == load(name).name
     assert all(n >= 1 for n in found.levels.values())
+    assert found.orders.best is not None
+
+
+def test_an_analysis_imports_no_algebra_and_no_numbers() -> None:
+    code = "import sys, einsumcascade as ec; str(ec.analyse('softmax_attention')); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(ast.literal_eval(done.stdout))
+    assert "networkx" in loaded
+    assert not loaded & {"sympy", "numpy", "torch", "triton"}
 
 
 def test_an_analysis_is_frozen() -> None:

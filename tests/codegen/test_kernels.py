@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from einsumcascade.analysis.targets import gpu_target
@@ -28,7 +28,7 @@ from einsumcascade.reference.interpret import run
 from tests.codegen.calls import VARIANTS, variant_inputs
 from tests.codegen.tritons import triton_path
 from tests.gallery.draws import extents_of
-from tests.strategies import Case, cases, sample
+from tests.strategies import Case, cases, examples, sample
 
 TARGET = gpu_target("cuda:90")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -188,7 +188,7 @@ def test_what_once_failed_stays_right(name: str, dtype: str) -> None:
 # --- random cascades ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=160)
+@examples(160)
 @given(cases(), st.sampled_from(DTYPES))
 @example(DRIFT, "float32")
 @example(PAIR, "bfloat16")
@@ -197,7 +197,7 @@ def test_the_text_is_as_exact_as_the_plain_formula(case: Case, dtype: str) -> No
     interpreted(case, dtype)
 
 
-@settings(max_examples=120)
+@examples(120)
 @given(cases(), st.sampled_from(DTYPES))
 @example(DRIFT, "float32")
 def test_the_statements_on_cpu_tensors_are_as_exact_as_the_plain_formula(case: Case, dtype: str) -> None:
@@ -205,14 +205,14 @@ def test_the_statements_on_cpu_tensors_are_as_exact_as_the_plain_formula(case: C
     on_cpu(case, dtype)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(cases(), st.sampled_from(DTYPES))
 def test_the_schedule_for_a_cpu_does_not_change_the_value(case: Case, dtype: str) -> None:
     assume(fits(case, dtype))
     on_cpu(case, dtype, tiles_of_case=False)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(cases(tiles=(1, 2, 4, 8, 16, 128)), st.sampled_from(DTYPES))
 def test_tiles_below_and_far_above_the_usual_ones_give_the_same(case: Case, dtype: str) -> None:
     assume(fits(case, dtype))
@@ -225,7 +225,7 @@ def test_the_oldest_triton_agrees(number: int) -> None:
     interpreted(case, DTYPES[number % 3], triton=triton_path("oldest"))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(cases(), st.integers(0, 1 << 16))
 def test_strides_do_not_matter(case: Case, seed: int) -> None:
     """Transposed storage, gaps between elements and an offset give the very numbers that packed storage gives."""
@@ -266,7 +266,7 @@ def test_large_scores_of_both_signs(dtype: str, size: float, pattern: str) -> No
         assert found["O"].isfinite().all() and found["Z"].isfinite().all()
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(cases(), st.sampled_from(DTYPES), st.sampled_from((40.0, 200.0)))
 def test_random_cascades_with_large_queries(case: Case, dtype: str, spread: float) -> None:
     case = replace(case, spread=spread)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Stmt, Store, TileKernel
-from einsumcascade.codegen.place import lower, padded
+from einsumcascade.codegen.place import lower
 from einsumcascade.errors import LoweringError
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import rank_of
@@ -16,7 +16,8 @@ from einsumcascade.language.parser import parse
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.schedules.program import bounded_variables, partition
-from tests.strategies import Case, cases, tile_schedule
+from einsumcascade.schedules.roles import padded
+from tests.strategies import Case, cases, examples, tile_schedule
 
 SOFTMAX = """\
 in Q[p,e], K[m,e], V[m,f]
@@ -138,7 +139,7 @@ def test_a_nested_iteration_is_refused() -> None:
     assert caught.value.diagnostics[0].code == "not-lowered-yet"
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(cases())
 def test_a_kernel_has_as_many_loops_as_its_loop_form(case: Case) -> None:
     cascade = simplify(case.cascade).cascade
@@ -151,7 +152,7 @@ def test_a_kernel_has_as_many_loops_as_its_loop_form(case: Case) -> None:
         assert len(loops(made)) == wanted
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(cases())
 def test_every_value_is_made_before_it_is_read_and_every_output_is_stored_once(case: Case) -> None:
     cascade = simplify(case.cascade).cascade

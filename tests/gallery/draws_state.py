@@ -2,79 +2,137 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from tests.gallery.drawing import Draw, Recipe, between, normal, unit, whole
+from tests.gallery.drawing import Array, Draw, Recipe, between, unit, whole
 
-# Gates near 1 and their logs; small steps, so that a memory neither dies nor grows without bound.
-GATE, LOG_GATE, STEP = between(0.6, 0.99), between(-0.4, -0.01), between(0.05, 0.4)
-# A delta rule is a contraction where keys have length 1 and BETA lies between 0 and 1.
-DELTA: dict[str, Draw] = {"K": unit(), "BETA": between(0.1, 0.9)}
-# Recurrences over T have no scores; what is large is the query.
+# Sequences have one length, not two.
+ONE = ("odd", "ones", "large")
+# A choice of several rows needs more than one.
+CHOICE = ("odd", "swapped", "large")
+# A memory written with keys of length 1 and rates below 1 shrinks what it gets wrong; longer keys make it grow without
+# bound, and rounding with it.
+KEYS = unit()
+RATES = between(0.05, 0.95)
+# Chunks of 6.
 CHUNKS = {"T": 18}
-SQUARE = {"M": 23}
+LOGS = between(-0.5, 0.0)
 
 
-def simplex(rng: np.random.Generator, shape: tuple[int, ...], extents: object) -> np.ndarray:
-    """Rows of positive numbers that sum to 1."""
-    x = rng.uniform(0.2, 1.0, size=shape)
-    return x / x.sum(axis=-1, keepdims=True)
+def segments(rng: np.random.Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
+    """Four stretches of vectors, each around a direction of its own: the matrix between their means is far from
+    singular, and stays so when the scores are large."""
+    return 2 * np.eye(4, shape[1])[np.arange(shape[0]) * 4 // shape[0]] + 0.3 * rng.standard_normal(shape)
+
+
+def steps(rng: np.random.Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
+    """What only gives its extent."""
+    return np.zeros(shape)
+
+
+def levels(low: int, high: int) -> Draw:
+    """Whole numbers from `low` to below `high` in float64."""
+    return lambda rng, shape, extents: rng.integers(low, high, size=shape).astype(np.float64)
+
+
+def simplex(rng: np.random.Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
+    """Rows that sum to 1, no element near zero."""
+    x = rng.uniform(0.5, 1.5, size=shape)
+    return np.asarray(x / x.sum(axis=-1, keepdims=True))
 
 
 DRAWS: dict[str, Recipe] = {
-    "gla": Recipe(draws={"G": GATE}, sets=("odd", "ones", "large")),
-    "gla_chunk": Recipe(extents=CHUNKS, draws={"LG": LOG_GATE}, sets=("odd", "large")),
-    "dsfnorm": Recipe(sets=("odd", "ones", "large")),
-    "aaren": Recipe(large=("QA",), sets=("odd", "ones", "large")),
-    "selfgate": Recipe(sets=("odd", "ones", "large")),
+    # Recurrences.
+    "linattn": Recipe(sets=ONE),
+    "gla": Recipe(draws={"G": RATES}, sets=ONE),
+    "gla_chunk": Recipe(fixed=CHUNKS, draws={"LG": LOGS}, sets=ONE),
+    "retention": Recipe(draws={"GAM": RATES}, sets=ONE),
+    "s6": Recipe(draws={"A": RATES}, large=("C",), sets=ONE),
+    "dsfnorm": Recipe(sets=ONE),
+    "aaren": Recipe(large=("QA",), sets=ONE),
+    "selfgate": Recipe(sets=ONE),
     "ctmsync": Recipe(
-        extents={"K": 4}, draws={"IL": whole(0, "D"), "IR": whole(0, "D"), "DEC": between(0.0, 1.0)}, large=("W",)
+        extents={"K": 8}, draws={"IL": whole(0, "D"), "IR": whole(0, "D"), "DEC": between(0.0, 2.0)}, large=("W",)
     ),
-    "s6": Recipe(draws={"A": GATE}, large=("U",), sets=("odd", "ones", "large")),
-    "fox": Recipe(extents={"P": 13, "M": 13}, draws={"LF": LOG_GATE}, sets=("odd", "ones", "large")),
-    "stickbreak": Recipe(fixed={"M": 36}, sets=("odd", "swapped", "large")),
-    "flow_causal": Recipe(sets=("odd", "ones", "large")),
-    "abc_causal": Recipe(large=("Q", "AK"), sets=("odd", "ones", "large")),
-    "flow": Recipe(large=("Q",)),
-    "landmark": Recipe(fixed={"P": 36, "M": 36}, sets=("odd", "large")),
-    "slot": Recipe(large=("Q",)),
-    "abc": Recipe(large=("Q", "AK")),
-    # Well apart, so that the middle matrix has an inverse worth the name.
-    "nystrom": Recipe(fixed={"P": 24, "M": 24}, draws={"Q": normal(3.0), "K": normal(3.0)}, sets=("odd",)),
-    "lara": Recipe(extents={"C": 4}, large=("Q",), times=20.0),
+    # A gate for each position, whichever rank is longer.
+    "fox": Recipe(fixed={"T": 40}, draws={"LF": between(-1.0, 0.0)}),
+    # Whole tiles of 4 keys.
+    "stickbreak": Recipe(extents={"P": 24, "M": 40}, sets=CHOICE),
+    "flow_causal": Recipe(sets=ONE),
+    "abc_causal": Recipe(large=("Q", "AK", "AVS"), sets=ONE),
+    # Linked and nested normalisations.
+    "landmark": Recipe(fixed={"M": 40}, times=3000.0),
+    "slot": Recipe(times=3000.0),
+    "abc": Recipe(large=("Q", "AK", "AW")),
+    "nystrom": Recipe(
+        fixed={"P": 24, "M": 24}, draws={"Q": segments, "K": segments}, times=3000.0, sets=("odd", "large")
+    ),
+    "lara": Recipe(large=("Q", "MU")),
     "longshort": Recipe(large=("Q", "CP")),
-    "gman": Recipe(fixed={"N": 12}, large=("X",), times=20.0, sets=("odd", "large")),
-    "sparsifiner": Recipe(extents={"C": 4, "K": 7}, sets=("odd", "swapped", "large")),
-    "routing": Recipe(extents={"C": 3, "M": 23}, sets=("odd", "large")),
-    "moba": Recipe(fixed={"P": 36, "M": 36}, sets=("odd", "large")),
-    "halo": Recipe(fixed={"Y": 8, "X": 12, "I": 8, "J": 12, "R": 11, "S": 11}, sets=("odd", "large")),
-    "probsparse": Recipe(extents={"S": 5}, draws={"SMP": whole(0, "M")}, sets=("odd", "swapped", "large")),
-    "deltanet": Recipe(draws={**DELTA, "G": GATE}, sets=("odd", "ones", "large")),
-    "deltanet_chunk": Recipe(extents=CHUNKS, draws={**DELTA, "LG": LOG_GATE}, sets=("odd", "large")),
-    "rwkv7": Recipe(
-        draws={"W": GATE, "KK": unit(), "A": between(0.1, 0.9)}, large=("R",), sets=("odd", "ones", "large")
-    ),
-    "sessa": Recipe(fixed={"P": 17, "M": 17}, draws={"GAM": between(-0.9, 0.9)}, sets=("odd", "large")),
-    "deltaformer": Recipe(fixed={"P": 17, "M": 17}, draws={"BETA": between(0.1, 0.9)}, sets=("odd", "large")),
-    # A ridge well above 0: the first queries see fewer keys than the fit has slopes.
-    "lla_1p": Recipe(fixed={"P": 17, "M": 17}, draws={"LAM": between(0.5, 2.0)}, sets=("odd",)),
-    # In exact arithmetic as many steps as E has elements are enough; a few more for rounding.
-    "lla_cg": Recipe(fixed={"P": 17, "M": 17, "N": 12}, draws={"LAM": between(0.5, 2.0)}, sets=("odd",)),
-    "mesa": Recipe(
-        draws={"BETA": between(0.1, 0.9), "G": GATE, "LAM": between(0.5, 2.0)}, sets=("odd", "ones", "large")
-    ),
+    "gman": Recipe(fixed={"N": 12}, large=("X",), times=60.0, sets=ONE),
+    # Choices.
+    "sparsifiner": Recipe(sets=CHOICE),
+    "routing": Recipe(sets=CHOICE),
+    "moba": Recipe(fixed={"M": 40}),
+    "nsa": Recipe(fixed={"M": 40, "C": 3}, draws={"G": RATES}),
+    "halo": Recipe(extents={"Y": 7, "X": 9, "I": 7, "J": 9}, fixed={"R": 11, "S": 11}, sets=ONE),
+    "probsparse": Recipe(extents={"S": 30}, draws={"SMP": whole(0, "M")}, sets=CHOICE),
+    "tcpa": Recipe(extents={"R": 7}, sets=CHOICE),
+    "ttf": Recipe(draws={"DIFF": between(0.0, 0.05)}, sets=CHOICE),
+    "heavy_hitters": Recipe(large=("Q", "QN"), sets=CHOICE),
+    "bottleneck": Recipe(large=("C",), sets=("odd", "large")),
+    "neighbour_cache": Recipe(draws={"NB": whole(0, "X"), "LEN": whole(0, "J")}, large=("AW",)),
+    "sparse_causal": Recipe(extents={"T": 4, "H": 2}),
+    # Delta rules and feedback.
+    "deltanet": Recipe(draws={"K": KEYS, "BETA": RATES, "G": RATES}, sets=ONE),
+    "deltanet_chunk": Recipe(fixed=CHUNKS, draws={"K": KEYS, "BETA": RATES, "LG": LOGS}, sets=ONE),
+    "rwkv7": Recipe(draws={"KK": KEYS, "W": RATES, "A": RATES}, large=("R",), sets=ONE),
+    # Row sums of the feedback below 1 bound its inverse.
+    "sessa": Recipe(extents={"P": 23, "M": 23}, draws={"GAM": between(-0.9, 0.9)}, large=("Q", "QB"), sets=ONE),
+    "deltaformer": Recipe(extents={"P": 23, "M": 23}, draws={"BETA": RATES}, sets=ONE),
+    # With W of length 1, no factor I - beta W W' with beta below 2 lengthens a key.
+    "path": Recipe(extents={"P": 23, "M": 23}, draws={"W": KEYS, "BETA": between(0.1, 1.9)}, sets=ONE),
+    # Fits: the ridge is what makes a query with fewer keys than features have one.
+    "lla_1p": Recipe(draws={"LAM": between(0.5, 2.0)}, times=50.0),
+    # As many steps as E has elements end the search; a step after that divides rounding by rounding.
+    "lla_cg": Recipe(fixed={"N": 5}, draws={"LAM": between(0.5, 2.0), "NIT": steps}, times=50.0),
+    "local_quadratic": Recipe(extents={"E": 3}, draws={"LAM": between(0.5, 2.0)}, times=5.0),
+    "mesa": Recipe(draws={"K": KEYS, "BETA": RATES, "G": RATES, "LAM": between(0.5, 2.0)}, sets=ONE),
+    # Memories that learn: steps short enough to descend.
     "titans": Recipe(
-        draws={"K": unit(), "THETA": STEP, "ALPHA": between(0.05, 0.3), "ETA": between(0.1, 0.6)},
-        sets=("odd", "ones", "large"),
+        draws={"K": KEYS, "THETA": between(0.05, 0.4), "ALPHA": between(0.0, 0.3), "ETA": RATES}, sets=ONE
     ),
     "titans_chunk": Recipe(
-        extents=CHUNKS, draws={"K": unit(), "THETA": STEP, "LA": LOG_GATE, "LE": LOG_GATE}, sets=("odd", "large")
+        fixed=CHUNKS, draws={"K": KEYS, "THETA": between(0.05, 0.4), "LA": LOGS, "LE": between(-2.0, -0.2)}, sets=ONE
     ),
-    "moneta": Recipe(draws={"K": unit(), "ALPHA": GATE, "ETA": between(0.01, 0.05)}, sets=("odd", "ones", "large")),
-    "yaad": Recipe(
-        draws={"K": unit(), "ALPHA": GATE, "ETA": STEP, "DELTA": between(0.3, 2.0)}, sets=("odd", "ones", "large")
+    "moneta": Recipe(draws={"K": KEYS, "ALPHA": between(0.8, 1.0), "ETA": between(0.01, 0.05)}, sets=ONE),
+    "yaad": Recipe(draws={"K": KEYS, "ALPHA": between(0.8, 1.0), "ETA": RATES, "DELTA": between(0.3, 2.0)}, sets=ONE),
+    "memora": Recipe(draws={"K": KEYS, "ALPHA": between(0.8, 1.0), "ETA": between(0.05, 0.4), "W0": simplex}, sets=ONE),
+    "ttt_linear": Recipe(
+        extents={"F": 5}, draws={"K": KEYS, "ETA": between(0.05, 0.4), "GA": between(0.5, 1.5)}, sets=ONE
     ),
-    "memora": Recipe(draws={"K": unit(), "ALPHA": GATE, "ETA": STEP, "W0": simplex}, sets=("odd", "ones", "large")),
-    # Bisection halves an interval of 1: 60 steps leave nothing of it.
-    "sparsemax": Recipe(fixed={"N": 60}, times=5.0, sets=("odd", "ones", "large")),
+    # Sixty halvings of an interval of length 1 leave nothing of it.
+    "sparsemax": Recipe(fixed={"N": 60}, draws={"NIT": steps}),
+    "entmax15": Recipe(fixed={"N": 60}, draws={"NIT": steps}),
+    # Layouts.
+    "flash_attention_1": Recipe(extents={"H": 1, "P": 7, "M": 150}),
+    "rabe_staats": Recipe(extents={"H": 1, "P": 7, "M": 150}),
+    # Longer than the farthest bucket begins.
+    "t5bias": Recipe(extents={"H": 1, "P": 137, "M": 150}, fixed={"N": 32}),
+    "swinbias": Recipe(extents={"W": 2, "Y": 4, "X": 3, "I": 4, "J": 3}, fixed={"U": 7, "V": 7}, sets=ONE),
+    # Whole numbers as floating-point ones, which is how an op takes them.
+    "quantised_kv": Recipe(
+        draws={name: levels(-8, 8) for name in ("KI", "VI")}
+        | {name: levels(-2, 3) for name in ("KZ", "VZ")}
+        | {name: between(0.1, 0.3) for name in ("KS", "VS")}
+    ),
+    # Some periods divide the length, some do not.
+    "mptsnet": Recipe(extents={"T": 12, "K": 5, "C": 4}, draws={"PER": whole(1, 7)}, large=("Q", "AMP"), sets=ONE),
+    "axial": Recipe(extents={"N": 6}, large=("QS", "QT"), sets=ONE),
+    # A score is the exponential of a product: that of ten is large.
+    "sahp": Recipe(times=2.0),
+    "pooling": Recipe(large=("W",), sets=ONE),
+    "feedback": Recipe(extents={"N": 4}, draws={"NIT": steps}),
 }

@@ -30,7 +30,8 @@ def test_contractions_change_nothing_but_rounding(name: str) -> None:
     arrays = draw(cascade, name, seed=1)
     fast, slow = run_all(cascade, arrays), run_all(cascade, arrays, contract=False)
     assert fast.keys() == slow.keys()
-    for tensor in fast:
+    # Directions of a search that has ended are rounding divided by rounding; what it found is not.
+    for tensor in cascade.output_names if name == "lla_cg" else fast:
         np.testing.assert_allclose(fast[tensor], slow[tensor], rtol=1e-10, atol=1e-12)
 
 

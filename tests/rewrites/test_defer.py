@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from einsumcascade.analysis.passes import count_passes
 from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import parse
 from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.defer import defer, expand_means
-from tests.strategies import Case, cases, close
+from tests.strategies import Case, cases, close, examples
 
 
 def deferred(text: str) -> Cascade:
@@ -75,7 +75,7 @@ def test_each_rewrite_is_a_step_with_its_before_and_after() -> None:
     assert steps[0].after == ("GN[p] = S[p, m] :: sum(m)", "G[p] = X[p] * GN[p]")
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(cases())
 def test_deferral_keeps_the_value_and_never_adds_a_pass(case: Case) -> None:
     new = defer(expand_means(case.cascade).cascade).cascade

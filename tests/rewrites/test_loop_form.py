@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from einsumcascade.analysis.passes import count_passes
@@ -15,7 +15,7 @@ from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.base_two import to_base_two
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.loop_form import LoopForm, loop_form
-from tests.strategies import Case, cases, close
+from tests.strategies import Case, cases, close, examples
 
 HEAD = "in S[p,m], V[m,f]\n"
 SOFTMAX = (
@@ -200,7 +200,7 @@ def test_names_that_are_taken_are_not_taken_again() -> None:
     assert same(text, P=3, M=20, F=2) < 1e-12
 
 
-@settings(max_examples=90)
+@examples(90)
 @given(cases(), st.sampled_from((1, 2, 5, 16, 64)))
 @example(PAIR, 16)
 def test_the_loop_form_keeps_the_value_and_never_adds_a_pass(case: Case, tile: int) -> None:

@@ -80,7 +80,14 @@ def test_an_empty_setting_switches_the_cache_off(tmp_path: Path, monkeypatch: py
 
 
 def test_a_second_process_derives_softmax_without_sympy(tmp_path: Path) -> None:
-    script = "import sys, einsumcascade as ec; ec.derive('softmax_attention', division='deferred'); print('sympy' in sys.modules)"
+    script = "\n".join(
+        [
+            "import sys",
+            "import einsumcascade as ec",
+            "ec.derive('softmax_attention', division='deferred')",
+            "print('sympy' in sys.modules)",
+        ]
+    )
     said = []
     for _ in range(2):
         done = subprocess.run(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from einsumcascade.language.ir import Iter, rank_of, reads
 from einsumcascade.language.parser import parse
 from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.program import Program, bounded_variables, partition
-from tests.strategies import Case, cases, close
+from tests.strategies import Case, cases, close, examples
 
 SOFTMAX = """\
 in Q[p,e], K[m,e], V[m,f]
@@ -118,7 +118,7 @@ def test_running_the_kernels_in_order_gives_the_cascade(name: str) -> None:
         assert close(values[output], expected[output]), output
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(cases())
 def test_random_cascades_are_what_their_kernels_compute(case: Case) -> None:
     simple = simplify(case.cascade).cascade
@@ -129,7 +129,7 @@ def test_random_cascades_are_what_their_kernels_compute(case: Case) -> None:
         assert close(values[output], expected[output]), output
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(cases())
 def test_every_tensor_is_written_by_one_kernel_and_every_buffer_before_it_is_read(case: Case) -> None:
     simple = simplify(case.cascade).cascade
@@ -150,7 +150,7 @@ def test_every_tensor_is_written_by_one_kernel_and_every_buffer_before_it_is_rea
     assert set(found.buffers) <= set(written)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cases())
 def test_each_kernel_prints_and_parses(case: Case) -> None:
     simple = simplify(case.cascade).cascade

@@ -1,0 +1,197 @@
+"""Count the operations of one Einsum, as polynomials of the extents of its ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+from einsumcascade.analysis.polynomial import ZERO, Count, number, volume
+from einsumcascade.language.fiberwise import solve_form
+from einsumcascade.language.ir import Apply, Einsum, Expr, Init, Read, reads, variables
+
+CLASSES: Final = ("multiply_add", "exp", "divide", "max", "other")
+# The part of the multiply-adds that a matrix unit takes: Definition O8.
+CONTRACTION: Final = "contraction"
+_CLASS_OF: Final[Mapping[str, str]] = {"add": "multiply_add", "multiply": "multiply_add"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """The operations of one Einsum, by class.
+
+    Args:
+        tensor: what it writes; `init RM` for a first generation that is computed.
+        multiply_add: multiplies and additions; a product that is added at once counts as one with the addition.
+        exp, divide: as named; a mean divides once for each result.
+        max: maxima and minima, reductions included.
+        other: every other operator: logarithm, root, comparison, selection.
+        contraction: those of `multiply_add` that a matrix unit can take.
+    """
+
+    tensor: str
+    multiply_add: Count = ZERO
+    exp: Count = ZERO
+    divide: Count = ZERO
+    max: Count = ZERO
+    other: Count = ZERO
+    contraction: Count = ZERO
+
+    def of(self, kind: str) -> Count:
+        """Return the count of a class of `CLASSES`, or of `CONTRACTION`."""
+        assert kind in (*CLASSES, CONTRACTION), kind
+        found: Count = getattr(self, kind)
+        return found
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the counts as text, absent classes left out."""
+        return {c: str(n) for c in CLASSES if (n := self.of(c))}
+
+
+def operations_of(statement: Einsum | Init) -> Operations:
+    """Count the operations of one statement.
+
+    Definition O1. An operator counts once for each value of the rank variables that its operands have; operators on
+    numbers and constants alone are done beforehand and count nothing, nor does a sign.
+    Definition O2. A multiply-add is a multiply, an addition or a subtraction; a product that is added at once is one
+    with the addition.
+    Definition O3. A factor of a sum that lacks the reduced ranks is multiplied once for each result.
+    Definition O4. A reduction counts its operator once for each point; a mean divides once for each result.
+    Definition O5. A top-k over M into J slots makes M*J comparisons for each fiber, the most that insertion into a
+    sorted list makes; their class is `other`.
+    Definition O6. `solve` of N unknowns eliminates without pivoting, once a matrix: N*(N-1)*(2*N-1)/6 multiply-adds and
+    N*(N-1)/2 divisions; and it makes N*(N-1) multiply-adds and N divisions for each column of the right side.
+    Definition O7. `trisolve` of N unknowns makes N*(N-1)/2 multiply-adds for each column.
+    Definition O8. The multiply-adds of a `matrix_product` are a contraction.
+
+    >>> from einsumcascade.language.parser import parse
+    >>> cascade = parse("in X[m]\\nS = X[m] :: max(m)\\nY[m] = exp(X[m] - S)\\nout Y")
+    >>> operations_of(cascade.einsums[1]).to_dict()
+    {'multiply_add': 'M', 'exp': 'M'}
+    """
+    if isinstance(statement, Init):
+        return _operations(f"init {statement.tensor}", list(_of_expr(statement.expr)))
+    found = _of_fiberwise(statement) if statement.is_fiberwise else _of_einsum(statement)
+    if matrix_product(statement) is not None:
+        found.append((CONTRACTION, volume(statement.space)))
+    return _operations(statement.tensor, found)
+
+
+def _operations(tensor: str, found: list[tuple[str, Count]]) -> Operations:
+    sums = dict.fromkeys((*CLASSES, CONTRACTION), ZERO)
+    for kind, n in found:
+        sums[kind] += n
+    return Operations(tensor=tensor, **sums)
+
+
+def matrix_product(einsum: Einsum) -> tuple[str, str, str] | None:
+    """See a sum of products as products of matrices, or return None where it is none.
+
+    It is one if a reduced rank r and two free ranks i and j exist such that factors with i, and r among them, and
+    factors with j, and r among them, are the two matrices; no factor has both i and j, and whatever other ranks the
+    two share is a batch.
+
+    Returns: the rank variables (i, r, j).
+
+    >>> from einsumcascade.language.parser import parse
+    >>> c = parse("in Q[h, p, e], K[h, m, e]\\nS[h, p, m] = Q[h, p, e] * K[h, m, e] * h :: sum(e)\\nout S")
+    >>> matrix_product(c.einsums[0])
+    ('p', 'e', 'm')
+    """
+    if einsum.reduce != "sum":
+        return None
+    sets = [set(variables(f)) for f in _product(einsum.expr, quotients=True)]
+    for r in einsum.ranks:
+        for n, i in enumerate(einsum.free):
+            for j in einsum.free[n + 1 :]:
+                both = any({i, j} <= s for s in sets)
+                if not both and all(any({v, r} <= s for s in sets) for v in (i, j)):
+                    return i, r, j
+    return None
+
+
+def _of_einsum(s: Einsum) -> list[tuple[str, Count]]:
+    if s.reduction is None:
+        return list(_of_expr(s.expr))
+    space, free = volume(s.space), volume(s.free)
+    summed = s.reduce in ("sum", "mean")
+    inside, outside = s.expr, None
+    if summed:
+        factors = list(_product(s.expr))
+        moved = [f for f in factors if not set(variables(f)) & set(s.ranks)]
+        kept = [f for f in factors if f not in moved]
+        if kept:
+            inside = _multiplied(kept)
+            outside = _multiplied(moved) if moved else None
+    found: list[tuple[str, Count]] = []
+    if summed and isinstance(inside, Apply) and inside.op == "mul":
+        # The last product of the operand and the addition are one operation.
+        found += [x for a in inside.args for x in _of_expr(a)]
+    else:
+        found += _of_expr(inside)
+    found.append((_class(s.reduction.op.cost), space))
+    if outside is not None:
+        found += [*_of_expr(outside), ("multiply_add", free)]
+    if s.reduce == "mean":
+        found.append(("divide", free))
+    return found
+
+
+def _of_fiberwise(s: Einsum) -> list[tuple[str, Count]]:
+    """A top-k or a linear system; its operands may be computed."""
+    if not (isinstance(s.expr, Apply) and s.expr.row.fiberwise):
+        return [*_of_expr(s.expr), ("other", volume(s.space))]
+    form = solve_form(s)
+    assert form is not None
+    matrix, right = s.expr.args
+    assert isinstance(matrix, Read)
+    n, half, minus = volume((form.row,)), number(Fraction(1, 2)), number(-1)
+    pairs = n * (n + minus) * half
+    columns = volume(tuple(v for v in s.free if v != form.result))
+    found = [*_of_expr(right)]
+    if s.expr.op == "trisolve":
+        return [*found, ("multiply_add", columns * pairs)]
+    matrices = volume(variables(*matrix.indices[:-2]))
+    cubes = pairs * (n + n + minus) * number(Fraction(1, 3))
+    found += [("multiply_add", matrices * cubes), ("divide", matrices * pairs)]
+    return [*found, ("multiply_add", columns * pairs * number(2)), ("divide", columns * n)]
+
+
+def _product(expr: Expr, *, quotients: bool = False) -> Iterator[Expr]:
+    """The factors of a product; with `quotients`, divisors too."""
+    if isinstance(expr, Apply) and (expr.op == "mul" or (quotients and expr.op in ("div", "neg"))):
+        for a in expr.args:
+            yield from _product(a, quotients=quotients)
+    else:
+        yield expr
+
+
+def _multiplied(factors: list[Expr]) -> Expr:
+    out = factors[0]
+    for f in factors[1:]:
+        out = Apply(op="mul", args=(out, f))
+    return out
+
+
+def _of_expr(expr: Expr) -> Iterator[tuple[str, Count]]:
+    """Yield class and count of every operator of a value; what stands inside index expressions is no value."""
+    if not isinstance(expr, Apply):
+        return
+    kind = _class(expr.row.cost)
+    # Numbers and constants are folded once; a sign is part of the operation that takes it.
+    if (variables(expr) or reads(expr)) and expr.op != "neg":
+        yield kind, volume(variables(expr))
+    fused = expr.row.cost == "add" and expr.op != "neg"
+    for a in expr.args:
+        if fused and isinstance(a, Apply) and a.op == "mul" and set(variables(a)) == set(variables(expr)):
+            fused = False
+            for inner in a.args:
+                yield from _of_expr(inner)
+        else:
+            yield from _of_expr(a)
+
+
+def _class(cost: str) -> str:
+    named = _CLASS_OF.get(cost, cost)
+    return named if named in CLASSES else "other"
