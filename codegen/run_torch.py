@@ -322,7 +322,8 @@ class _Run:
             parts = [p if expr.op == "select" and n == 0 else self._counted(p) for n, p in enumerate(parts)]
         axes = self._union(parts)
         args = [self._aligned(p, axes) for p in parts]
-        if not expr.row.symbol and not expr.op.startswith("ieee"):
+        # Of two Python numbers PyTorch's `where` makes float32; a quotient chooses its divisor by one.
+        if expr.op == "div" or (not expr.row.symbol and not expr.op.startswith("ieee")):
             args = [
                 a
                 if isinstance(a, torch.Tensor)

@@ -198,19 +198,8 @@ def cost(
 ) -> ScheduleCost:
     """Cost the kernels of a program under a schedule.
 
-    Definition T7. A program loads each distinct read of a tensor once if its address does not move with a loop, and
-    once a step if it does. A load asks for the elements of its tile that lie within the tensor; an index that is read
-    from a tensor is taken to lie within. Elements count for every program that loads them: no reuse in a cache.
-    Definition T8. A loop walks the tiles from the first to the last in which the affine constraints that all its
-    reductions share leave a live point; other conditions are tested in each tile.
-    Definition T9. A program stores its tile of each output of its kernel, elements within the tensor alone. A buffer
-    between kernels is stored by one and loaded by the next, in float32.
-    Definition T10. Operations are those of the loop form (Definitions O1 to O4) on whole tiles, lanes beyond an extent
-    and culled points among them; what is computed again counts again. A sum of products is a contraction if it is a
-    product of two tiles over at least 16 elements.
-    Definition T11. The bound of memory is the elements that a kernel moves, each once, over the bandwidth; the time
-    without a cache is all bytes of T7 and T9 over it. The bound of a pipe is the work of the busiest multiprocessor
-    over its rate: at least an even share, the largest program, and the least program as often as there are waves.
+    Definitions T7 to T11 of docs/analysis.md say what is counted: loads (T7), steps of loops (T8), stores (T9),
+    operations (T10) and the bounds made of them (T11).
 
     Args:
         program: the kernels.

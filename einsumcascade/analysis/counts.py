@@ -109,9 +109,7 @@ class Counts:
     def traffic(self, *, dtype: str) -> tuple[TensorTraffic, ...]:
         """Return what each tensor must move at least, inputs first.
 
-        Definition T1. The least traffic of a cascade is each input read once and each output written once, whole.
-        Definition T2. An input that stands only in index expressions and conditions, and a top-k, hold integers of
-        four bytes, whatever `dtype` is. Definition T3. An output that names no dtype has that of the inputs.
+        Each tensor moves once, whole: Definition T1 of docs/analysis.md; dtypes are those of Definitions T2 and T3.
 
         Raises: InputError: `unknown-dtype`: `dtype` is none of float16, bfloat16, float32, float64.
         """
@@ -175,7 +173,7 @@ def count_operations(cascade: Cascade) -> Counts:
     """Count the operations of each Einsum and the elements of inputs and outputs.
 
     Index expressions and conditions are not counted; culled points are not subtracted. An Einsum of an iterative block
-    is counted for every step, since it has the iterative variable; see `operations_of`.
+    is counted for every step, since it has the iterative variable; see Definitions O1 to O8 of docs/analysis.md.
 
     Returns: polynomials of the extents, parts of a partition under their own names (M1*M0, not M).
     Cost: linear in the cascade.   Source: FuseMax (MICRO 2024), section III.
@@ -201,7 +199,8 @@ def count_operations(cascade: Cascade) -> Counts:
 def index_tensors(cascade: Cascade) -> tuple[str, ...]:
     """Return the inputs that nothing is computed with: page tables, lengths, document numbers.
 
-    They stand only in index expressions and conditions, or nowhere and give an extent alone.
+    They stand only in index expressions and conditions (Definition T2 of docs/analysis.md), or nowhere and give an
+    extent alone.
     """
     values = {t for s in walk(cascade.body) if isinstance(s, Einsum | Init) for t in _value_reads(s.expr)}
     return tuple(i.tensor for i in cascade.inputs if i.tensor not in values)

@@ -55,7 +55,7 @@ class Network:
 def least_cut(network: Network, extents: Mapping[str, int]) -> tuple[str, ...]:
     """Find the set of tensors of least price that separates the sources from the targets.
 
-    Definition F4. Of several such sets the one nearest to the targets is taken: it leaves least to compute again.
+    Of several such sets it is the one nearest to the targets: Definition F4 of docs/analysis.md.
 
     Args:
         network: what depends on what.

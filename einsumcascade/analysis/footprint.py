@@ -29,10 +29,12 @@ def boundary_footprints(
 ) -> tuple[Boundary, ...]:
     """Find what is live across each boundary between loops over a rank, and the least that must be kept.
 
+    What is live, least and its price: Definitions F3 to F5 of docs/analysis.md.
+
     Args:
         cascade: a checked cascade.
         rank: name of the rank, upper case.
-        extents: numbers by rank to choose by; those not given are assumed (F2).
+        extents: numbers by rank to choose by; those not given are assumed (Definition F2).
         blocks: rows that come together, by rank: `{"P": 128}` reads what 128 rows share once for all of them.
         capacity: elements that fit beside the computation, for a block of rows; what does not fit is spilled.
         count: `count_passes(cascade, rank=rank)` if it is at hand.

@@ -18,12 +18,7 @@ Cause = Literal["reduced", "between loops", "shared", "carried"]
 class Kept:
     """A tensor that a nest keeps from one step to a later one.
 
-    Definition F7. A step is one execution of what stands inside all loops. A tensor is kept from the outermost loop on
-    at which one of these holds: its producer reduces the loop's rank ("reduced"); the loop stands between its producer
-    (of an input: its first reader) and a reader ("between loops"); a reader inside walks the loop's rank and the tensor
-    does not, in step ("shared"); a reader takes an earlier iteration's element ("carried"). As much lives between two
-    steps where every read is in step, no point is culled and loops have two iterations or more; else less may: what a
-    gather, a window or a fixed place reads counts as wanted throughout.
+    From which loop on, and for which of four causes: Definition F7 of docs/analysis.md.
 
     Args:
         tensor: its name.
@@ -101,7 +96,7 @@ class Tensor:
 
 
 def kept_by(nest: Nest, tensor: Tensor) -> Kept | None:
-    """Find what a nest keeps of a tensor (F7); None where every step is done with what it touches.
+    """Find what a nest keeps of a tensor (Definition F7); None where every step is done with what it touches.
 
     Args:
         nest: the nest.

@@ -56,9 +56,7 @@ def live_points(
 ) -> tuple[LivePoints, ...]:
     """Count the live points of each Einsum, exactly.
 
-    Definition O9. A point of an iteration space is live where every constraint over its ranks and every condition of
-    the Einsum holds and every index of an input is within its rank. An index that is itself read from a tensor is taken
-    to be within.
+    What a live point is: Definition O9 of docs/analysis.md.
 
     Args:
         cascade: a checked cascade.
@@ -90,8 +88,8 @@ def live_operations(
 ) -> dict[str, int] | None:
     """Count the operations of a cascade at live points, by class; None where a count depends on data.
 
-    Definition O10. What counts once for each value of some variables (Definition O1) is counted at those values where
-    the conditions over these variables alone hold. The key `contraction` is a part of `multiply_add`.
+    How live points enter a count: Definition O10 of docs/analysis.md. The key `contraction` is a part of
+    `multiply_add`.
 
     Args: as for `live_points`.
     Raises: InputError: as `bind` does.

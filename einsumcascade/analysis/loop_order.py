@@ -81,8 +81,7 @@ class LoopOrder:
 class LoopOrders:
     """The orders that the loops of a nest can have, the one that keeps least first.
 
-    Definition F8. Least is first what is computed, since an input can be read again, then all; both at the extents
-    given and, for those not given, assumed (F2).
+    What least means, and at which extents: Definition F8 of docs/analysis.md.
 
     Args:
         orders: the legal orders among those tried.
@@ -131,8 +130,8 @@ def loop_orders(
     Args:
         cascade: a checked cascade.
         einsums: tensors whose Einsums share the nest; all of them if None. What they read from outside counts as input.
-        loops: names of the ranks that are loops, upper case; by default the long ranks (F1) and the iterative ones, of
-            a rank that is split all parts but the innermost.
+        loops: names of the ranks that are loops, upper case; by default the long ranks (Definition F1) and the iterative
+            ones, of a rank that is split all parts but the innermost.
         extents: numbers by rank, to compare by.
 
     Raises:

@@ -34,9 +34,7 @@ class Edge:
 class Nest:
     """A fused loop nest.
 
-    Definition F6. At each depth the Einsums of one body are divided into stages: those that walk the loop's rank share
-    a loop if what one reads of another is written in the same or an earlier iteration, else the reader's loop comes
-    after; those that do not walk it stand before, between or after the loops, as soon as what they read is known.
+    Which Einsums share a loop: Definition F6 of docs/analysis.md.
 
     Args:
         order: the loop variables, outermost first; all other ranks are whole inside a step.

@@ -50,20 +50,9 @@ class Operations:
 
 
 def operations_of(statement: Einsum | Init) -> Operations:
-    """Count the operations of one statement.
+    """Count the operations of one statement, by Definitions O1 to O8 of docs/analysis.md.
 
-    Definition O1. An operator counts once for each value of the rank variables that its operands have; operators on
-    numbers and constants alone are done beforehand and count nothing, nor does a sign.
-    Definition O2. A multiply-add is a multiply, an addition or a subtraction; a product that is added at once is one
-    with the addition.
-    Definition O3. A factor of a sum that lacks the reduced ranks is multiplied once for each result.
-    Definition O4. A reduction counts its operator once for each point; a mean divides once for each result.
-    Definition O5. A top-k over M into J slots makes M*J comparisons for each fiber, the most that insertion into a
-    sorted list makes; their class is `other`.
-    Definition O6. `solve` of N unknowns eliminates without pivoting, once a matrix: N*(N-1)*(2*N-1)/6 multiply-adds and
-    N*(N-1)/2 divisions; and it makes N*(N-1) multiply-adds and N divisions for each column of the right side.
-    Definition O7. `trisolve` of N unknowns makes N*(N-1)/2 multiply-adds for each column.
-    Definition O8. The multiply-adds of a `matrix_product` are a contraction.
+    Operators count by O1 to O4, operations on whole fibers by O5 to O7, contractions by O8.
 
     >>> from einsumcascade.language.parser import parse
     >>> cascade = parse("in X[m]\\nS = X[m] :: max(m)\\nY[m] = exp(X[m] - S)\\nout Y")
@@ -86,11 +75,7 @@ def _operations(tensor: str, found: list[tuple[str, Count]]) -> Operations:
 
 
 def matrix_product(einsum: Einsum) -> tuple[str, str, str] | None:
-    """See a sum of products as products of matrices, or return None where it is none.
-
-    It is one if a reduced rank r and two free ranks i and j exist such that factors with i, and r among them, and
-    factors with j, and r among them, are the two matrices; no factor has both i and j, and whatever other ranks the
-    two share is a batch.
+    """See a sum of products as products of matrices (Definition O8 of docs/analysis.md); None where it is none.
 
     Returns: the rank variables (i, r, j).
 

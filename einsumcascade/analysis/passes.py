@@ -1,4 +1,4 @@
-"""Count the passes and the levels that a cascade makes over a rank."""
+"""Count the passes and the levels that a cascade makes over a rank: Definitions P6 and P8 of docs/analysis.md."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class PassCount:
 
     Args:
         rank: name of the rank, upper case.
-        passes: the most passes that any tensor family makes; each step of an outer iteration counts once.
-        levels: how many loops over the rank the Einsums need, since those of one level can share a loop.
+        passes: the most passes that any tensor family makes (Definition P6); an iteration over another rank makes one
+            step.
+        levels: how many loops over the rank the Einsums need (Definition P8): those of one level can share a loop.
         families: passes of each tensor that carries the whole rank, in order of appearance.
-        barriers: for each boundary between passes, the Einsums that force it, in cascade order.
+        barriers: for each boundary between passes, the Einsums that force it (Definition P7), in cascade order.
         level_barriers: the same for levels.
         level_of: level of each Einsum that traverses the rank, in cascade order.
-        summary_traversals: loops over an outer partition alone that cannot join another loop; not passes.
+        summary_traversals: loops over an outer partition alone (Definition P9); not passes.
         summaries: Einsums in those loops.
         per_step: (rank, passes) for each iterative rank whose every step traverses the same fibers anew, of the family
             that grows most.
@@ -50,7 +51,7 @@ class PassCount:
 
     @property
     def formula(self) -> str:
-        """The passes as text: `3`, or `2 + N` where each of N steps makes one more; `max(2, N)` of two families."""
+        """The passes as text, by Definition P10: `3`, or `2 + N` where each of N steps makes one more; `max(2, N)`."""
         most: dict[tuple[tuple[str, int], ...], int] = {}
         for t, n in self.families.items():
             more = self.growing.get(t, ())
@@ -99,9 +100,8 @@ class PassCount:
 def count_passes(cascade: Cascade, *, rank: str) -> PassCount:
     """Count the passes that `cascade` must make over the fibers of `rank`.
 
-    A pass ends at a barrier: an Einsum that needs a value known only once every element of the fiber has been read.
-    The count belongs to the cascade; no loop order, tile or buffer lowers it, only a rewrite does. A partition of the
-    rank counts with the rank; a loop over its tiles alone is a summary traversal and no pass.
+    Passes are those of Definition P6 of docs/analysis.md, and Definition P11 says where the count is an upper bound. It
+    belongs to the cascade; no loop order, tile or buffer lowers it, only a rewrite does.
 
     Args:
         cascade: a checked cascade.

@@ -1,4 +1,7 @@
-"""Where a read stands beside an Einsum that moves along a rank: at the same place, behind it, ahead, or anywhere."""
+"""Where a read stands beside an Einsum that moves along a rank: at the same place, behind it, ahead, or anywhere.
+
+Places, and moving along a rank or iterating it, are those of Definition P1 of docs/analysis.md.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ class Place(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """What a statement is to a rank.
+    """What a statement is to a rank (Definitions P1 and P2 of docs/analysis.md).
 
     Args:
         tensor: what it writes.

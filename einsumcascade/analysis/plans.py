@@ -17,15 +17,14 @@ How = Literal["kept", "buffered", "spilled", "read again"]
 class Live:
     """A tensor that is live across a boundary between loops over a rank.
 
-    Definition F3. Live is what is produced, or as an input first read, at a level up to the boundary, and read at a
-    level beyond it. An Einsum that does not traverse the rank counts with the level that what it reads is known after.
+    It is made before the boundary and read after it: Definition F3 of docs/analysis.md.
 
     Args:
         tensor: its name.
         is_input: whether it is an input.
         readers: Einsums that read it after the boundary.
         is_fiber: whether its elements for one row grow with the rank.
-        elements: how many a row has. A row is a point of the ranks that all tensors completed at the boundary have.
+        elements: how many a row has; rows are those of F3.
         rows: names of those ranks that it has.
         shared: names of those that it has not: their rows share it.
     """
@@ -94,9 +93,7 @@ class Recomputed:
 class Plan:
     """What a boundary keeps and what it computes again, at the least price for a row.
 
-    Definition F5. Prices are those of fibers: inputs first read after the boundary are free, and so is what does not
-    grow with the rank. Not computed again are a tensor that is read out of step (through a gather, from the end) or
-    computed from one that is, one that adds over rows, and one that a step of another rank hands to the next.
+    What has a price and what is not computed again: Definition F5 of docs/analysis.md.
 
     Args:
         held: the cut.

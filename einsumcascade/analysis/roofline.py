@@ -21,9 +21,7 @@ MEMORY: Final = "memory"
 def pipe_work(operations: Mapping[str, int], *, dtype: str) -> dict[str, int]:
     """Say how many operations each pipe of a GPU must do.
 
-    Definition T4. Contractions of 16-bit inputs are work of the tensor pipe; those of float32 inputs are exact, so of
-    the fp32 pipe. The special pipe does each exponential and each division (a reciprocal). The fp32 pipe does the other
-    multiply-adds, maxima and everything of class `other`, one operation each.
+    Which operation is work of which pipe: Definition T4 of docs/analysis.md.
 
     Args:
         operations: by class, with `contraction` a part of `multiply_add`.
@@ -181,12 +179,8 @@ def roofline(
 ) -> Roofline:
     """Bound the time of a cascade on a target from below, whatever the kernel.
 
-    Definition T5. The bound of memory is the least traffic (Definition T1) over the bandwidth; that of a pipe is its
-    work (Definition T4) over its rate, all multiprocessors busy. The least time is the largest bound; nothing says that
-    it is attained. Definition T6. The intensity is operations over least traffic, a multiply-add as two; the peak is
-    the rate of this mix of operations where only pipes bind, and the attainable rate is the smaller of that and
-    intensity times bandwidth. The operations are those of the cascade as written, at live points (Definition O10);
-    where these depend on data, at every point.
+    The least time is the largest bound: Definition T5 of docs/analysis.md. Intensity, peak and attainable rate are
+    those of Definition T6.
 
     Args:
         cascade: a cascade, a name of the gallery or the path of a text.

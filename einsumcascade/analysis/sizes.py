@@ -22,9 +22,7 @@ FEATURE: Final = 64
 def long_ranks(cascade: Cascade) -> tuple[str, ...]:
     """Name the long ranks of a cascade, in order of first appearance.
 
-    Definition F1. A rank is long if more than half of the Einsums walk it, whole or by a part, or if they need more
-    than one loop over it. These are the ranks that the work is about: sequences, batches, heads. The others are
-    features, which a few Einsums contract or carry.
+    Which ranks are long, and which are features: Definition F1 of docs/analysis.md.
 
     Cost: O(ranks * Einsums * accesses).
     >>> from einsumcascade.gallery import load
@@ -49,7 +47,7 @@ def long_ranks(cascade: Cascade) -> tuple[str, ...]:
 def assumed_extents(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, int]:
     """Complete given extents, those of `rank` statements by what these say.
 
-    Definition F2. Where nothing is given, a long rank (F1) has 65,536 coordinates and a feature 64.
+    Where nothing is given, long ranks and features have the extents of Definition F2 of docs/analysis.md.
 
     Cost: that of `long_ranks` where an extent is missing.
     """

@@ -1,4 +1,7 @@
-"""Find softmaxes: exponentials along a rank, the sums they go into, and what these divide."""
+"""Find softmaxes: exponentials along a rank, the sums they go into, and what these divide.
+
+Definitions X1 to X3 of docs/analysis.md say what is looked for.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 A tensor is at (pass, summary), and its elements become known as the traversal comes by, along one of its axes, or all
 of them once that traversal has ended. A statement that needs what is not known where it stands starts the next pass.
+Families, visits and traversals are those of Definitions P3 to P5 of docs/analysis.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from einsumcascade.language.ir import Read, rank_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Barrier:
-    """Why pass `boundary + 1` cannot begin before pass `boundary` has ended.
+    """Why pass `boundary + 1` cannot begin before pass `boundary` has ended: Definition P7 of docs/analysis.md.
 
     Args:
         boundary: number of the pass that must end first.
@@ -55,7 +56,7 @@ class Sweep:
         count: the last pass.
         level_of: the pass of each statement that traverses the rank, in its first step, in cascade order.
         barriers: what begins each pass after the first, in cascade order.
-        summary_traversals: loops over an outer partition alone that cannot join another loop.
+        summary_traversals: loops over an outer partition alone that cannot join another loop (Definition P9).
         summaries: the Einsums in those loops.
         endless: (rank, passes) where each step of an iteration along the rank itself traverses the whole fiber again;
             `count` has one such step.
@@ -117,10 +118,10 @@ def sweep(cascade: Unrolled, *, family: frozenset[str]) -> Sweep:
 
     Args:
         cascade: a checked cascade in order, for the rank.
-        family: the parts of a tensor whose traversals count, with all that is computed from them while the rank stays
-            aligned; none counts the traversals of any tensor, which gives the levels.
+        family: the parts of a tensor whose traversals count, with all of its family (Definition P3 of
+            docs/analysis.md); none counts the traversals of any tensor, which gives the levels (Definition P8).
 
-    Guaranteed: with a family, the count of an element-by-element expansion of the definition of a pass.
+    Guaranteed: with a family, the passes of Definition P6, except for what Definition P11 lists.
     Cost: O(Einsums + accesses); up to 2**5 times that where some reads call for a traversal from the end.
     Source: FuseMax (MICRO 2024), section III-A.
     """

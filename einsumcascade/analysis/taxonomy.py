@@ -1,9 +1,7 @@
 """Place a softmax on two axes: where the reference of its exponent comes from, and where it is divided.
 
-The exponent `exp(S[p,m] - r)` may subtract nothing, the maximum over all keys (global), over a tile (local), or the
-largest so far (running). The division by the normaliser, the sum of these exponentials, may stand where values still
-run along the keys, or inside every step of a loop along them (immediate), or after the sum (deferred). All of it is
-read off what depends on what, never off names.
+The reference is that of Definition X1 of docs/analysis.md: none, global, local or running; the division that of
+Definition X2: immediate, deferred or none. Both are read off what depends on what, never off names.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ class Softmax:
         weights: the Einsum with the exponential.
         normaliser: the tensor that holds the sum of the exponentials.
         ranks: ranks that the sum runs over.
-        reference: what the exponent subtracts: none, global, local or running.
-        division: where the sum divides: immediate, deferred or none.
+        reference: what the exponent subtracts (Definition X1): none, global, local or running.
+        division: where the sum divides (Definition X2): immediate, deferred or none.
         passes: passes over each of the ranks.
         summary_traversals: loops over tiles of each rank alone.
         reasons: which Einsum and which read make it so.
@@ -127,9 +125,7 @@ class PublishedSystem:
 def classify(cascade: Cascade | str, *, rank: str | None = None) -> Taxonomy:
     """Find the softmaxes of a cascade and place each on the two axes.
 
-    A softmax is an exponential along a rank that is summed over it, where the sum divides, has its logarithm taken, or
-    belongs to an exponential that subtracts a maximum. Exponentials of nothing but differences of such maxima move
-    sums from one reference to another and are none of their own.
+    The axes are Definitions X1 and X2 of docs/analysis.md; what counts as a softmax is Definition X3.
 
     Args:
         cascade: a cascade or the name of a gallery text.

@@ -1,7 +1,8 @@
 """The order of a cascade's statements, with iterations over ranks other than the one looked at unrolled.
 
 A generation of such an iteration is a tensor of its own, `X@1`, and so is the part `K@1` of a tensor that step 1 reads:
-their fibers are other ones. The first generation of an iteration along the rank is `R@first`.
+their fibers are other ones. The first generation of an iteration along the rank is `R@first`. How steps count:
+Definition P10 of docs/analysis.md.
 """
 
 from __future__ import annotations

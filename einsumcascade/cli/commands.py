@@ -32,6 +32,7 @@ class Division(StrEnum):
 
     deferred = "deferred"
     immediate = "immediate"
+    exponent = "exponent"
 
 
 class Reference(StrEnum):
@@ -136,13 +137,18 @@ def derive(
         str | None, typer.Option(metavar="M", help="The rank to stream, instead of all that chain.")
     ] = None,
     division: Annotated[
-        Division | None, typer.Option(help="Divide after a reduction or inside it, instead of the cheaper.")
+        Division | None,
+        typer.Option(help="Divide after a reduction, inside it or in an exponent; else the cheaper."),
     ] = None,
     reference: Annotated[
         Reference, typer.Option(help="Correct a running state, merge local ones, or use a bound where it cancels.")
     ] = Reference.running,
     parts: Annotated[int, typer.Option(min=1, help="Parts of the rank, each with a local state.")] = 8,
     tile: Annotated[int, typer.Option(min=1, help="Elements of a tile of the running loop.")] = 128,
+    saved: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EINSUM", help="What an input is known to be, as 'O[p,f] = A[p,m]*V[m,f]'. Repeatable."),
+    ] = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX for a paper.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -158,6 +164,7 @@ def derive(
             tile=tile,
             reference=reference.value,
             division=division.value if division else None,
+            saved=tuple(saved or ()),
             **given_of(rank=rank, extents=bound),
         )
     if latex:

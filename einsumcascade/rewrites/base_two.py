@@ -4,8 +4,8 @@
  -> SN[p,m1,m0] = exp2(S[p,m1,m0] * (scale * log2e) - R[p,m1+1])      R[p,m1+1] = max(R[p,m1], (scale*log2e) * L[p,m1])
 
 A GPU has exp2, not exp; with the factor folded into the score's own scale an exponent costs one fused multiply-add,
-and a maximum kept in that unit is subtracted as it is. Precondition of the change of unit: the state is a maximum that
-starts at -inf, its factor is positive, and every exponent in its loop reads it with the same factor.
+and a maximum kept in that unit is subtracted as it is. Precondition of the change of unit: the state is a maximum, its
+factor is positive, and every exponent in its loop reads it with the same factor.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def to_base_two(cascade: Cascade) -> Cascade:
     inits = {s.tensor: s for s in cascade.body if isinstance(s, Init)}
     for block in [s for s in cascade.body if isinstance(s, Iter)]:
         for e in block.body:
-            if isinstance(e, Einsum) and e.tensor in inits and inits[e.tensor].expr == Num(value=-math.inf):
+            if isinstance(e, Einsum) and e.tensor in inits:
                 unit = _unit(e, block, cascade)
                 if unit is not None:
                     cascade = _in_unit(cascade, block.var, e.tensor, unit)
@@ -262,6 +262,8 @@ def _in_unit(cascade: Cascade, index: str, tensor: str, unit: Expr) -> Cascade:
                         ),
                     )
                 )
+            case Init() if s.tensor == tensor and s.expr != Num(value=-math.inf):
+                body.append(replace(s, expr=apply("mul", transform(s.expr, after), unit)))
             case Init():
-                body.append(s)
+                body.append(replace(s, expr=transform(s.expr, after)))
     return cascade.with_body(tuple(body))

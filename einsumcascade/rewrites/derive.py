@@ -11,16 +11,19 @@ from einsumcascade.analysis.counts import count_operations, evaluate_extents
 from einsumcascade.analysis.passes import count_passes
 from einsumcascade.errors import Diagnostic, InputError, LoweringError, UnknownRankError, nearest
 from einsumcascade.language.ir import Cascade, Einsum, rank_of, variable_of
+from einsumcascade.language.known import saved_value
 from einsumcascade.rewrites.bound import bound_references
 from einsumcascade.rewrites.defer import defer, expand_means, localise
+from einsumcascade.rewrites.exponent import into_exponents
 from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.rewrites.monotone import lift_monotone
+from einsumcascade.rewrites.reassociate import reassociate
 from einsumcascade.rewrites.separate import separate
 from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.rewrites.step import Rewritten, Step
 
 DEFAULT_TILE = 128
-Division = Literal["deferred", "immediate"]
+Division = Literal["deferred", "immediate", "exponent"]
 Reference = Literal["running", "local", "bound"]
 
 
@@ -59,6 +62,7 @@ class Derivation:
         steps: each rewrite with its proof.
         passes: for each rank streamed, its passes (before, after).
         considered: the choices that were weighed; the first is the one taken.
+        saved: what inputs were known to be.
     """
 
     original: Cascade
@@ -66,6 +70,7 @@ class Derivation:
     steps: tuple[Step, ...]
     passes: Mapping[str, tuple[int, int]]
     considered: tuple[Choice, ...] = ()
+    saved: tuple[str, ...] = ()
 
     @property
     def certificate(self) -> str:
@@ -90,6 +95,7 @@ class Derivation:
                 }
                 for s in self.steps
             ],
+            "saved": list(self.saved),
             "considered": [str(c) for c in self.considered],
             "original": str(self.original),
             "cascade": str(self.cascade),
@@ -103,12 +109,20 @@ class Derivation:
         return "\n\n".join(["\n".join(head), *blocks, "result:\n" + str(self.cascade)])
 
 
-def simplify(cascade: Cascade, *, division: Division = "deferred", bound: Mapping[str, int] | None = None) -> Rewritten:
-    """Apply the rewrites that need no choice of tile: means, deferral, positive factors, monotone maps.
+def simplify(
+    cascade: Cascade,
+    *,
+    division: Division = "deferred",
+    bound: Mapping[str, int] | None = None,
+    saved: tuple[Einsum, ...] = (),
+) -> Rewritten:
+    """Apply the rewrites that need no choice of tile: means, known sums, deferral, positive factors, monotone maps.
 
     Args:
         division: "deferred" takes out of a reduction every factor that leaves it; "immediate" keeps those inside that
-            are known only once the same rank has been read, as FlashAttention-1 keeps its denominator.
+            are known only once the same rank has been read, as FlashAttention-1 keeps its denominator; "exponent"
+            brings such a factor into the exponential it multiplies, as a gradient does with the LSE.
+        saved: inputs with what they are known to be.
         bound: extents, to put bounds in place of running maxima where that is proven right; None: keep the maxima.
     """
     steps: list[Step] = []
@@ -118,11 +132,14 @@ def simplify(cascade: Cascade, *, division: Division = "deferred", bound: Mappin
         return found.cascade
 
     cascade = take(expand_means(take(localise(cascade))))
+    cascade = take(reassociate(cascade, saved=saved))
+    if division == "exponent":
+        cascade = take(into_exponents(cascade))
     if bound is not None:
         for v in dict.fromkeys(v for e in cascade.einsums if e.reduce == "max" for v in e.ranks):
             cascade = take(bound_references(cascade, variable=v, extents=bound))
     cascade = take(defer(cascade, immediate=division == "immediate"))
-    if division == "deferred":
+    if division != "immediate":
         cascade = take(separate(cascade))
     cascade = take(lift_monotone(cascade))
     return Rewritten(cascade=cascade, steps=tuple(steps))
@@ -137,6 +154,7 @@ def derive(
     reference: Reference = "running",
     parts: int = 8,
     extents: Mapping[str, int] | None = None,
+    saved: tuple[str, ...] = (),
 ) -> Derivation:
     """Derive the form of a cascade that makes the fewest passes over a rank.
 
@@ -148,14 +166,16 @@ def derive(
         rank: the rank to stream, `M`; None: each rank that is reduced in a chain of reductions.
         tile: extent of the tile in the loop form.
         division: "deferred" or "immediate"; None takes the cheaper: passes first, then corrections, then operations.
+            "exponent" brings the normaliser into the exponential, as an LSE.
         reference: "running" corrects a state from tile to tile; "local" gives each of `parts` parts of the rank a state
             of its own and merges them; "bound" puts a bound in place of a running maximum where it cancels.
         extents: numbers by rank, which decide between equals; else lengths count as 1024 and feature ranks as 64.
+        saved: for inputs that a forward pass has computed, what they are: `O[p,f] = A[p,m] * V[m,f] :: sum(m)`.
 
     Returns: the derivation; its `.cascade` equals the original in value and the reference runs it.
     Raises:
         UnknownRankError: `rank` is not reduced in the cascade.
-        InputError: `option-value`, a choice is none of those named or `parts` is below 1.
+        InputError: `option-value`, a choice is none of those named or `parts` is below 1; `option-saved`.
     Cost: seconds at most: one SymPy derivation for each reduction that depends on an earlier one.
     Source: FuseMax (MICRO 2024) section IV; RedFuser (2603.10026).
     """
@@ -165,15 +185,17 @@ def derive(
         cascade = load(cascade)
     _complain(division, reference, parts)
     wanted = _wanted(cascade, rank)
+    values = tuple(saved_value(cascade, text) for text in saved)
     sizes = _sizes(cascade, extents or {})
     bound = sizes if reference == "bound" else None
+    before = {rank_of(v): count_passes(cascade, rank=rank_of(v)).passes for v in wanted}
     found: list[tuple[Choice, Cascade, Cascade, list[Step], dict[str, int]]] = []
     divisions: tuple[Division, ...] = ("deferred", "immediate") if division is None else (division,)
     for d in divisions:
-        simple = simplify(cascade, division=d, bound=bound)
+        simple = simplify(cascade, division=d, bound=bound, saved=values)
         if found and simple.cascade == found[0][1]:
             break
-        result, steps = _formed(simple, wanted, tile, parts if reference == "local" else 0)
+        result, steps = _formed(simple, before, tile, parts if reference == "local" else 0)
         after = {rank_of(v): count_passes(result, rank=rank_of(v)).passes for v in wanted}
         choice = Choice(
             division=d,
@@ -184,20 +206,26 @@ def derive(
         found.append((choice, simple.cascade, result, steps, after))
     found.sort(key=lambda f: f[0].cost)
     _, _, result, steps, after = found[0]
-    passes = {r: (count_passes(cascade, rank=r).passes, n) for r, n in after.items()}
+    passes = {r: (before[r], n) for r, n in after.items()}
     return Derivation(
-        original=cascade, cascade=result, steps=tuple(steps), passes=passes, considered=tuple(f[0] for f in found)
+        original=cascade,
+        cascade=result,
+        steps=tuple(steps),
+        passes=passes,
+        considered=tuple(f[0] for f in found),
+        saved=saved,
     )
 
 
 def _complain(division: str | None, reference: str, parts: int) -> None:
     problems = []
     for name, value, known in (
-        ("division", division, ("deferred", "immediate")),
+        ("division", division, ("deferred", "immediate", "exponent")),
         ("reference", reference, ("running", "local", "bound")),
     ):
         if value is not None and value not in known:
-            problems.append((f"'{value}' is no {name}", f"{name} is {' or '.join(known)}", nearest(value, known)))
+            rule = f"{name} is {', '.join(known[:-1])} or {known[-1]}"
+            problems.append((f"'{value}' is no {name}", rule, nearest(value, known)))
     if parts < 1:
         problems.append((f"{parts} parts", "a rank is split into one part at least", ""))
     if problems:
@@ -226,10 +254,14 @@ def _wanted(cascade: Cascade, rank: str | None) -> tuple[str, ...]:
     return (variable_of(rank),)
 
 
-def _formed(simple: Rewritten, wanted: tuple[str, ...], tile: int, parts: int) -> tuple[Cascade, list[Step]]:
-    """Bring each rank to loop form, or to parts with a state of their own."""
+def _formed(simple: Rewritten, before: Mapping[str, int], tile: int, parts: int) -> tuple[Cascade, list[Step]]:
+    """Bring each rank to loop form, or to parts with a state of their own; `before` has its passes as written."""
     result, steps = simple.cascade, list(simple.steps)
-    for v in wanted:
+    wanted = tuple(map(variable_of, before))
+    walked = [set(e.space) for e in result.einsums]
+    lengths = {rank_of(v) for v in wanted if 2 * sum(v in space for space in walked) > len(walked)}
+    # A loop over a feature must not stand in the way of one over a length.
+    for v in sorted(wanted, key=lambda v: rank_of(v) not in lengths):
         if not any(isinstance(s, Einsum) and v in s.ranks for s in result.body):
             continue
         try:
@@ -241,6 +273,10 @@ def _formed(simple: Rewritten, wanted: tuple[str, ...], tile: int, parts: int) -
             # The cascade keeps its passes over this rank; a derivation is not refused for it.
             why = error.diagnostics[0].headline
             steps.append(Step(rule="not streamed", what=f"{rank_of(v)} stays as it is", proof=(why,)))
+            continue
+        name = rank_of(v)
+        if name not in lengths and count_passes(form.cascade, rank=name).passes >= before[name]:
+            steps.append(Step(rule="not streamed", what=f"{name} stays as it is", proof=("a loop saves no pass",)))
             continue
         result = form.cascade
         steps += form.steps

@@ -17,8 +17,9 @@ finished. The result is a cascade like any other: the reference runs it, and it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from einsumcascade.analysis.dependence import ancestors
 from einsumcascade.language.ir import (
     Cascade,
     Einsum,
@@ -38,12 +39,15 @@ from einsumcascade.language.ir import (
 from einsumcascade.rewrites.algebra import (
     carries,
     drop_dead,
+    equal,
     fresh,
     names_taken,
     producers,
 )
-from einsumcascade.rewrites.loops import not_lowered
+from einsumcascade.rewrites.loops import State, not_lowered
 from einsumcascade.rewrites.moves import Moves, number
+from einsumcascade.rewrites.proofs import PRIME
+from einsumcascade.rewrites.seeds import Seed, cancelled, planted, seeds_of
 from einsumcascade.rewrites.step import Step
 
 
@@ -81,7 +85,14 @@ def loop_form(cascade: Cascade, *, over: tuple[str, ...], tile: int) -> LoopForm
     Raises: LoweringError: a tensor that varies along the rank is read at an offset of it.
     Cost: one SymPy derivation a reduction, cached by its summand.
     """
-    return _LoopForm(cascade, over, tile).run()
+    seeds = seeds_of(cascade, over)
+    while True:
+        form = _LoopForm(planted(cascade, seeds), over, tile, seeds=seeds)
+        form.prepare()
+        wrong = form.unmoved()
+        if not wrong:
+            return form.written()
+        seeds = {t: x for t, x in seeds.items() if t not in wrong}
 
 
 @dataclass
@@ -89,6 +100,7 @@ class _LoopForm(Moves):
     """The loops written out as iterations."""
 
     kept: frozenset[str] = frozenset()
+    seeds: Mapping[str, Seed] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Name the new ranks and place every reduction in its loop."""
@@ -109,8 +121,68 @@ class _LoopForm(Moves):
         """The number of loops over the rank, one after the other."""
         return 1 + max((s.loop for s in self.states.values()), default=0)
 
+    def unmoved(self) -> set[str]:
+        """Seeds that are not moved as the states they begin, not known when their loop begins, or of no use.
+
+        A sum that nothing moves and that is no reference of another may as well be joined at the end.
+        """
+        moved = [s for s in self.states.values() if s.how.form != "none"]
+        used = {t for s in moved for a in s.anchors for t in (a.tensor, *ancestors(self.cascade, a.tensor))}
+        used |= {s.einsum.tensor for s in moved}
+        right = {t for t, x in self.seeds.items() if t in used and self._moves_along(self.states[t], x.value)}
+        return set(self.seeds) - right
+
+    def _moves_along(self, state: State, seed: Expr) -> bool:
+        late = {r for r in reads(seed) if self.finished(r) > state.loop}
+        shared = any(
+            other is not state and Read(tensor=state.einsum.tensor, indices=state.einsum.indices) in other.basis
+            for other in self.states.values()
+        )
+        if shared or not late <= set(state.anchors):
+            return False
+        if state.how.form == "none" or not late:
+            return not late and state.how.form == "none"
+        if len(state.how.matrix) != 1:
+            return False
+        moved = transform(seed, lambda e: Read(tensor=e.tensor + PRIME, indices=e.indices) if e in late else None)
+        (c,) = state.how.matrix[0]
+        return equal(moved, apply("add" if state.how.form == "shift" else "mul", c, seed), leaves=True)
+
+    def _seed(self, state: State) -> Expr:
+        """The first generation of a state: its seed at the first reference, or the identity."""
+        s = state.einsum
+        assert s.reduction is not None
+        if s.tensor not in self.seeds:
+            return number(s.reduction.empty)
+
+        def leaf(e: Expr) -> Expr | None:
+            if not isinstance(e, Read):
+                return None
+            if e in state.anchors:
+                found = self.anchor_expr(e, state.loop, "first")
+                assert found is not None
+                return transform(found, begun)
+            return self.generation(e, "last") if e.tensor in self.states else None
+
+        def begun(e: Expr) -> Expr | None:
+            if not (isinstance(e, Read) and e.indices and e.indices[-1] == Num(value=0)):
+                return None
+            other = next((o for t, o in self.states.items() if e.tensor == self.running(t)), None)
+            if other is None:
+                return None
+            names = {i.name: x for i, x in zip(other.einsum.indices, e.indices, strict=False) if isinstance(i, Var)}
+            return substitute(self._seed(other), names)
+
+        return cancelled(transform(self.seeds[s.tensor].value, leaf))
+
     def run(self) -> LoopForm:
+        """Place every reduction and write the cascade."""
         self.prepare()
+        return self.written()
+
+    def written(self) -> LoopForm:
+        """Write the cascade, after `prepare`."""
+        self._tell_seeds()
         loops = self.loops
         body: list[Statement] = []
         emitted: set[str] = set()
@@ -133,13 +205,30 @@ class _LoopForm(Moves):
             steps=tuple(self.steps),
         )
 
+    def _tell_seeds(self) -> None:
+        for t, seed in self.seeds.items():
+            x, state = seed.value, self.states[t]
+            proof: tuple[str, ...] = ()
+            if state.how.form != "none":
+                sign = "+" if state.how.form == "shift" else "*"
+                proof = (f"x(d) = {x}", f"x(d') = C(d, d') {sign} x(d) identically, so it moves with the state")
+            self.steps.append(
+                Step(
+                    rule="R10 seed",
+                    kind=state.how.kind if proof else "law",
+                    what=f"{t} begins at {self._seed(state)}, which every row has once",
+                    proof=proof,
+                )
+            )
+
     def _place_block(self, block: Iter) -> None:
         """A block of the text's own: it runs as a whole once what it reads is finished."""
         inner = [x for x in walk(block.body) if isinstance(x, Einsum)]
         if any(set(self.over) & {*x.space, block.var} for x in inner):
             raise not_lowered(inner[0], f"a reduction over {', '.join(self.over)}, which an iteration walks too,")
         writes = {x.tensor for x in inner}
-        everything = [r for x in inner for r in reads(x.expr, *x.where) if r.tensor not in writes]
+        begun = [x.expr for x in self.cascade.body if isinstance(x, Init) and x.tensor in writes]
+        everything = [r for x in inner for r in reads(x.expr, *x.where, *begun) if r.tensor not in writes]
         ready = max((self.finished(r) for r in everything), default=0)
         for t in writes:
             self.ready[t] = ready
@@ -221,7 +310,7 @@ class _LoopForm(Moves):
             assert s.reduction is not None
             target = Read(tensor=s.tensor, indices=s.indices)
             inits.append(
-                Init(tensor=self.running(s.tensor), indices=(*s.indices, Num(value=0)), expr=number(s.reduction.empty))
+                Init(tensor=self.running(s.tensor), indices=(*s.indices, Num(value=0)), expr=self._seed(state))
             )
             part = self.tile_of(s, fresh("L" + s.tensor, self.taken), loop, body, placed)
             new = self.generation(target, "new")

@@ -293,7 +293,8 @@ class Loops:
         return tuple(out.items())
 
     def anchor_expr(self, read: Read, loop: int, when: str) -> Expr | None:
-        """A reference over the states of a loop, at the generation before ("old") or after ("new") the tile."""
+        """A reference over the states of a loop, at the generation before ("old") or after ("new") a tile,
+        or at the "first"."""
         if read.tensor in self.states and self.states[read.tensor].loop == loop:
             return self.generation(read, when)
         if self.ready.get(read.tensor, 0) <= loop:
@@ -338,6 +339,8 @@ class Loops:
         at: Expr = Var(name=self.index)
         if when == "new":
             at = apply("add", at, Num(value=1))
+        elif when == "first":
+            at = Num(value=0)
         elif when == "last":
             at = Scalar(name=rank_of(self.index))
         return Read(tensor=self.running(read.tensor), indices=(*read.indices, at))

@@ -22,6 +22,7 @@ from einsumcascade.language.ir import (
     rank_of,
     reads,
 )
+from einsumcascade.language.known import known_value
 from einsumcascade.language.parser import parse
 from einsumcascade.reference.interpret import run
 from einsumcascade.verify.claims import Verdict, claims, wrong
@@ -68,7 +69,10 @@ def check(text: str, *, seed: int = 0) -> Checked:
     original, result = (_cascade(data, key) for key in ("original", "cascade"))
     rng = np.random.default_rng(seed)
     verdicts = list(claims(data, original, result, rng))
-    verdicts += _values(original, result, tuple(data["passes"]), rng)
+    saved = data.get("saved", [])
+    if not isinstance(saved, list) or not all(isinstance(x, str) for x in saved):
+        raise wrong("what is 'saved' in the certificate is no list of texts")
+    verdicts += _values(original, result, tuple(data["passes"]), rng, tuple(known_value(original, x) for x in saved))
     verdicts += _passes(data, original, result)
     return Checked(name=str(data.get("name", "")), verdicts=tuple(verdicts))
 
@@ -99,7 +103,11 @@ def _cascade(data: Mapping[str, Any], key: str) -> Cascade:
 
 
 def _values(
-    original: Cascade, result: Cascade, streamed: tuple[str, ...], rng: np.random.Generator
+    original: Cascade,
+    result: Cascade,
+    streamed: tuple[str, ...],
+    rng: np.random.Generator,
+    saved: tuple[tuple[str, Cascade], ...] = (),
 ) -> Iterator[Verdict]:
     """Run both cascades on random inputs: one of everything, odd sizes, more than a tile, large numbers."""
     same = [(i.tensor, i.indices) for i in original.inputs] == [(i.tensor, i.indices) for i in result.inputs]
@@ -109,9 +117,9 @@ def _values(
     reduced = {v for e in original.einsums for v in e.ranks}
     for label, small, long, scale in (("one of each", 1, 1, 1.0), ("odd sizes", 3, 7, 1.0), ("large", 3, 7, 100.0)):
         sizes = {v: long if v in reduced else small for v in _ranks(original)}
-        yield _equal(original, result, label, sizes, scale, rng)
+        yield _equal(original, result, label, sizes, scale, rng, saved)
     lengths = {v: 300 if rank_of(v) in streamed else 3 for v in _ranks(original)}
-    yield _equal(original, result, "more than a tile", lengths, 1.0, rng)
+    yield _equal(original, result, "more than a tile", lengths, 1.0, rng, saved)
 
 
 def _ranks(cascade: Cascade) -> tuple[str, ...]:
@@ -119,7 +127,13 @@ def _ranks(cascade: Cascade) -> tuple[str, ...]:
 
 
 def _equal(
-    original: Cascade, result: Cascade, label: str, sizes: Mapping[str, int], scale: float, rng: np.random.Generator
+    original: Cascade,
+    result: Cascade,
+    label: str,
+    sizes: Mapping[str, int],
+    scale: float,
+    rng: np.random.Generator,
+    saved: tuple[tuple[str, Cascade], ...],
 ) -> Verdict:
     selecting = {
         x.tensor
@@ -134,6 +148,8 @@ def _equal(
         inputs[i.tensor] = rng.integers(0, 2, shape) if i.tensor in selecting else scale * rng.standard_normal(shape)
     what = f"equal values: {label} ({', '.join(f'{rank_of(v)}={n}' for v, n in sizes.items())})"
     try:
+        for name, cascade in saved:
+            inputs[name] = run(cascade, inputs)[cascade.output_names[-1]]
         want, found = run(original, inputs), run(result, inputs)
     except EinsumCascadeError as error:
         return Verdict(what=what, holds=False, found=str(error).splitlines()[0])

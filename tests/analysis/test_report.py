@@ -130,7 +130,7 @@ def test_the_json_is_stable_and_plain() -> None:
     first, second = (json.dumps(analyse("softmax_2p").to_dict()) for _ in range(2))
     assert first == second
     data = json.loads(first)
-    assert list(data) == ["name", "extents", "ranks", "loop_orders", "counts", "roofline"]
+    assert list(data) == ["name", "extents", "ranks", "loop_orders", "counts", "taxonomy", "roofline"]
     assert data["ranks"]["M"]["footprints"][0]["plan"]["price"] == "M"
     assert data["loop_orders"]["orders"][0]["order"] == ["B", "H", "P", "M"]
     assert data["ranks"]["M"]["barriers"] == [{"boundary": 1, "producer": "GM", "reader": "SN", "read": "GM[b, h, p]"}]
