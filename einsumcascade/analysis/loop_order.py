@@ -130,8 +130,8 @@ def loop_orders(
     Args:
         cascade: a checked cascade.
         einsums: tensors whose Einsums share the nest; all of them if None. What they read from outside counts as input.
-        loops: names of the ranks that are loops, upper case; by default the long ranks (Definition F1) and the iterative
-            ones, of a rank that is split all parts but the innermost.
+        loops: names of the ranks that are loops, upper case; by default the long ranks (Definition F1) and the
+            iterative ones, of a rank that is split all parts but the innermost.
         extents: numbers by rank, to compare by.
 
     Raises:

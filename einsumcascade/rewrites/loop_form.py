@@ -214,7 +214,7 @@ class _LoopForm(Moves):
                 proof = (f"x(d) = {x}", f"x(d') = C(d, d') {sign} x(d) identically, so it moves with the state")
             self.steps.append(
                 Step(
-                    rule="R10 seed",
+                    rule="seed",
                     kind=state.how.kind if proof else "law",
                     what=f"{t} begins at {self._seed(state)}, which every row has once",
                     proof=proof,

@@ -1,4 +1,4 @@
-"""Begin a running state at what every row has once, instead of at the identity (R10).
+"""Begin a running state at what every row has once, instead of at the identity.
 
     TM[p]   = S[p,m] :: max(m)                       RTM[p,0] = SINK          (a key that every row has)
     GM[p]   = max(TM[p], SINK)                  ->   RSD[p,0] = exp(SINK - SINK)

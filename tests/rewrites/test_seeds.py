@@ -66,7 +66,7 @@ def draw(text: str, rng: np.random.Generator, sizes: dict[str, int], scale: floa
 
 def test_a_self_term_begins_the_maximum_the_normaliser_and_the_output() -> None:
     found = derive(parse(SELF))
-    begun = [w.split(" begins")[0] for w in rules(found, "R10 seed")]
+    begun = [w.split(" begins")[0] for w in rules(found, "seed")]
     assert begun == ["G0", "D", "NV"]
     assert all(found.passes["M"] == (2, 1) for _ in begun)
     assert "init RG0[p, 0] = X[p]" in str(found.cascade)
@@ -90,21 +90,21 @@ def test_a_seeded_kernel_verifies() -> None:
 
 
 def test_a_constant_beside_a_normaliser_does_not_move_and_stays_outside() -> None:
-    assert rules(derive(parse(RIDGE)), "R10 seed") == []
+    assert rules(derive(parse(RIDGE)), "seed") == []
 
 
 def test_a_seed_that_needs_the_rank_itself_is_none() -> None:
     """The maximum over another rank in place of a seed: its own loop would have to end first."""
-    assert rules(derive("persistent"), "R10 seed") == []
+    assert rules(derive("persistent"), "seed") == []
 
 
 def test_a_sum_that_nothing_moves_is_joined_at_the_end() -> None:
     text = "in X[p,m] B[p]\nS[p] = X[p,m] :: sum(m)\nO[p] = S[p] + B[p]\nout O"
-    assert rules(derive(parse(text), rank="M"), "R10 seed") == []
+    assert rules(derive(parse(text), rank="M"), "seed") == []
 
 
 def test_an_output_is_not_seeded() -> None:
-    assert rules(derive(parse(SELF + ", G0")), "R10 seed") == [
+    assert rules(derive(parse(SELF + ", G0")), "seed") == [
         "D begins at exp(X[p] - max(-inf, X[p])), which every row has once",
         "NV begins at exp(X[p] - max(-inf, X[p])) * W[p, f], which every row has once",
     ]
