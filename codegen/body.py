@@ -45,11 +45,15 @@ class Body(Values):
     renamed: dict[str, str] = field(default_factory=dict)  # states whose new generation has a name of its own
     shared: set[Expr] = field(default_factory=set)  # constraints of the whole cascade, over values
     summands: dict[str, tuple[Expr, str]] = field(default_factory=dict)  # operand and reduction of each reduction
+    outer: list[tuple[str | None, frozenset[str], dict[str, str]]] = field(default_factory=list)  # loops around
 
     # --- loops --------------------------------------------------------------------------------------------------
 
     def enter(self, index: str, states: frozenset[str]) -> None:
         """Begin a loop over `index` that keeps `states`."""
+        self.outer.append((self.index, self.states, self.renamed))
+        if self.index is not None:
+            self.around[self.index] = self.states
         self.index, self.states = index, states
         self.renamed = {}
 
@@ -104,7 +108,9 @@ class Body(Values):
         self.restore(s)
         for t in self.states:
             self.env[t, "last"] = Read(tensor=self._state_name(t))
-        self.index, self.states = None, frozenset()
+        self.index, self.states, self.renamed = self.outer.pop()
+        if self.index is not None:
+            del self.around[self.index]
 
     def _state_name(self, tensor: str) -> str:
         return f"b_{tensor}"
@@ -365,7 +371,7 @@ class Body(Values):
         if self.index is None:
             return "cur"
         for i in e.indices:
-            if isinstance(i, Apply) and i.op == "add" and i.args[0] == Var(name=self.index):
+            if self._step(i)[1]:
                 return "new"
             if not isinstance(i, Var):
                 raise not_lowered(e, f"writing {e.tensor} at {i}")

@@ -289,8 +289,10 @@ class _Printer(Memory):
             for s in g.body:
                 if isinstance(s, Load):
                     loads.setdefault(s.value.name, s)
+        around = self.texts.positions
         if loop.inner is not None:
             self.texts.positions = {
+                **around,
                 position_of(loop): f"o_{variable_of(loop.rank)}",
                 apply("mul", *position_product(loop)): start_name(loop),
             }
@@ -299,7 +301,7 @@ class _Printer(Memory):
                 self._address(s, loop)
         for g in loop.segments:
             self._segment(loop, g, loads)
-        self.texts.positions = {}
+        self.texts.positions = around
 
     def _segment(self, loop: Loop, g: Segment, loads: Mapping[str, Load]) -> None:
         lo, hi = self.texts.plain(g.lo), self.texts.plain(g.hi)

@@ -145,7 +145,7 @@ class _Placer:
         )
         for v, n in self._inner().items():
             out[v] = Axis(var=v, rank=rank_of(v), size=n, extent=n, role="loop")
-        iterated = {s.var for s in self.cascade.body if isinstance(s, Iter)}
+        iterated = {s.var for s in walk(self.cascade.body) if isinstance(s, Iter)}
         inner = [v for v in self.program.bounded if v in {d.name for d in self.cascade.ranks}]
         for v in (*inner, *space):
             if v in out or v in iterated or v not in self.program.bounded or v not in space:
@@ -176,8 +176,6 @@ class _Placer:
 
     def _iterate(self, block: Iter, inits: Mapping[str, Init], body: Body, grid: tuple[str, ...]) -> list[Stmt]:
         inner_einsums = [s for s in block.body if isinstance(s, Einsum)]
-        if len(inner_einsums) < len(block.body):
-            raise not_lowered(block, "a nested iteration")
         mine = [e.tensor for e in inner_einsums if e.tensor in inits]
         before: list[Stmt] = []
         body.enter(block.var, frozenset(mine))
@@ -194,9 +192,14 @@ class _Placer:
         for run in runs:
             body.restore(outside)
             inside: list[Stmt] = []
-            for n, e in enumerate(inner_einsums):
-                tested = tuple(c for c in self._always(e) if c not in run.holding)
-                inside += body.place(e, tested=tested, later=tuple(inner_einsums[n + 1 :]), free_of=run.holding)
+            for n, e in enumerate(block.body):
+                later = tuple(x for x in walk(block.body[n + 1 :]) if isinstance(x, Einsum))
+                match e:
+                    case Iter():
+                        inside += self._iterate(e, inits, body, grid)
+                    case Einsum():
+                        tested = tuple(c for c in self._always(e) if c not in run.holding)
+                        inside += body.place(e, tested=tested, later=later, free_of=run.holding)
             carries, moves = body.close()
             built.append(
                 Segment(

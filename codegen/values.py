@@ -63,6 +63,7 @@ class Values:
     moving: set[str] = field(default_factory=set)  # values loaded anew in each step of the loop
     index: str | None = None
     states: frozenset[str] = frozenset()
+    around: dict[str, frozenset[str]] = field(default_factory=dict)  # states of each loop around, by its index
     facts: FactTable = field(init=False)
 
     def __post_init__(self) -> None:
@@ -132,10 +133,11 @@ class Values:
         tag = "cur"
         own: list[Expr] = []
         for i in x.indices:
-            if self.index is not None and isinstance(i, Apply) and i.op == "add" and i.args[0] == Var(name=self.index):
+            at, follows = self._step(i)
+            if at is not None and follows:
                 tag = "new"
-            elif self.index is not None and i == Var(name=self.index):
-                tag = "old" if x.tensor in self.states else "cur"
+            elif at is not None:
+                tag = "old" if x.tensor in self._states(at) else tag
             elif isinstance(i, Scalar) and (x.tensor, "last") in self.env:
                 tag = "last"
             else:
@@ -145,12 +147,24 @@ class Values:
         for key in (tag,) if tag == "last" else (tag, "cur"):
             if (x.tensor, key) in self.env:
                 made = self._written(x.tensor)
-                here = [i.name for i in own if isinstance(i, Var) and i.name != self.index]
-                there = [v for v in made.free if v != self.index]
+                here = [i.name for i in own if isinstance(i, Var)]
+                there = list(made.free)
                 if [v for v in here if v in self.axes] != [v for v in there if v in self.axes]:
                     raise not_lowered(e, f"reading the computed tile {x} along other variables")
                 return self.env[x.tensor, key]
         raise not_lowered(e, f"reading {x}, which no loop of this kernel has finished,")
+
+    def _step(self, i: Expr) -> tuple[str | None, bool]:
+        """The loop whose index an index is, and whether it is that of the next step."""
+        for v in (*self.around, *((self.index,) if self.index is not None else ())):
+            if i == Var(name=v):
+                return v, False
+            if isinstance(i, Apply) and i.op == "add" and i.args[0] == Var(name=v):
+                return v, True
+        return None, False
+
+    def _states(self, index: str) -> frozenset[str]:
+        return self.states if index == self.index else self.around[index]
 
     def _written(self, tensor: str) -> Einsum:
         return next(s for s in self.cascade.einsums if s.tensor == tensor)
@@ -185,7 +199,7 @@ class Values:
             known = self._new_load(x.tensor, tuple(indices), tuple(mask), out)
             self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
             self.live.pop(known.name, None)
-            moves = self.index is not None and self.index in variables(*indices, *mask)
+            moves = any(self._step(Var(name=v))[0] is not None for v in variables(*indices, *mask))
             computed = any(not self.facts[r.tensor].is_input or r.tensor in self.moving for r in reads(*indices, *mask))
             if moves or computed:
                 self.moving.add(known.name)

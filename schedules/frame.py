@@ -11,7 +11,20 @@ from einsumcascade.analysis.dependence import conditions
 from einsumcascade.analysis.linear import Bound, Range, bounds_of
 from einsumcascade.analysis.points import with_numbers
 from einsumcascade.language.extents import Binding
-from einsumcascade.language.ir import Cascade, Einsum, Expr, Iter, Num, Var, rank_of, reads, scalars, transform
+from einsumcascade.language.ir import (
+    Cascade,
+    Einsum,
+    Expr,
+    Iter,
+    Num,
+    Statement,
+    Var,
+    rank_of,
+    reads,
+    scalars,
+    transform,
+    walk,
+)
 from einsumcascade.rewrites.base_two import to_base_two
 from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.schedules.program import Kernel, Program
@@ -25,7 +38,8 @@ class Loop:
 
     Args:
         block: its statements.
-        walked: the rank variables it reduces, outermost first; the iterative one alone for a block of the text's own.
+        walked: the iterative variables of the text's own loops around it, then the rank variables it reduces, outermost
+            first, or its own iterative variable.
         tile: elements of the last of them that a step covers.
         bounds: on the last of them, from constraints, over tiled residents and batch ranks.
     """
@@ -151,7 +165,7 @@ def frame_of(program: Program, kernel: Kernel, schedule: KernelSchedule, binding
         places = {place: Var(name=v) for v, place in form.points.items()}
     cascade = to_base_two(cascade)
     grid = {v: schedule.tiles[v] for v in grid_tiles(kernel)}
-    indices = [s.var for s in cascade.body if isinstance(s, Iter)]
+    indices = [s.var for s in walk(cascade.body) if isinstance(s, Iter)]
     batch = tuple(v for v in kernel.residents if v not in grid)
     sizes = {r: padded(n) for r, n in binding.extents.items()}
     sizes |= {rank_of(v): n for v, n in grid.items()} | {rank_of(v): 1 for v in (*batch, *indices)}
@@ -167,13 +181,19 @@ def frame_of(program: Program, kernel: Kernel, schedule: KernelSchedule, binding
         sizes=sizes,
         loops=(),
     )
-    loops = []
-    for s in cascade.body:
-        if isinstance(s, Iter) and s.var == index:
-            bounds = _bounds(frame, s, derived[-1], inner) if len(derived) == 1 and inner else ()
-            loops.append(Loop(block=s, walked=derived, tile=schedule.tiles[derived[-1]], bounds=bounds))
-        elif isinstance(s, Iter):
-            loops.append(Loop(block=s, walked=(s.var,), tile=1))
+    loops: list[Loop] = []
+
+    def enter(body: tuple[Statement, ...], around: tuple[str, ...]) -> None:
+        for s in body:
+            if isinstance(s, Iter) and s.var == index:
+                bounds = _bounds(frame, s, derived[-1], inner) if len(derived) == 1 and inner else ()
+                tile = schedule.tiles[derived[-1]]
+                loops.append(Loop(block=s, walked=(*around, *derived), tile=tile, bounds=bounds))
+            elif isinstance(s, Iter):
+                loops.append(Loop(block=s, walked=(*around, s.var), tile=1))
+                enter(s.body, (*around, s.var))
+
+    enter(cascade.body, ())
     return replace(frame, loops=tuple(loops))
 
 

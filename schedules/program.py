@@ -109,13 +109,19 @@ def _numbers(cascade: Cascade) -> Iterator[str]:
 
 @dataclass(slots=True)
 class _Unit:
-    """An anchor: one Einsum, or an iterative block with its inits."""
+    """An anchor: one Einsum, or an iterative block with its inits; a solver is a block that reduces over `loops`."""
 
     statements: tuple[Statement, ...]
     writes: tuple[str, ...]
     residents: tuple[str, ...]
     loops: tuple[str, ...]
     stage: int = 0
+    solves: bool = False
+
+    @property
+    def joins(self) -> bool:
+        """Whether it may share a kernel with what it reads."""
+        return self.solves or isinstance(self.statements[-1], Einsum)
 
     @property
     def signature(self) -> tuple[frozenset[str], frozenset[str], int]:
@@ -196,12 +202,19 @@ class _Partition:
                     raise not_lowered(s, "a nested or descending iteration")
                 own = tuple(inits[t] for t in dict.fromkeys(x.tensor for x in inner) if t in inits)
                 free = dict.fromkeys(v for x in inner for v in x.free if v != s.var)
+                reduced = self._unbounded(tuple(dict.fromkeys(v for x in inner for v in x.ranks)))
                 states = {t.tensor for t in own}
                 for e in inner:
                     if e.tensor in states & set(self.cascade.output_names):
                         raise not_lowered(e, f"every generation of {e.tensor} as an output")
-                u = _Unit((*own, s), tuple(x.tensor for x in inner), self._unbounded(tuple(free)), (s.var,))
-                self._add(u)
+                residents = tuple(v for v in self._unbounded(tuple(free)) if v not in reduced)
+                writes = tuple(x.tensor for x in inner)
+                for x in inner:
+                    if reduced and x.tensor in self.cascade.output_names:
+                        raise not_lowered(
+                            x, f"{x.tensor}, an output of every step of an iteration that reduces a rank,"
+                        )
+                self._add(_Unit((*own, s), writes, residents, reduced or (s.var,), solves=bool(reduced)))
             elif loops := self._unbounded(s.ranks):
                 self._add(_Unit((s,), (s.tensor,), self._unbounded(s.free), loops))
             else:
@@ -240,14 +253,13 @@ class _Partition:
         stage = 0
         for d, moved in self._cone(u.statements)[1].values():
             same = set(d.residents) == set(u.residents) and set(d.loops) == set(u.loops) and not moved
-            both_einsums = isinstance(d.statements[-1], Einsum) and isinstance(u.statements[-1], Einsum)
-            stage = max(stage, d.stage + (0 if same and both_einsums else 1))
+            stage = max(stage, d.stage + (0 if same and d.joins and u.joins else 1))
         return stage
 
     def _groups(self) -> list[_Group]:
         groups: dict[object, _Group] = {}
         for u in self.units:
-            key = u.signature if isinstance(u.statements[-1], Einsum) else id(u)
+            key = u.signature if u.joins else id(u)
             if key not in groups:
                 groups[key] = _Group(u.residents, u.loops, u.stage)
             groups[key].units.append(u)

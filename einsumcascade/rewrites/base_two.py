@@ -11,6 +11,7 @@ factor is positive, and every exponent in its loop reads it with the same factor
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from einsumcascade.language.ir import (
@@ -30,6 +31,7 @@ from einsumcascade.language.ir import (
     reads,
     transform,
     variables,
+    walk,
 )
 from einsumcascade.rewrites.algebra import Factor, factors, is_positive, product, terms, total
 
@@ -169,7 +171,7 @@ def _unit(update: Einsum, block: Iter, cascade: Cascade) -> Expr | None:
     units: list[Expr] = []
     # Where another loop subtracts the maximum itself from something, a rounded unit would cost digits.
     blocks = [b for b in cascade.body if isinstance(b, Iter)]
-    for s in (x for b in blocks for x in b.body):
+    for s in walk(tuple(blocks)):
         if s is update or not isinstance(s, Einsum):
             continue
         everywhere = sum(r.tensor == update.tensor for x in _exprs(s) for r in _all_reads(x))
@@ -180,6 +182,20 @@ def _unit(update: Einsum, block: Iter, cascade: Cascade) -> Expr | None:
     if not units or any(u != units[0] for u in units) or not is_positive(units[0], cascade):
         return None
     return units[0]
+
+
+def _mapped(s: Iter, leaf: Callable[[Expr], Expr | None]) -> Iter:
+    """A block with every expression rewritten, nested ones too."""
+    body: list[Statement] = []
+    for x in s.body:
+        match x:
+            case Iter():
+                body.append(_mapped(x, leaf))
+            case Init():
+                body.append(replace(x, expr=transform(x.expr, leaf)))
+            case Einsum():
+                body.append(replace(x, expr=transform(x.expr, leaf), where=tuple(transform(c, leaf) for c in x.where)))
+    return replace(s, body=tuple(body))
 
 
 def _all_reads(expr: Expr) -> list[Read]:
@@ -251,17 +267,7 @@ def _in_unit(cascade: Cascade, index: str, tensor: str, unit: Expr) -> Cascade:
                 where = tuple(transform(c, after) for c in s.where)
                 body.append(replace(s, expr=transform(s.expr, after), where=where))
             case Iter():
-                body.append(
-                    replace(
-                        s,
-                        body=tuple(
-                            replace(x, expr=transform(x.expr, after), where=tuple(transform(c, after) for c in x.where))
-                            if isinstance(x, Einsum)
-                            else x
-                            for x in s.body
-                        ),
-                    )
-                )
+                body.append(_mapped(s, after))
             case Init() if s.tensor == tensor and s.expr != Num(value=-math.inf):
                 body.append(replace(s, expr=apply("mul", transform(s.expr, after), unit)))
             case Init():

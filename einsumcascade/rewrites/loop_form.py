@@ -27,6 +27,7 @@ from einsumcascade.language.ir import (
     Init,
     Iter,
     Num,
+    Output,
     Read,
     Statement,
     Var,
@@ -104,11 +105,12 @@ class _LoopForm(Moves):
 
     def prepare(self) -> None:
         """Name the new ranks and place every reduction in its loop."""
-        self.taken = names_taken(self.cascade)
+        self.taken |= names_taken(self.cascade)
         self.defs = producers(self.cascade)
         streams = self.over[-1]
-        self.inner = self.new_variable(streams + "0") if self.tile > 1 else ""
-        self.index = self.new_variable(streams + "1" if len(self.over) == 1 else "step")
+        if not self.index:
+            self.inner = self.new_variable(streams + "0") if self.tile > 1 else ""
+            self.index = self.new_variable(streams + "1" if len(self.over) == 1 else "step")
         for s in self.cascade.body:
             if isinstance(s, Einsum):
                 self.place(s)
@@ -224,7 +226,7 @@ class _LoopForm(Moves):
     def _place_block(self, block: Iter) -> None:
         """A block of the text's own: it runs as a whole once what it reads is finished."""
         inner = [x for x in walk(block.body) if isinstance(x, Einsum)]
-        if any(set(self.over) & {*x.space, block.var} for x in inner):
+        if block.var in self.over or len(inner) < len(block.body):
             raise not_lowered(inner[0], f"a reduction over {', '.join(self.over)}, which an iteration walks too,")
         writes = {x.tensor for x in inner}
         begun = [x.expr for x in self.cascade.body if isinstance(x, Init) and x.tensor in writes]
@@ -236,7 +238,18 @@ class _LoopForm(Moves):
     def _kept(self) -> frozenset[str]:
         """Tensors along the rank that are needed outside the loops: outputs, what they read, elements read by index."""
         wanted = [s for s in self.cascade.einsums if s.tensor in self.cascade.output_names and self.streams(s.tensor)]
-        outside = [s for s in self.cascade.einsums if not self.streams(s.tensor) and s.tensor not in self.states]
+        nested = {
+            x.tensor
+            for s in self.cascade.body
+            if isinstance(s, Iter) and self._nests(s)
+            for x in walk(s.body)
+            if not isinstance(x, Iter)
+        }
+        outside = [
+            s
+            for s in self.cascade.einsums
+            if not self.streams(s.tensor) and s.tensor not in self.states and s.tensor not in nested
+        ]
         names = {s.tensor for s in wanted}
         pending = wanted + outside
         while pending:
@@ -257,9 +270,13 @@ class _LoopForm(Moves):
                 inner = [x for x in s.body if isinstance(x, Einsum)]
                 if all(self.ready[x.tensor] == loop for x in inner):
                     emitted |= {x.tensor for x in inner}
-                    inits = [x for x in self.cascade.body if isinstance(x, Init) and x.tensor in emitted]
+                    written = {x.tensor for x in inner}
+                    inits = [x for x in self.cascade.body if isinstance(x, Init) and x.tensor in written]
                     out += [replace(x, expr=self._final(x.expr)) for x in inits]
-                    out.append(replace(s, body=tuple(self._finally(x) for x in s.body)))
+                    if self._nests(s):
+                        out += self._nested(s)
+                    else:
+                        out.append(replace(s, body=tuple(self._finally(x) for x in s.body)))
                 continue
             if not isinstance(s, Einsum) or s.tensor in emitted:
                 continue
@@ -273,6 +290,58 @@ class _LoopForm(Moves):
                 continue
             out.append(self._finally(s))
         return out
+
+    def _nests(self, block: Iter) -> bool:
+        """Whether the steps of a block walk the rank."""
+        return any(set(self.over) & set(x.space) for x in walk(block.body) if isinstance(x, Einsum))
+
+    def _nested(self, block: Iter) -> list[Statement]:
+        """A block each of whose steps reduces over the rank: its body is a cascade of its own, in loop form."""
+        at, following = Var(name=block.var), apply("add", Var(name=block.var), Num(value=1))
+        inner = [x for x in block.body if isinstance(x, Einsum)]
+        carried = {x.tensor: fresh(f"{x.tensor}NEW", self.taken) for x in inner if following in x.indices}
+
+        def there(e: Expr) -> Expr | None:
+            if isinstance(e, Read) and e.tensor in carried and following in e.indices:
+                return Read(tensor=carried[e.tensor], indices=tuple(at if i == following else i for i in e.indices))
+            return None
+
+        own: list[Statement] = []
+        for x in inner:
+            x = replace(x, expr=transform(x.expr, there), where=tuple(transform(c, there) for c in x.where))
+            if following in x.indices:
+                x = replace(x, tensor=carried[x.tensor], indices=tuple(at if i == following else i for i in x.indices))
+            own.append(x)
+        written = {x.tensor for x in inner}
+        needed = {t for x in inner for t in ancestors(self.cascade, x.tensor) if self.streams(t)} - written
+        streams = [s for s in self.cascade.body if isinstance(s, Einsum) and s.tensor in needed]
+        body = self.cascade.with_body((*streams, *own))
+        outputs = tuple(Output(tensor=t) for t in carried.values())
+        form = _LoopForm(replace(body, outputs=outputs), self.over, self.tile)
+        form.taken, form.memo, form.index, form.inner = self.taken, self.memo, self.index, self.inner
+        statements = form.run().cascade.body
+        self.steps += form.steps
+        names = {new: t for t, new in carried.items()}
+
+        def back(e: Expr) -> Expr | None:
+            if isinstance(e, Read) and e.tensor in names:
+                indices = tuple(following if i == at else i for i in e.indices)
+                return Read(tensor=names[e.tensor], indices=indices)
+            return self.generation(e, "last") if isinstance(e, Read) and e.tensor in self.states else None
+
+        def one(s: Statement) -> Statement:
+            if isinstance(s, Iter):
+                return replace(s, body=tuple(map(one, s.body)))
+            if isinstance(s, Init):
+                return replace(s, expr=transform(s.expr, back))
+            s = replace(s, expr=transform(s.expr, back), where=tuple(transform(c, back) for c in s.where))
+            if s.tensor in names:
+                s = replace(s, tensor=names[s.tensor], indices=tuple(following if i == at else i for i in s.indices))
+            return s
+
+        done = [one(s) for s in statements]
+        inits = [s for s in done if isinstance(s, Init)]
+        return [*inits, replace(block, body=tuple(s for s in done if not isinstance(s, Init)))]
 
     def finished_state(self, s: Einsum) -> list[Statement]:
         """What gives a reduction its own name after its loop: an output needs one."""

@@ -1,0 +1,94 @@
+"""Iterations each of whose steps reduces over the rank: loops within a loop, as a cascade and as one kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import einsumcascade as ec
+from einsumcascade.errors import LoweringError
+from einsumcascade.gallery import load
+from einsumcascade.language.parser import parse
+from einsumcascade.reference.interpret import run
+from einsumcascade.rewrites.derive import derive, simplify
+from einsumcascade.rewrites.loop_form import loop_form
+from einsumcascade.verify.verify import verify
+
+# Two reductions a step, one of which refers to the other; the steps move what the next ones refer to.
+CHAIN = """in X[p,m] Y[m,f] NIT[n]
+init T[0,p] = 1
+iter n:
+ Z[n,p,m] = X[p,m] * T[n,p]
+ G[n,p] = Z[n,p,m] :: max(m)
+ D[n,p] = exp(Z[n,p,m] - G[n,p]) :: sum(m)
+ T[n+1,p] = T[n,p] / 2 + D[n,p] / 16
+end
+W[p,m] = X[p,m] * T[N,p]
+H[p] = W[p,m] :: max(m)
+O[p,f] = exp(W[p,m] - H[p]) * Y[m,f] :: sum(m)
+out O, H"""
+
+
+def inputs_of(text: str, rng: np.random.Generator, sizes: dict[str, int]) -> dict[str, np.ndarray]:
+    cascade = load(text) if "\n" not in text else parse(text)
+    return {i.tensor: rng.standard_normal([sizes[v] for v in i.indices]) for i in cascade.inputs}
+
+
+@pytest.mark.parametrize("tile", [1, 3, 128])
+@pytest.mark.parametrize("text", ["sparsemax", "entmax15", "feedback", CHAIN])
+def test_the_loop_form_has_the_value_of_the_text(text: str, tile: int) -> None:
+    cascade = load(text) if "\n" not in text else parse(text)
+    inputs = inputs_of(text, np.random.default_rng(0), {"p": 5, "m": 7, "e": 3, "f": 2, "n": 6})
+    found = loop_form(simplify(cascade).cascade, over=("m",), tile=tile).cascade
+    for name, want in run(cascade, inputs).items():
+        np.testing.assert_allclose(run(found, inputs)[name], want, rtol=1e-10, atol=1e-12)
+
+
+def test_a_step_has_one_loop_over_the_rank_where_its_reductions_stream() -> None:
+    text = str(loop_form(simplify(parse(CHAIN)).cascade, over=("m",), tile=8).cascade)
+    step = text.split("iter n:")[1].split("\nend")[0]
+    assert step.count("iter m1:") == 1 and "exp(RG[n, p, m1] - RG[n, p, m1 + 1])" in step
+    assert text.count("iter m1:") == 2
+
+
+def test_the_text_of_the_loop_form_parses_again() -> None:
+    found = loop_form(simplify(load("sparsemax")).cascade, over=("m",), tile=8).cascade
+    assert parse(str(found), name=found.name) == found
+
+
+def test_a_solver_is_one_kernel_with_the_loops_before_and_after_it() -> None:
+    kernel = ec.compile("sparsemax").kernel(extents={"E": 64, "F": 64}, dtype="bfloat16", target="cuda:90")
+    assert len(kernel.program.kernels) == 1
+    lines = [line for line in kernel.source.splitlines() if line.strip().startswith("for ")]
+    assert [len(line) - len(line.lstrip()) for line in lines] == [4, 4, 4, 8, 8, 4, 4]
+
+
+@pytest.mark.parametrize("extents", [{"P": 1, "M": 1, "N": 1}, {"P": 65, "M": 130, "N": 9}, {"P": 7, "M": 5, "N": 0}])
+def test_a_solver_verifies_as_a_kernel(extents: dict[str, int]) -> None:
+    found = verify("sparsemax", extents={**extents, "E": 16, "F": 16})
+    assert found.passed, str(found)
+
+
+def test_a_chain_inside_a_step_verifies_as_a_kernel() -> None:
+    found = verify(parse(CHAIN), extents={"P": 33, "M": 70, "F": 16, "N": 4})
+    assert found.passed, str(found)
+
+
+def test_derivation_and_costs_know_the_steps() -> None:
+    assert derive("sparsemax").passes["M"][0] == derive("sparsemax").passes["M"][1]
+    from einsumcascade.schedules.cost import cost
+
+    bytes_of = {}
+    for n in (1, 31):
+        sizes = {"P": 256, "M": 256, "E": 64, "F": 64, "N": n}
+        kernel = ec.compile("sparsemax").kernel(extents=sizes, dtype="bfloat16", target="cuda:90")
+        found = cost(kernel.program, kernel.schedule, extents=sizes, dtype="bfloat16", target="cuda:90")
+        bytes_of[n] = {t.tensor: t.moved for t in found.kernels[0].tensors}
+    # Keys are read once before the steps, once in each, and once after them.
+    assert bytes_of[31]["K"] * 3 == bytes_of[1]["K"] * 33
+    assert bytes_of[31]["V"] == bytes_of[1]["V"]
+
+
+def test_an_output_of_every_step_is_refused() -> None:
+    with pytest.raises(LoweringError, match="an output of every step"):
+        ec.compile(parse(CHAIN + ", D")).kernel(extents={"F": 16}, dtype="bfloat16", target="cuda:90")
