@@ -203,6 +203,9 @@ class _Partition:
                 own = tuple(inits[t] for t in dict.fromkeys(x.tensor for x in inner) if t in inits)
                 free = dict.fromkeys(v for x in inner for v in x.free if v != s.var)
                 reduced = self._unbounded(tuple(dict.fromkeys(v for x in inner for v in x.ranks)))
+                if any(set(x.free) & set(reduced) for x in inner if x.tensor in inits):
+                    # A state along the rank is no solver's: one program would have to hold all of it.
+                    reduced = ()
                 states = {t.tensor for t in own}
                 for e in inner:
                     if e.tensor in states & set(self.cascade.output_names):

@@ -226,7 +226,9 @@ class _LoopForm(Moves):
     def _place_block(self, block: Iter) -> None:
         """A block of the text's own: it runs as a whole once what it reads is finished."""
         inner = [x for x in walk(block.body) if isinstance(x, Einsum)]
-        if block.var in self.over or len(inner) < len(block.body):
+        iterative = {x.tensor for x in self.cascade.body if isinstance(x, Init)}
+        carries_rank = any(x.tensor in iterative and self.streams(x.tensor) for x in inner)
+        if block.var in self.over or len(inner) < len(block.body) or carries_rank:
             raise not_lowered(inner[0], f"a reduction over {', '.join(self.over)}, which an iteration walks too,")
         writes = {x.tensor for x in inner}
         begun = [x.expr for x in self.cascade.body if isinstance(x, Init) and x.tensor in writes]

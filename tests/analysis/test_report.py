@@ -31,6 +31,10 @@ Rank M: 2 passes
     least kept: S read again (M)
   pass 2: SN, SD, O
 
+Softmax SN: reference global, division none; 2 passes over M
+  SN subtracts GM[p], the maximum over all of M
+  nothing is divided by SD
+
 Loop order P, M; F whole inside a step
   kept for each P: F + M + 2 (S M, GM 1, SD 1, O F)
   kept: F*M (V), or read again for each P
