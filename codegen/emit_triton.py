@@ -307,11 +307,10 @@ class _Printer(Memory):
         lo, hi = self.texts.plain(g.lo), self.texts.plain(g.hi)
         step = f", {self.texts.step(loop.inner)}" if loop.inner is not None else ""
         tested = [str(c) for c in g.tested]
-        self._line(
-            "# tiles that test " + " and ".join(_readable(c, loop) for c in tested)
-            if tested
-            else "# tiles whose points are all live"
-        )
+        if tested:
+            self._line("# tiles that test " + " and ".join(_readable(c, loop) for c in tested))
+        else:
+            self._line("# tiles whose points are all live" if loop.inner is not None else f"# steps of {loop.index}")
         self._line(f"for {start_name(loop)} in tl.range({lo}, {hi}{step}):")
         self.depth += 1
         mark = len(self.lines)

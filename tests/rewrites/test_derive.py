@@ -72,7 +72,7 @@ def test_the_tile_is_the_one_asked_for() -> None:
     assert "rank m0 = 32" in str(derive("softmax_attention", tile=32).cascade)
 
 
-@examples(40)
+@examples(50)
 @given(cases())
 def test_a_derivation_keeps_the_value_and_never_adds_a_pass(case: Case) -> None:
     found = derive(case.cascade, rank="M", tile=16)
