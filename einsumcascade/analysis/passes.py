@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from einsumcascade.analysis.dependence import dependencies, known_rank, partitions, rank_variables, whole_ranks
 from einsumcascade.analysis.places import Ground
@@ -134,9 +134,9 @@ def count_passes(cascade: Cascade, *, rank: str) -> PassCount:
         passes=passes,
         levels=max(levels.count, min(1, len(families))),
         families=families,
-        barriers=tuple(b for b in worst.sweep.barriers if b.boundary < passes) if worst else (),
-        level_barriers=tuple(b for b in levels.sweep.barriers if b.boundary < levels.count),
-        level_of=levels.sweep.level_of,
+        barriers=_numbered(worst.sweep, passes)[1] if worst else (),
+        level_barriers=_numbered(levels.sweep, levels.count)[1],
+        level_of=_numbered(levels.sweep, levels.count)[0],
         summary_traversals=levels.sweep.summary_traversals,
         summaries=levels.sweep.summaries,
         per_step=fastest,
@@ -206,6 +206,16 @@ class _Counter:
             per_step=tuple((rank_of(self.iterated[k]), n) for k, n in more.items() if n) + found.endless,
             sweep=found,
         )
+
+
+def _numbered(found: Sweep, count: int) -> tuple[Mapping[str, int], tuple[Barrier, ...]]:
+    """Number passes by their first step alone: what a second step adds stands between none of them."""
+    used = sorted(set(found.level_of.values()))
+    if len(used) != count or used[-1:] == [count]:
+        return found.level_of, tuple(b for b in found.barriers if b.boundary < count)
+    number = {old: k for k, old in enumerate(used, start=1)}
+    barriers = (replace(b, boundary=number[b.boundary + 1] - 1) for b in found.barriers if b.boundary + 1 in number)
+    return {t: number[k] for t, k in found.level_of.items()}, tuple(b for b in barriers if b.boundary)
 
 
 def unknown_rank(cascade: Cascade, rank: str) -> UnknownRankError:

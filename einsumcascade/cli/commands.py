@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from einsumcascade.cli.options import given_of, parse_extents, schedule_of, spec_of, text_of
+from einsumcascade.cli.options import given_of, keep, parse_extents, schedule_of, spec_of, text_of
 from einsumcascade.cli.output import ending, print_json, progress, show, write_atomically
 from einsumcascade.errors import EinsumCascadeError, EinsumCascadeWarning
 
@@ -202,6 +202,7 @@ def compile_kernel(
     from einsumcascade.analysis.targets import gpu_target
 
     gpu_target(target)
+    keep(spec, output)
     chosen = schedule_of(schedule) if schedule is not None else None
     with progress("compiling"):
         from einsumcascade.codegen.op import compile as compile_cascade
@@ -248,13 +249,14 @@ def report(
     """Write a page of HTML that shows all there is: text, graph, passes, footprints, costs, derivation, kernels."""
     bound = parse_extents(extents)
     cascade = spec_of(spec, constraint, const, over)
+    keep(spec, output)
     from einsumcascade import gallery
 
     with progress("reporting"):
         from einsumcascade.report.data import build_report
         from einsumcascade.report.page import render
 
-        header = gallery.header(spec) if spec in gallery.names() else None
+        header = gallery.header_of(spec)
         found = build_report(cascade, dtype=dtype.value, target=target, header=header, **given_of(extents=bound))
         page = render(found)
     write_atomically(output, page)

@@ -116,6 +116,17 @@ def refuse(code: str, headline: str, *, rule: str, hint: str) -> NoReturn:
     raise InputError(diagnostics=(Diagnostic(code=code, headline=headline, rule=rule, hint=hint),))
 
 
+def keep(spec: str, output: Path | None) -> None:
+    """Refuse to write over the text that is read. Raises: InputError: `output-file`."""
+    if output is not None and output.exists() and Path(spec).exists() and output.samefile(spec):
+        refuse(
+            "output-file",
+            f"'{output}' is the text itself",
+            rule="what is made of a text is written beside it",
+            hint="choose another file for -o",
+        )
+
+
 def schedule_of(path: Path) -> Any:
     """Read the schedule in the JSON file at `path`."""
     from einsumcascade.schedules.schedule import Schedule

@@ -75,15 +75,31 @@ def header(name: str) -> Header:
     """
     if name not in names():
         _unknown(name)
+    found = _header((_FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8"))
+    assert found is not None and found.paper and found.kernel, f"the header of {name} is incomplete"
+    return found
+
+
+def header_of(name_or_path: str | Path) -> Header | None:
+    """Read the header of a gallery text or of a file; None where a file begins with no comment.
+
+    Raises: SpecFileError: as `load`.
+    """
+    name = str(name_or_path)
+    return header(name) if name in names() else _header(_read(name))
+
+
+def _header(text: str) -> Header | None:
     lines: list[str] = []
-    for line in (_FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())
+    if not lines or not lines[0]:
+        return None
     fields = {key: value.strip() for key, colon, value in (line.partition(":") for line in lines[1:]) if colon}
-    assert {"paper", "kernel"} <= set(fields), f"the header of {name} is incomplete"
     systems = tuple(s.strip() for s in fields.get("systems", "").split(",") if s.strip())
-    return Header(title=lines[0], paper=fields["paper"], kernel=fields["kernel"], systems=systems)
+    return Header(title=lines[0], paper=fields.get("paper", ""), kernel=fields.get("kernel", ""), systems=systems)
 
 
 def _read(name: str) -> str:

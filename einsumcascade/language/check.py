@@ -18,6 +18,7 @@ from einsumcascade.language.ir import (
     Statement,
     rank_of,
     reads,
+    scalars,
     subexpressions,
     variable_of,
     variables,
@@ -130,6 +131,7 @@ def _declarations(cascade: Cascade) -> Iterator[Diagnostic]:
                 span=i.span,
                 rule="each axis of an input has a rank of its own",
             )
+    yield from _circular_definitions(cascade)
     written = {e.tensor for e in cascade.einsums}
     variables_known = extents_known(cascade)
     for c in cascade.constants:
@@ -172,6 +174,22 @@ def _declarations(cascade: Cascade) -> Iterator[Diagnostic]:
                             rule="and, or, not and select take comparisons",
                             hint="for instance m <= p",
                         )
+
+
+def _circular_definitions(cascade: Cascade) -> Iterator[Diagnostic]:
+    defined = {c.name: c for c in cascade.constants} | {rank_of(r.name): r for r in cascade.ranks}
+    for name, d in defined.items():
+        needed = list(scalars(d.expr))
+        for n in needed:
+            needed += [m for m in scalars(defined[n].expr) if m not in needed] if n in defined else []
+        if name in needed:
+            yield Diagnostic(
+                code="cyclic-cascade",
+                headline=f"the definition of {name} needs {name} itself",
+                span=d.span,
+                rule="a constant or an extent is defined by others",
+            )
+            return
 
 
 def _expressions(cascade: Cascade) -> Iterator[Expr]:

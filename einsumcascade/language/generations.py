@@ -90,6 +90,54 @@ def check_generations(cascade: Cascade) -> Iterator[Diagnostic]:
         )
     for block in (s for s in walk(cascade.body) if isinstance(s, Iter)):
         yield from _future(cascade, block)
+        yield from _unconnected(cascade, block)
+    yield from _before(cascade)
+
+
+def _before(cascade: Cascade) -> Iterator[Diagnostic]:
+    """Reads, ahead of a block, of generations that the block makes."""
+    begun = {(s.tensor, n, i) for s in walk(cascade.body) if isinstance(s, Init) for n, i in enumerate(s.indices)}
+    for k, block in enumerate(cascade.body):
+        if not isinstance(block, Iter):
+            continue
+        made = {t: ws[0] for t, ws in _writes(block).items() if any(t == name for name, _, _ in begun)}
+        for x in (x for x in walk(cascade.body[:k]) if not isinstance(x, Iter)):
+            for r in reads(x.expr, *(x.where if isinstance(x, Einsum) else ())):
+                w = made.get(r.tensor)
+                if w is not None and w.axis < len(r.indices) and (r.tensor, w.axis, r.indices[w.axis]) not in begun:
+                    yield Diagnostic(
+                        code="future-generation",
+                        headline=f"{r} does not exist yet when {x.tensor} reads it",
+                        span=r.span,
+                        rule=f"iter {block.var}, which makes {r.tensor}, stands below",
+                        hint=f"move {x.tensor} below the block, or read the generation that its init gives",
+                    )
+
+
+def _unconnected(cascade: Cascade, block: Iter) -> Iterator[Diagnostic]:
+    """First generations that no step follows, and steps that follow none."""
+    first: Expr = Scalar(name=rank_of(block.var)) if block.descending else Num(value=0)
+    offset = 0 if block.descending else 1
+    for tensor, writes in _writes(block).items():
+        w = writes[0]
+        for init in (s for s in walk(cascade.body) if isinstance(s, Init) and s.tensor == tensor):
+            begins = init.indices[w.axis] if w.axis < len(init.indices) else first
+            if begins == first and w.offset == offset:
+                continue
+            wrong = (
+                f"its init gives generation {begins}"
+                if begins != first
+                else f"each step writes {_at(block.var, w.offset)}"
+            )
+            yield Diagnostic(
+                code="future-generation",
+                headline=f"no step of iter {block.var} follows the first generation of {tensor}: {wrong}",
+                span=init.span,
+                rule=f"the init gives generation {first}, and each step writes {_at(block.var, offset)}",
+                hint=f"write `init {Read(tensor=tensor, indices=_first(cascade, tensor))}`"
+                if begins != first and not block.descending
+                else f"write {tensor} at {block.var}{' + 1' if offset else ''}, its init at {first}",
+            )
 
 
 def _first(cascade: Cascade, tensor: str) -> tuple[Expr, ...]:

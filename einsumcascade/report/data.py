@@ -163,8 +163,7 @@ def build_report(
     """
     device = gpu_target(target)
     if isinstance(cascade, str):
-        if header is None and cascade in gallery.names():
-            header = gallery.header(cascade)
+        header = header or gallery.header_of(cascade)
         cascade = gallery.load(cascade)
     cascade = _with_source(cascade)
     sizes = {**_assumed(cascade), **(extents or {})}
