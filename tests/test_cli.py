@@ -381,3 +381,28 @@ def test_the_published_evaluation_is_modelled() -> None:
     record = json.loads(call("model", "fusemax", "--json").stdout)
     assert set(record) >= {"attention", "means"}
     refuse("mapping", "model", "fusema")
+
+
+def test_a_report_is_one_page_beside_the_text(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert call("report", "softmax_2p", "-o", str(page), "--extents", "P=256,M=256").exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and "http" not in text.replace("http-equiv", "")
+    refuse("unknown-target", "report", "softmax_2p", "-o", str(tmp_path / "none.html"), "--target", "cuda:91")
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize("command", ["report", "compile"])
+def test_a_text_is_not_written_over(command: str, tmp_path: Path) -> None:
+    spec = tmp_path / "own.cascade"
+    spec.write_text("# A sum\nin X[p,m]\nY[p] = X[p,m] :: sum(m)\nout Y\n", encoding="utf-8")
+    before = spec.read_bytes()
+    refuse("output-file", command, str(spec), "-o", str(spec))
+    assert spec.read_bytes() == before
+
+
+def test_analyse_places_the_softmax_and_adds_a_roofline() -> None:
+    extents = "B=1,H=2,P=64,M=64,E=16,F=16"
+    text = succeed("analyse", "softmax_attention", "--target", "cuda:90", "--extents", extents).stdout
+    assert "Softmax SN: reference global, division immediate" in text and "bound by" in text
+    refuse("missing-extent", "analyse", "softmax_attention", "--target", "cuda:90", "--extents", "P=64")

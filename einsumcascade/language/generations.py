@@ -89,8 +89,7 @@ def check_generations(cascade: Cascade) -> Iterator[Diagnostic]:
             hint=f"before the block: init {Read(tensor=tensor, indices=_first(cascade, tensor))} = 0",
         )
     for block in (s for s in walk(cascade.body) if isinstance(s, Iter)):
-        yield from _future(cascade, block)
-        yield from _unconnected(cascade, block)
+        yield from list(_future(cascade, block)) or _unconnected(cascade, block)
     yield from _before(cascade)
 
 
@@ -120,9 +119,12 @@ def _unconnected(cascade: Cascade, block: Iter) -> Iterator[Diagnostic]:
     offset = 0 if block.descending else 1
     for tensor, writes in _writes(block).items():
         w = writes[0]
+        if w.offset == 0 and not block.descending:
+            # Another block carries it, or none does.
+            continue
         for init in (s for s in walk(cascade.body) if isinstance(s, Init) and s.tensor == tensor):
             begins = init.indices[w.axis] if w.axis < len(init.indices) else first
-            if begins == first and w.offset == offset:
+            if isinstance(begins, Var) or (begins == first and w.offset == offset):
                 continue
             wrong = (
                 f"its init gives generation {begins}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from einsumcascade.analysis.counts import count_operations, evaluate_extents
+from einsumcascade.analysis.dependence import whole_ranks
 from einsumcascade.analysis.passes import count_passes
 from einsumcascade.errors import Diagnostic, InputError, LoweringError, UnknownRankError, nearest
 from einsumcascade.language.ir import Cascade, Einsum, rank_of, variable_of
@@ -33,19 +34,23 @@ class Choice:
 
     Args:
         division: whether factors known only after the rank was read leave its reductions ("deferred").
+        reassociated: whether sums over a rank became sums over features against values that the cascade computes.
         passes: over all ranks that are streamed, added up.
         corrections: reductions whose state is moved from tile to tile.
         operations: of the result at the extents given, exponentials and divisions weighing 8.
     """
 
     division: str
+    reassociated: bool
     passes: int
     corrections: int
     operations: int
 
     def __str__(self) -> str:
         count = f"{self.passes} pass{'es' if self.passes != 1 else ''}"
-        return f"division {self.division}: {count}, {self.corrections} corrections, {self.operations:.4g} operations"
+        known = ", sums against known values" if self.reassociated else ""
+        work = f"{self.corrections} corrections, {self.operations:.4g} operations"
+        return f"division {self.division}{known}: {count}, {work}"
 
     @property
     def cost(self) -> tuple[int, int, int]:
@@ -115,6 +120,7 @@ def simplify(
     division: Division = "deferred",
     bound: Mapping[str, int] | None = None,
     saved: tuple[Einsum, ...] = (),
+    reassociated: bool = False,
 ) -> Rewritten:
     """Apply the rewrites that need no choice of tile: means, known sums, deferral, positive factors, monotone maps.
 
@@ -123,6 +129,7 @@ def simplify(
             are known only once the same rank has been read, as FlashAttention-1 keeps its denominator; "exponent"
             brings such a factor into the exponential it multiplies, as a gradient does with the LSE.
         saved: inputs with what they are known to be.
+        reassociated: whether sums meet values that the cascade computes too, which may delay them.
         bound: extents, to put bounds in place of running maxima where that is proven right; None: keep the maxima.
     """
     steps: list[Step] = []
@@ -132,7 +139,7 @@ def simplify(
         return found.cascade
 
     cascade = take(expand_means(take(localise(cascade))))
-    cascade = take(reassociate(cascade, saved=saved))
+    cascade = take(reassociate(cascade, saved=saved, computed=reassociated))
     if division == "exponent":
         cascade = take(into_exponents(cascade))
     if bound is not None:
@@ -191,14 +198,15 @@ def derive(
     before = {rank_of(v): count_passes(cascade, rank=rank_of(v)).passes for v in wanted}
     found: list[tuple[Choice, Cascade, Cascade, list[Step], dict[str, int]]] = []
     divisions: tuple[Division, ...] = ("deferred", "immediate") if division is None else (division,)
-    for d in divisions:
-        simple = simplify(cascade, division=d, bound=bound, saved=values)
-        if found and simple.cascade == found[0][1]:
-            break
+    for d, r in ((d, r) for d in divisions for r in (False, True)):
+        simple = simplify(cascade, division=d, bound=bound, saved=values, reassociated=r)
+        if any(simple.cascade == f[1] for f in found):
+            continue
         result, steps = _formed(simple, before, tile, parts if reference == "local" else 0)
         after = {rank_of(v): count_passes(result, rank=rank_of(v)).passes for v in wanted}
         choice = Choice(
             division=d,
+            reassociated=r,
             passes=sum(after.values()),
             corrections=sum(s.claim is not None for s in steps),
             operations=_operations(result, sizes),
@@ -262,7 +270,9 @@ def _formed(simple: Rewritten, before: Mapping[str, int], tile: int, parts: int)
     lengths = {rank_of(v) for v in wanted if 2 * sum(v in space for space in walked) > len(walked)}
     # A loop over a feature must not stand in the way of one over a length.
     for v in sorted(wanted, key=lambda v: rank_of(v) not in lengths):
-        if not any(isinstance(s, Einsum) and v in s.ranks for s in result.body):
+        # Ranks that the text itself splits are walked by its own iterations.
+        here = any(isinstance(s, Einsum) and v in s.ranks for s in result.body)
+        if not here and (v not in whole_ranks(result) or not any(v in e.ranks for e in result.einsums)):
             continue
         try:
             if parts:

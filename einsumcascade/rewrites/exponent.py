@@ -1,11 +1,11 @@
-"""Bring a positive factor of a row into an exponential (R9).
+"""Bring the normaliser of a row into its exponential (R9).
 
     SN[p,m] = exp(S[p,m] - GM[p])                L[p]   = GM[p] + log(SD[p])
     A[p,m]  = SN[p,m] / SD[p]              ->    A[p,m] = exp(S[p,m] - L[p])
 
 A division for each key becomes a logarithm for each row, and one number a row, the LSE, tells all that a later pass or
-a gradient needs. Precondition: the factor is positive wherever a key is, by the operator table; where there is no key
-the logarithm is -inf, as is the reference, and the weight 0 either way.
+a gradient needs. Precondition: the factor divides, and is the sum of that very exponential over all its points, so that
+it is positive wherever there is one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from einsumcascade.rewrites.algebra import (
     fresh,
     inline,
     is_map,
-    is_positive,
     names_taken,
     producers,
     product,
@@ -67,15 +66,10 @@ def _brought(s: Einsum, cascade: Cascade, logs: dict[Expr, Einsum], taken: set[s
         exponent = _exponent(f, defs)
         if exponent is None or power != 1:
             continue
-        along = set(variables(exponent))
         inside = [
             (g, k)
             for m, (g, k) in enumerate(parts)
-            if m != n
-            and abs(k) == 1
-            and isinstance(g, Read)
-            and set(variables(g)) < along
-            and is_positive(g, cascade, strict=False, live=True)
+            if m != n and k == -1 and isinstance(g, Read) and _is_normaliser(g, f, defs)
         ]
         if not inside:
             continue
@@ -92,6 +86,19 @@ def _brought(s: Einsum, cascade: Cascade, logs: dict[Expr, Einsum], taken: set[s
         shifted = apply("exp", total((*moving, (Read(tensor=e.tensor, indices=e.indices), -1))))
         return e, replace(s, expr=product(((shifted, 1), *rest)))
     return None
+
+
+def _is_normaliser(g: Read, f: Expr, defs: dict[str, Einsum]) -> bool:
+    """Whether a read is the sum of that very exponential, over all its points: then it is positive where one is."""
+    d = defs.get(g.tensor)
+    return (
+        d is not None
+        and d.reduce == "sum"
+        and not d.where
+        and isinstance(f, Read)
+        and d.expr == f
+        and g == Read(tensor=d.tensor, indices=d.indices)
+    )
 
 
 def _exponent(f: Expr, defs: dict[str, Einsum]) -> Expr | None:

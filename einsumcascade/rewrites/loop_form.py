@@ -92,8 +92,18 @@ def loop_form(cascade: Cascade, *, over: tuple[str, ...], tile: int) -> LoopForm
         form.prepare()
         wrong = form.unmoved()
         if not wrong:
-            return form.written()
+            return _complete(form.written(), cascade)
         seeds = {t: x for t, x in seeds.items() if t not in wrong}
+
+
+def _complete(form: LoopForm, cascade: Cascade) -> LoopForm:
+    """The form, if all that it reads is there."""
+    made = {i.tensor for i in cascade.inputs} | {s.tensor for s in walk(form.cascade.body) if not isinstance(s, Iter)}
+    for s in (s for s in walk(form.cascade.body) if isinstance(s, Einsum | Init)):
+        for r in _reads(s):
+            if r.tensor not in made:
+                raise not_lowered(cascade.einsums[0], f"reading {r}, which no loop over the rank gives to the others,")
+    return form
 
 
 @dataclass
@@ -111,6 +121,8 @@ class _LoopForm(Moves):
         if not self.index:
             self.inner = self.new_variable(streams + "0") if self.tile > 1 else ""
             self.index = self.new_variable(streams + "1" if len(self.over) == 1 else "step")
+        nested = [x for s in self.cascade.body if isinstance(s, Iter) for x in walk(s.body) if isinstance(x, Einsum)]
+        self.frees += [frozenset(x.free) for x in nested if set(x.ranks) & set(self.over)]
         for s in self.cascade.body:
             if isinstance(s, Einsum):
                 self.place(s)
@@ -228,7 +240,8 @@ class _LoopForm(Moves):
         inner = [x for x in walk(block.body) if isinstance(x, Einsum)]
         iterative = {x.tensor for x in self.cascade.body if isinstance(x, Init)}
         carries_rank = any(x.tensor in iterative and self.streams(x.tensor) for x in inner)
-        if block.var in self.over or len(inner) < len(block.body) or carries_rank:
+        backwards = block.descending and self._nests(block)
+        if block.var in self.over or len(inner) < len(block.body) or carries_rank or backwards:
             raise not_lowered(inner[0], f"a reduction over {', '.join(self.over)}, which an iteration walks too,")
         writes = {x.tensor for x in inner}
         begun = [x.expr for x in self.cascade.body if isinstance(x, Init) and x.tensor in writes]
@@ -318,9 +331,13 @@ class _LoopForm(Moves):
         needed = {t for x in inner for t in ancestors(self.cascade, x.tensor) if self.streams(t)} - written
         streams = [s for s in self.cascade.body if isinstance(s, Einsum) and s.tensor in needed]
         body = self.cascade.with_body((*streams, *own))
-        outputs = tuple(Output(tensor=t) for t in carried.values())
+        others = [s for s in self.cascade.body if s is not block]
+        outside = {r.tensor for s in walk(tuple(others)) if isinstance(s, Einsum | Init) for r in _reads(s)}
+        left = [t for t in written if t in {*outside, *self.cascade.output_names} and t not in carried]
+        outputs = tuple(Output(tensor=t) for t in (*carried.values(), *sorted(left)))
         form = _LoopForm(replace(body, outputs=outputs), self.over, self.tile)
         form.taken, form.memo, form.index, form.inner = self.taken, self.memo, self.index, self.inner
+        form.frees = [*self.frees, *(frozenset(s.einsum.free) for s in self.states.values())]
         statements = form.run().cascade.body
         self.steps += form.steps
         names = {new: t for t, new in carried.items()}
@@ -456,3 +473,7 @@ class _LoopForm(Moves):
             body.append(replace(d, tensor=name, indices=own_left + tiled, expr=expr, where=where))
             placed[read.tensor] = name
         return Read(tensor=placed[read.tensor], indices=(*at, *tiled))
+
+
+def _reads(s: Einsum | Init) -> tuple[Read, ...]:
+    return reads(s.expr, *s.where) if isinstance(s, Einsum) else reads(s.expr)

@@ -78,6 +78,7 @@ class Loops:
     corrections: dict[tuple[Expr, int], Read] = field(default_factory=dict)
     inner: str = ""
     index: str = ""
+    frees: list[frozenset[str]] = field(default_factory=list)  # left sides of states of other forms in the cascade
 
     def new_variable(self, name: str) -> str:
         while name in self.taken or rank_of(name) in self.taken:
@@ -129,7 +130,7 @@ class Loops:
         if not set(variables(condition)) & set(self.over):
             return False
         left = set(variables(substitute(condition, self.point()))) - {self.index}
-        return any(left <= set(s.einsum.free) for s in self.states.values())
+        return any(left <= free for free in (*self.frees, *(set(s.einsum.free) for s in self.states.values())))
 
     def conditions(self, s: Einsum) -> tuple[Expr, ...]:
         """The conditions that a reduction must carry itself inside a loop."""
@@ -303,10 +304,13 @@ class Loops:
         if not is_map(d):
             return None
         ok = True
+        whole = inline(read, d)
+        # What is divided by the extent is a sum; a scale of a maximum stays what it is.
+        sums = all(self.states[r.tensor].einsum.reduce == "sum" for r in reads(whole) if r.tensor in self.states)
 
         def leaf(e: Expr) -> Expr | None:
             nonlocal ok
-            if isinstance(e, Scalar) and (count := self.count(e, loop)) is not None:
+            if isinstance(e, Scalar) and sums and (count := self.count(e, loop)) is not None:
                 return self.generation(count, when)
             if isinstance(e, Read):
                 inner = self.anchor_expr(e, loop, when)
@@ -314,7 +318,7 @@ class Loops:
                 return inner or e
             return None
 
-        out = transform(inline(read, d), leaf)
+        out = transform(whole, leaf)
         return out if ok else None
 
     def count(self, extent: Scalar, loop: int) -> Read | None:

@@ -32,12 +32,12 @@ from einsumcascade.rewrites.algebra import (
 from einsumcascade.rewrites.step import Rewritten, Step
 
 
-def reassociate(cascade: Cascade, *, saved: tuple[Einsum, ...] = ()) -> Rewritten:
+def reassociate(cascade: Cascade, *, saved: tuple[Einsum, ...] = (), computed: bool = True) -> Rewritten:
     """Apply the rule wherever it holds.
 
     Args:
         cascade: with divisions where the text has them.
-        saved: inputs with what they are known to be.
+        saved: inputs with what they are known to be. computed: use what the cascade computes too.
 
     Returns: a cascade of equal value for inputs that are as `saved` says. Cost: O(sums^2) comparisons.
     """
@@ -45,7 +45,7 @@ def reassociate(cascade: Cascade, *, saved: tuple[Einsum, ...] = ()) -> Rewritte
         return Rewritten(cascade=cascade)
     steps: list[Step] = []
     for s in [e for e in cascade.einsums if e.reduce == "sum"]:
-        found = _summed(s, cascade, saved)
+        found = _summed(s, cascade, saved, computed)
         if found is None:
             continue
         new, known = found
@@ -77,7 +77,7 @@ def _helps(old: Cascade, new: Cascade, s: Einsum, other: Einsum) -> bool:
     return shorter or sum(after.values()) < sum(before.values())
 
 
-def _summed(s: Einsum, cascade: Cascade, saved: tuple[Einsum, ...]) -> tuple[Einsum, Einsum] | None:
+def _summed(s: Einsum, cascade: Cascade, saved: tuple[Einsum, ...], computed: bool) -> tuple[Einsum, Einsum] | None:
     """The Einsum in place of a sum over the rank, and the known value it reads."""
     defs = producers(cascade)
     for n, (inner, power) in enumerate(parts := _factors(s.expr, defs, set(s.ranks))):
@@ -91,7 +91,7 @@ def _summed(s: Einsum, cascade: Cascade, saved: tuple[Einsum, ...]) -> tuple[Ein
         along = tuple(f for f in own if f not in fixed)
         weights = (*parts[:n], *parts[n + 1 :])
         left = {v for f, _ in (*weights, *along) for v in variables(f)} - set(s.ranks)
-        for known in _known(s, cascade, saved):
+        for known in _known(s, cascade, saved, computed):
             if set(known.free) != left or not _same_points(s, d, known, cascade):
                 continue
             if equal(_whole(product((*weights, *along)), cascade), _whole(known.expr, cascade)):
@@ -100,9 +100,9 @@ def _summed(s: Einsum, cascade: Cascade, saved: tuple[Einsum, ...]) -> tuple[Ein
     return None
 
 
-def _known(s: Einsum, cascade: Cascade, saved: tuple[Einsum, ...]) -> Iterator[Einsum]:
+def _known(s: Einsum, cascade: Cascade, saved: tuple[Einsum, ...], computed: bool) -> Iterator[Einsum]:
     """Sums over the same rank that do not need `s`."""
-    for e in (*saved, *cascade.einsums):
+    for e in (*saved, *(cascade.einsums if computed else ())):
         plain = all(isinstance(i, Var) for i in e.indices)
         alike = e is not s and e.reduce == "sum" and set(e.ranks) == set(s.ranks) and plain
         if alike and (e in saved or s.tensor not in ancestors(cascade, e.tensor)):

@@ -171,3 +171,11 @@ def test_levels_are_at_least_the_passes(cascade: Cascade) -> None:
         found = count_passes(cascade, rank=rank)
         assert found.passes <= found.levels
         assert {b.boundary for b in found.level_barriers} == set(range(1, found.levels))
+
+
+def test_the_passes_of_steps_leave_no_gap() -> None:
+    from einsumcascade.gallery import load
+
+    found = count_passes(load("sparsemax"), rank="M")
+    assert found.levels == 3 and set(found.level_of.values()) == {1, 2, 3}
+    assert [(b.boundary, b.reader) for b in found.level_barriers] == [(1, "TS"), (2, "W")]

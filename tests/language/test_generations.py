@@ -76,3 +76,27 @@ def test_einsums_that_depend_on_each_other_are_shown_as_a_circle() -> None:
     assert caught.value.codes[0] == "cyclic-cascade"
     assert codes("in X[m]\nA[m] = A[m] + X[m]\nout A") == ("cyclic-cascade",)
     assert codes("in X[m]\nA[m] = B[m]\nB[m] = X[m]\nout A") == ("read-before-write",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "init R[0] = 0\nS = R[M] + 1\niter m:\nR[m+1] = R[m] + X[m]\nend\nout S",
+        "init R[0] = 0\nT[m] = R[m] + X[m]\niter m:\nR[m+1] = R[m] + X[m]\nend\nS = R[M]\nout S, T",
+        "init R[0] = 0\niter m:\nR[m+2] = R[m] + X[m]\nend\nS = R[M]\nout S",
+        "init R[1] = 0\niter m:\nR[m+1] = R[m] + X[m]\nend\nS = R[M]\nout S",
+        "init R[0] = 0\niter m desc:\nR[m] = R[m+1] + X[m]\nend\nS = R[0]\nout S",
+    ],
+)
+def test_a_generation_that_no_step_makes_is_an_error(text: str) -> None:
+    """Ahead of the block, beside its steps, or with a first one that no step follows."""
+    assert codes("in X[m]\n" + text) == ("future-generation",)
+
+
+def test_the_first_generation_may_be_read_ahead_of_its_block() -> None:
+    parse("in X[m]\ninit R[0] = 0\nT = R[0] + 1\niter m:\nR[m+1] = R[m] + X[m] * T\nend\nout R")
+
+
+@pytest.mark.parametrize("text", ["const a = b + 1\nconst b = a + 1", "rank j = K\nrank k = J", "rank j = 2 * J"])
+def test_definitions_in_a_circle_are_an_error(text: str) -> None:
+    assert codes(f"in X[m]\n{text}\nY[m] = X[m] + 1\nout Y") == ("cyclic-cascade",)

@@ -95,12 +95,6 @@ def test_a_wrong_argument_is_explained(options: dict[str, object], code: str, wo
     assert f"docs/errors.md#{code}" in str(caught.value)
 
 
-def test_definitions_that_go_round_are_reported() -> None:
-    text = "in X[p]\nrank a = B\nrank b = A\nY[p, a, b] = X[p]\nout Y"
-    with pytest.raises(InputError, match="A -> B -> A"):
-        bind(parse(text), shapes={"X": (1,)})
-
-
 def test_an_extent_is_whole_and_a_division_by_zero_has_no_value() -> None:
     head = "in X[p]\nconst z = 0\n"
     assert codes(head + "rank a = P / 2\nY[p, a] = X[p]\nout Y", shapes={"X": (3,)}) == ("extent-value",)

@@ -92,3 +92,37 @@ def test_derivation_and_costs_know_the_steps() -> None:
 def test_an_output_of_every_step_is_refused() -> None:
     with pytest.raises(LoweringError, match="an output of every step"):
         ec.compile(parse(CHAIN + ", D")).kernel(extents={"F": 16}, dtype="bfloat16", target="cuda:90")
+
+
+OUTER = """in S[p,m] R[m] NIT[n]
+constraint m <= p
+T = R[m] :: max(m)
+Z = exp(R[m] - T) :: sum(m)
+init X[0,p] = Z
+iter n{order}:
+ A[n,p] = relu(S[p,m] - X[{old},p]) :: sum(m)
+ X[{new},p] = X[{old},p] / 2 + A[n,p]
+end
+O[p] = X[{last},p]
+Y[p] = A[N-1,p]
+out O, A, Y"""
+
+
+@pytest.mark.parametrize("tile", [1, 3, 128])
+def test_constraints_cull_no_update_and_values_of_every_step_may_be_read(tile: int) -> None:
+    text = OUTER.format(order="", old="n", new="n+1", last="N")
+    rng = np.random.default_rng(4)
+    inputs = {"S": rng.standard_normal((3, 5)), "R": rng.standard_normal(5), "NIT": np.zeros(3)}
+    found = derive(parse(text), tile=tile).cascade
+    for name, want in run(parse(text), inputs).items():
+        np.testing.assert_allclose(run(found, inputs)[name], want, rtol=1e-12)
+
+
+def test_a_solver_that_descends_is_left_as_it_is() -> None:
+    text = OUTER.format(order=" desc", old="n+1", new="n", last="0").replace("init X[0,p]", "init X[N,p]")
+    found = derive(parse(text.replace("Y[p] = A[N-1,p]\n", "").replace(", A, Y", "")))
+    assert any(s.rule == "not streamed" for s in found.steps)
+
+
+def test_an_iteration_around_all_reductions_is_derived() -> None:
+    assert derive("feedback").passes["M"] == (2, 1)
