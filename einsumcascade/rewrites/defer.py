@@ -24,6 +24,7 @@ from einsumcascade.language.ir import (
     Scalar,
     Statement,
     Var,
+    apply,
     rank_of,
     reads,
     variables,
@@ -251,17 +252,35 @@ def _split(s: Einsum, cascade: Cascade, *, immediate: bool) -> tuple[Einsum, Ein
                 continue
             raw = replace(raw, indices=keep)
         value: Expr = Read(tensor=raw.tensor, indices=raw.indices)
+        whole = build(
+            (*((outside[0],) if outside[0][1] > 0 else ()), (value, 1), *outside[1 if outside[0][1] > 0 else 0 :])
+        )
+        if join == "mul" and s.reduce == "sum" and any(n > 0 and _sinks(p, reduced, defs) for p, n in outside):
+            # Of no key the factor is -inf and the sum 0.
+            whole = apply("select", apply("eq", value, Num(value=0)), Num(value=0), whole)
         outer = replace(
             s,
-            expr=build(
-                (*((outside[0],) if outside[0][1] > 0 else ()), (value, 1), *outside[1 if outside[0][1] > 0 else 0 :])
-            ),
+            expr=whole,
             reduce=None,
             ranks=(),
             where=(),
         )
         return raw, outer, "R1 defer" if s.reduce in ("sum", "prod") or join == "add" else "R8 positive factor"
     return None
+
+
+def _sinks(e: Expr, over: set[str], defs: dict[str, Einsum]) -> bool:
+    """Whether an expression is infinite where ranks have no point: it has a maximum over them, not exponentiated."""
+    match e:
+        case Read():
+            d = defs.get(e.tensor)
+            if d is None or (d.reduce is not None and d.reduce not in ("max", "min")):
+                return False
+            return bool(over & set(d.ranks)) if d.reduce is not None else _sinks(d.expr, over, defs)
+        case Apply(op=op, args=args):
+            return not OPS[op].positive and any(_sinks(a, over, defs) for a in args)
+        case _:
+            return False
 
 
 def _parts(expr: Expr, join: str) -> tuple[tuple[Expr, int], ...]:

@@ -11,7 +11,7 @@ from einsumcascade.analysis.counts import count_operations, evaluate_extents
 from einsumcascade.analysis.dependence import whole_ranks
 from einsumcascade.analysis.passes import count_passes
 from einsumcascade.errors import Diagnostic, InputError, LoweringError, UnknownRankError, nearest
-from einsumcascade.language.ir import Cascade, Einsum, rank_of, variable_of
+from einsumcascade.language.ir import Cascade, Einsum, Iter, rank_of, variable_of, walk
 from einsumcascade.language.known import saved_value
 from einsumcascade.rewrites.bound import bound_references
 from einsumcascade.rewrites.defer import defer, expand_means, localise
@@ -270,9 +270,11 @@ def _formed(simple: Rewritten, before: Mapping[str, int], tile: int, parts: int)
     lengths = {rank_of(v) for v in wanted if 2 * sum(v in space for space in walked) > len(walked)}
     # A loop over a feature must not stand in the way of one over a length.
     for v in sorted(wanted, key=lambda v: rank_of(v) not in lengths):
-        # Ranks that the text itself splits are walked by its own iterations.
+        # Of iterations only those of the text are looked into, and not where it splits the rank itself.
         here = any(isinstance(s, Einsum) and v in s.ranks for s in result.body)
-        if not here and (v not in whole_ranks(result) or not any(v in e.ranks for e in result.einsums)):
+        blocks = [s for s in simple.cascade.body if isinstance(s, Iter)]
+        inside = any(isinstance(x, Einsum) and v in x.ranks for x in walk(tuple(blocks)))
+        if not here and not (inside and v in whole_ranks(result)):
             continue
         try:
             if parts:

@@ -87,3 +87,12 @@ def test_deferral_keeps_the_value_and_never_adds_a_pass(case: Case) -> None:
         if any(rank.lower() in e.ranks for e in case.cascade.einsums):
             assert count_passes(new, rank=rank).passes <= count_passes(case.cascade, rank=rank).passes
     assert parse(str(new), name="random.cascade") == new
+
+
+def test_a_factor_that_is_infinite_of_no_key_does_not_meet_an_empty_sum() -> None:
+    text = (
+        "in S[p,m] V[m]\nconstraint m < p\nE[p] = abs(S[p,m]) :: max(m)\nO[p] = S[p,m] * E[p] * V[m] :: sum(m)\nout O"
+    )
+    x = {"S": np.arange(6.0).reshape(2, 3) + 1, "V": np.ones(3)}
+    assert np.array_equal(run(defer(parse(text)).cascade, x)["O"], run(parse(text), x)["O"])
+    assert run(defer(parse(text)).cascade, x)["O"][0] == 0
