@@ -276,7 +276,9 @@ def _sinks(e: Expr, over: set[str], defs: dict[str, Einsum]) -> bool:
             d = defs.get(e.tensor)
             if d is None or (d.reduce is not None and d.reduce not in ("max", "min")):
                 return False
-            return bool(over & set(d.ranks)) if d.reduce is not None else _sinks(d.expr, over, defs)
+            if d.reduce is not None:
+                return bool(over & set(d.ranks))
+            return is_map(d) and _sinks(d.expr, over, defs)
         case Apply(op=op, args=args):
             return not OPS[op].positive and any(_sinks(a, over, defs) for a in args)
         case _:

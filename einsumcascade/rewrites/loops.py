@@ -264,7 +264,9 @@ class Loops:
         for a in anchors:
             if self.anchor_expr(a, need - 1, "old") is None:
                 return Rejection(reason=f"{a.tensor} is not a map of running states")
-        fixed = frozenset(e for e in leaves(summand) if not set(variables(e)) & set(self.over))
+        # A rank that is reduced beside those walked varies the summand too: what has it is no part of a correction.
+        moving = {*self.over, *s.ranks}
+        fixed = frozenset(e for e in leaves(summand) if not set(variables(e)) & moving)
         # Where a sum has no point yet, its state is the identity and stays so.
         positive = tuple(e for e in leaves(summand) if e in fixed and is_positive(e, self.cascade, live=True))
         assert s.reduce is not None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from einsumcascade.errors import UnknownRankError
 from einsumcascade.gallery import load, names
 from einsumcascade.language.parser import parse
 from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.derive import derive, simplify
-from tests.strategies import Case, cases, close, examples
+from tests.strategies import Case, cases, close, examples, random_case
 
 
 def test_softmax_attention_goes_from_three_passes_to_one() -> None:
@@ -74,6 +74,7 @@ def test_the_tile_is_the_one_asked_for() -> None:
 
 @examples(50)
 @given(cases())
+@example(random_case(21061455, (1, 2, 4, 8, 16)))
 def test_a_derivation_keeps_the_value_and_never_adds_a_pass(case: Case) -> None:
     found = derive(case.cascade, rank="M", tile=16)
     x = case.inputs()
