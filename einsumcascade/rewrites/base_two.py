@@ -179,9 +179,22 @@ def _unit(update: Einsum, block: Iter, cascade: Cascade) -> Expr | None:
         if everywhere != len(inside):
             return None
         units += inside
-    if not units or any(u != units[0] for u in units) or not is_positive(units[0], cascade):
+    unit = min(units, key=lambda u: len(factors(u)), default=None)
+    if unit is None or any(_multiple(u, unit) is None for u in units) or not is_positive(unit, cascade):
         return None
-    return units[0]
+    return unit
+
+
+def _multiple(factor: Expr, unit: Expr) -> Expr | None:
+    """The literal number of units that a factor is, if it is one: the square of a weight reads the maximum twice."""
+    left = list(factors(factor))
+    for f in factors(unit):
+        if f not in left:
+            return None
+        left.remove(f)
+    if any(not isinstance(f, Num) or n != 1 for f, n in left):
+        return None
+    return product(tuple(left)) if left else Num(value=1)
 
 
 def _mapped(s: Iter, leaf: Callable[[Expr], Expr | None]) -> Iter:
@@ -227,9 +240,10 @@ def _in_unit(cascade: Cascade, index: str, tensor: str, unit: Expr) -> Cascade:
     last = Scalar(name=rank_of(index))
 
     def inside(e: Expr) -> Expr | None:
-        scaled = isinstance(e, Apply) and e.op == "mul" and e.args[1] == unit
-        if scaled and isinstance(e, Apply) and isinstance(e.args[0], Read) and e.args[0].tensor == tensor:
-            return e.args[0]
+        if isinstance(e, Apply) and e.op == "mul" and isinstance(e.args[0], Read) and e.args[0].tensor == tensor:
+            times = _multiple(e.args[1], unit)
+            if times is not None:
+                return e.args[0] if times == Num(value=1) else apply("mul", e.args[0], times)
         return None
 
     def after(e: Expr) -> Expr | None:

@@ -312,4 +312,8 @@ def _opened(part: Expr, defs: dict[str, Einsum], join: str, opens: object) -> Ex
             new = inline_reads(part, {part.tensor: d}, lambda r, _: r == part)
             if opens(new, join):
                 return new
+            if isinstance(new, Read):
+                # Another name for the same: what it stands for may open.
+                behind = _opened(new, defs, join, opens)
+                return part if behind is new else behind
     return part

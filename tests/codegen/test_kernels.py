@@ -28,7 +28,7 @@ from einsumcascade.reference.interpret import run
 from tests.codegen.calls import VARIANTS, variant_inputs
 from tests.codegen.tritons import triton_path
 from tests.gallery.draws import extents_of
-from tests.strategies import Case, cases, examples, sample
+from tests.strategies import Case, cases, examples, random_case, sample
 
 TARGET = gpu_target("cuda:90")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -268,6 +268,7 @@ def test_large_scores_of_both_signs(dtype: str, size: float, pattern: str) -> No
 
 @examples(25)
 @given(cases(), st.sampled_from(DTYPES), st.sampled_from((40.0, 200.0)))
+@example(random_case(106), "float32", 40.0)
 def test_random_cascades_with_large_queries(case: Case, dtype: str, spread: float) -> None:
     case = replace(case, spread=spread)
     assume(fits(case, dtype))
