@@ -65,7 +65,11 @@ def ancestors(cascade: Cascade, tensor: str) -> tuple[str, ...]:
 
     Cost: O(Einsums + accesses).   Source: FuseMax (MICRO 2024), section III-A.
     """
-    direct = dependencies(cascade)
+    return reached(dependencies(cascade), tensor)
+
+
+def reached(direct: Mapping[str, tuple[str, ...]], tensor: str) -> tuple[str, ...]:
+    """Return every tensor that `tensor` depends on, nearest first, given what each reads itself."""
     seen: dict[str, None] = {}
     queue = list(direct.get(tensor, ()))
     for name in queue:

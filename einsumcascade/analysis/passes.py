@@ -197,6 +197,9 @@ class _Counter:
         many = found.count + 2
         long = tuple(many if k in growing else 2 for k in range(len(short)))
         most = sweep(self.unrolled(*long), family=frozenset(family)).count
+        if most == found.count:
+            # So many more steps add nothing, nor then does one of any.
+            growing = []
         more = {
             k: sweep(self.unrolled(*(n + (j == k) for j, n in enumerate(long))), family=frozenset(family)).count - most
             for k in growing

@@ -11,12 +11,13 @@ from enum import Enum
 
 from einsumcascade.analysis.dependence import (
     Partition,
-    ancestors,
     axes,
     canonical_sizes,
     conditions,
+    dependencies,
     factors,
     linear,
+    reached,
     reads_of,
     split_index,
 )
@@ -99,14 +100,19 @@ class Ground:
         self.shape = {t: tuple(self._whole(t, k, v) for k, v in enumerate(s)) for t, s in axes(cascade).items()}
         self.along = (part.whole, *part.parts)
         self.iterative = {s.tensor for s in walk(cascade.body) if isinstance(s, Init)}
-        recurring = {t for t in self.iterative if t in ancestors(cascade, t)}
+        direct = dependencies(cascade)
+        recurring = {t for t in self.iterative if t in reached(direct, t)}
         on_a_circle = {
             s.tensor
             for s in walk(cascade.body)
-            if isinstance(s, Einsum) and recurring and s.tensor in ancestors(cascade, s.tensor)
+            if isinstance(s, Einsum) and recurring and s.tensor in reached(direct, s.tensor)
         }
         self.facts = {id(s): self._fact(s, on_a_circle, b) for s, b in _placed(cascade.body, ())}
-        self._found: dict[tuple[int, Read, int, str | None], Place] = {}
+        # By identity: all that is asked about stands in a fact, and a hash of an expression walks all of it.
+        self._places: dict[tuple[int, int, str | None, str | None], Place] = {}
+        self._landings: dict[tuple[int, str | None, int], int | None] = {}
+        self._leanings: dict[tuple[int, str | None], int] = {}
+        self._full = {t: part.has_all(tuple(v for v in s if v)) for t, s in self.shape.items()}
 
     def _whole(self, tensor: str, axis: int, variable: str | None) -> str | None:
         for e in self.cascade.einsums:
@@ -162,7 +168,7 @@ class Ground:
 
     def is_full(self, tensor: str) -> bool:
         """Whether a tensor has all of the rank."""
-        return self.part.has_all(tuple(v for v in self.shape[tensor] if v))
+        return self._full[tensor]
 
     def axis(self, tensor: str) -> int | None:
         """The axis of a tensor that moves along the rank."""
@@ -181,10 +187,13 @@ class Ground:
 
     def place(self, fact: Fact, r: Read, axis: int, stand: str | None) -> Place:
         """Find where an axis of a read stands, seen from a variable of the Einsum; None sees constants only."""
-        key = (id(fact), r, axis, stand)
-        if key not in self._found:
-            self._found[key] = self._place(fact, r.indices[axis], self.shape[r.tensor][axis], stand)
-        return self._found[key]
+        return self._at(fact, r.indices[axis], self.shape[r.tensor][axis], stand)
+
+    def _at(self, fact: Fact, index: Expr, axis: str | None, stand: str | None) -> Place:
+        key = (id(fact), id(index), axis, stand)
+        if key not in self._places:
+            self._places[key] = self._place(fact, index, axis, stand)
+        return self._places[key]
 
     def landing(self, fact: Fact, stand: str | None, *, way: int) -> int | None:
         """The axis of the result along which elements become known as `stand` moves; None: at the end.
@@ -193,21 +202,27 @@ class Ground:
         """
         if stand is None:
             return None
-        for k, index in enumerate(fact.indices):
-            if self._place(fact, index, self.shape[fact.tensor][k], stand) is Place.HERE:
-                return k
-        for k, index in enumerate(fact.indices):
-            lean = self._lean(fact, index, stand)
-            if lean and way in (0, lean):
-                return k
-        return None
+        key = (id(fact), stand, way)
+        if key not in self._landings:
+            landing = self._here(fact, stand)
+            if landing is None:
+                leans = ((k, self._lean(fact, i, stand)) for k, i in enumerate(fact.indices))
+                landing = next((k for k, lean in leans if lean and way in (0, lean)), None)
+            self._landings[key] = landing
+        return self._landings[key]
 
     def leaning(self, fact: Fact, stand: str | None) -> int:
         """The way in which a statement's elements become known before the end, if that is one way only; else 0."""
-        for k, index in enumerate(fact.indices):
-            if self._place(fact, index, self.shape[fact.tensor][k], stand) is Place.HERE:
-                return 0
-        return next((lean for i in fact.indices if (lean := self._lean(fact, i, stand))), 0)
+        key = (id(fact), stand)
+        if key not in self._leanings:
+            leans = (self._lean(fact, i, stand) for i in fact.indices)
+            self._leanings[key] = 0 if self._here(fact, stand) is not None else next(filter(None, leans), 0)
+        return self._leanings[key]
+
+    def _here(self, fact: Fact, stand: str | None) -> int | None:
+        """The axis of the result that is where `stand` is, if one is."""
+        places = (self._at(fact, i, v, stand) for i, v in zip(fact.indices, self.shape[fact.tensor], strict=True))
+        return next((k for k, p in enumerate(places) if p is Place.HERE), None)
 
     def _lean(self, fact: Fact, index: Expr, stand: str | None) -> int:
         """1 where an index of the result is at or above `stand`, -1 where it is at or below, else 0."""

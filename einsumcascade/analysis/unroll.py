@@ -17,7 +17,8 @@ from einsumcascade.analysis.places import Fact, Ground
 from einsumcascade.language.ir import Einsum, Expr, Init, Iter, Read, Statement, rank_of, variables, walk
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Compared by identity: each stands at its own place in the order, and a hash by value would walk its expressions.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Instance:
     """One statement in one step.
 

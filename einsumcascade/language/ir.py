@@ -281,10 +281,14 @@ def walk(body: tuple[Statement, ...]) -> Iterator[Statement]:
 
 def subexpressions(expr: Expr) -> Iterator[Expr]:
     """Yield `expr` and everything inside it, index expressions included, outermost first."""
-    yield expr
-    children = expr.args if isinstance(expr, Apply) else expr.indices if isinstance(expr, Read) else ()
-    for child in children:
-        yield from subexpressions(child)
+    pending = [expr]
+    while pending:
+        e = pending.pop()
+        yield e
+        if isinstance(e, Apply):
+            pending += reversed(e.args)
+        elif isinstance(e, Read):
+            pending += reversed(e.indices)
 
 
 def reads(*exprs: Expr) -> tuple[Read, ...]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from einsumcascade.analysis.counts import count_operations, evaluate_extents
 from einsumcascade.analysis.dependence import whole_ranks
-from einsumcascade.analysis.passes import count_passes
+from einsumcascade.analysis.passes import PassCount, count_passes
 from einsumcascade.errors import Diagnostic, InputError, LoweringError, UnknownRankError, nearest
 from einsumcascade.language.ir import Cascade, Einsum, Iter, rank_of, variable_of, walk
 from einsumcascade.language.known import saved_value
@@ -195,10 +195,11 @@ def derive(
     values = tuple(saved_value(cascade, text) for text in saved)
     sizes = _sizes(cascade, extents or {})
     bound = sizes if reference == "bound" else None
-    before = {rank_of(v): count_passes(cascade, rank=rank_of(v)).passes for v in wanted}
+    before = {rank_of(v): count.passes for v, count in wanted.items()}
     found: list[tuple[Choice, Cascade, Cascade, list[Step], dict[str, int]]] = []
     divisions: tuple[Division, ...] = ("deferred", "immediate") if division is None else (division,)
-    for d, r in ((d, r) for d in divisions for r in (False, True)):
+    met = reassociate(expand_means(localise(cascade).cascade).cascade, saved=values).steps
+    for d, r in ((d, r) for d in divisions for r in ((False, True) if met else (False,))):
         simple = simplify(cascade, division=d, bound=bound, saved=values, reassociated=r)
         if any(simple.cascade == f[1] for f in found):
             continue
@@ -242,11 +243,12 @@ def _complain(division: str | None, reference: str, parts: int) -> None:
         )
 
 
-def _wanted(cascade: Cascade, rank: str | None) -> tuple[str, ...]:
-    """The variables of the ranks to stream."""
+def _wanted(cascade: Cascade, rank: str | None) -> dict[str, PassCount]:
+    """The variables of the ranks to stream, with their passes as written."""
     reduced = tuple(dict.fromkeys(v for e in cascade.einsums for v in e.ranks))
     if rank is None:
-        return tuple(v for v in reduced if count_passes(cascade, rank=rank_of(v)).levels > 1)
+        counts = {v: count_passes(cascade, rank=rank_of(v)) for v in reduced}
+        return {v: count for v, count in counts.items() if count.levels > 1}
     if not rank or variable_of(rank) not in reduced:
         names = tuple(map(rank_of, reduced))
         raise UnknownRankError(
@@ -259,7 +261,7 @@ def _wanted(cascade: Cascade, rank: str | None) -> tuple[str, ...]:
                 ),
             )
         )
-    return (variable_of(rank),)
+    return {variable_of(rank): count_passes(cascade, rank=rank)}
 
 
 def _formed(simple: Rewritten, before: Mapping[str, int], tile: int, parts: int) -> tuple[Cascade, list[Step]]:
