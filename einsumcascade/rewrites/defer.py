@@ -213,9 +213,12 @@ def _split(s: Einsum, cascade: Cascade, *, immediate: bool) -> tuple[Einsum, Ein
     defs = producers(cascade)
     reduced = set(s.ranks)
 
-    def stays(e: Expr) -> bool:
+    def late(e: Expr) -> bool:
         found = {t for r in reads(e) for t in (r.tensor, *ancestors(cascade, r.tensor))}
-        return immediate and any(t in defs and reduced & set(defs[t].ranks) for t in found)
+        return any(t in defs and reduced & set(defs[t].ranks) for t in found)
+
+    def stays(e: Expr) -> bool:
+        return immediate and late(e)
 
     def opens(e: Expr, join: str) -> bool:
         """Whether a map's definition, seen from this reduction, has a part that lacks the reduced ranks."""
@@ -233,6 +236,9 @@ def _split(s: Einsum, cascade: Cascade, *, immediate: bool) -> tuple[Einsum, Ein
                 for p, n in parts
                 if not set(variables(p)) & reduced and not stays(p) and _may_leave(p, join, s, cascade)
             ]
+            if join == "add" and len(parts) - len(outside) > 1:
+                # Two terms round in a unit of their own: a reference that cancels one of them must come first.
+                outside = [x for x in outside if not late(x[0])]
             grown = tuple((_opened(p, defs, join, opens), n) for p, n in parts)
             if all(a is b for (a, _), (b, _) in zip(grown, parts, strict=True)):
                 break

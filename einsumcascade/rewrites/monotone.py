@@ -13,7 +13,15 @@ from dataclasses import replace
 
 from einsumcascade.analysis.dependence import ancestors
 from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Num, Read, Statement, Var, apply, reads, variables
-from einsumcascade.rewrites.algebra import drop_dead, fresh, inline_reads, is_positive, names_taken, producers
+from einsumcascade.rewrites.algebra import (
+    drop_dead,
+    fresh,
+    inline_reads,
+    is_positive,
+    names_taken,
+    producers,
+    terms,
+)
 from einsumcascade.rewrites.step import Rewritten, Step
 
 
@@ -57,6 +65,9 @@ def _lifted(s: Einsum, cascade: Cascade, taken: set[str]) -> tuple[Einsum, ...] 
         varying = [k for k, a in enumerate(inner.args) if set(variables(a)) & over]
         if len(varying) != 1:
             return None
+        if inner.op in ("add", "sub") and len(terms(inner.args[varying[0]])) > 1:
+            # A reference that cancels one of several terms comes before they are rounded together: it shifts the state.
+            break
         direction = _direction(inner, varying[0], cascade)
         if direction is None:
             return None
@@ -64,6 +75,8 @@ def _lifted(s: Einsum, cascade: Cascade, taken: set[str]) -> tuple[Einsum, ...] 
         lowest = lowest and _keeps_infinity(inner, varying[0], cascade)
         path.append((inner, varying[0]))
         inner = inner.args[varying[0]]
+    if not path:
+        return None
     assert s.reduction is not None
     kind = s.reduce if rising else {"max": "min", "min": "max"}[s.reduce or ""]
     raw = replace(s, tensor=fresh(s.tensor + "G", taken), expr=inner, reduce=kind)

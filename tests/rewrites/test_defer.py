@@ -11,6 +11,7 @@ from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import parse
 from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.defer import defer, expand_means
+from einsumcascade.rewrites.derive import derive
 from tests.strategies import Case, cases, close, examples
 
 
@@ -47,6 +48,20 @@ def test_a_term_leaves_a_maximum_but_not_a_sum() -> None:
     added = "in S[p,m], X[p]\nG[p] = S[p,m] + X[p] :: {}(m)\nout G"
     assert lines(deferred(added.format("max"))) == ["GN[p] = S[p, m] :: max(m)", "G[p] = X[p] + GN[p]"]
     assert deferred(added.format("sum")) == parse(added.format("sum"))
+
+
+def test_a_reference_that_cancels_one_of_several_terms_stays_in_a_maximum() -> None:
+    text = "in S[p,m], V[m,f]\nG[p] = S[p,m] :: max(m)\nO[p,f] = S[p,m] - G[p] + V[m,f] :: max(m)\nout O"
+    assert deferred(text) == parse(text)
+    one = "in S[p,m], V[m,f]\nG[p] = S[p,m] :: max(m)\nO[p] = S[p,m] - G[p] :: max(m)\nout O"
+    assert lines(deferred(one))[1:] == ["ON[p] = S[p, m] :: max(m)", "O[p] = ON[p] - G[p]"]
+
+
+def test_a_shifted_maximum_keeps_the_digits_that_its_terms_lose_together() -> None:
+    text = "in S[p,m], V[m,f]\nG[p] = S[p,m] :: max(m)\nO[p,f] = V[m,f] + S[p,m] - G[p] :: max(m)\nout O"
+    found = derive(parse(text))
+    assert found.passes == {"M": (2, 1)}
+    assert any("CG[p, m1] = RG[p, m1] - RG[p, m1 + 1]" in str(e) for e in found.cascade.einsums)
 
 
 def test_a_factor_does_not_leave_a_product() -> None:

@@ -15,6 +15,7 @@ from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.base_two import to_base_two
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.loop_form import LoopForm, loop_form
+from tests.codegen.found import PAIR
 from tests.strategies import Case, cases, close, examples
 
 HEAD = "in S[p,m], V[m,f]\n"
@@ -28,13 +29,6 @@ NV[p,f] = SN[p,m] * V[m,f] :: sum(m)
 O[p,f] = NV[p,f] / SD[p]
 out O
 """
-)
-PAIR = Case(
-    text="in Q[p,e], K[m,e], K2[n,e], V[m,f], V2[n,f]\nconstraint m <= p, n <= p\n"
-    "S[p,m,n] = Q[p,e] * K[m,e] * K2[n,e] :: sum(e)\nGM[p] = S[p,m,n] :: max(m,n)\n"
-    "SN[p,m,n] = exp(S[p,m,n] - GM[p])\nSD[p] = SN[p,m,n] :: sum(m,n)\n"
-    "O[p,f] = SN[p,m,n] * V[m,f] * V2[n,f] / SD[p] :: sum(m,n)\nout O\n",
-    extents={"P": 7, "M": 13, "N": 3, "E": 3, "F": 3},
 )
 
 
