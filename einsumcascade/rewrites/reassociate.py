@@ -89,7 +89,10 @@ def _summed(s: Einsum, cascade: Cascade, saved: tuple[Einsum, ...], computed: bo
         own = factors(d.expr)
         fixed = tuple(f for f in own if not set(variables(f[0])) & set(s.ranks))
         along = tuple(f for f in own if f not in fixed)
-        weights = (*parts[:n], *parts[n + 1 :])
+        others = (*parts[:n], *parts[n + 1 :])
+        numbers = tuple(f for f in others if not reads(f[0]) and not variables(f[0]))
+        fixed += numbers
+        weights = tuple(f for f in others if f not in numbers)
         left = {v for f, _ in (*weights, *along) for v in variables(f)} - set(s.ranks)
         for known in _known(s, cascade, saved, computed):
             if set(known.free) != left or not _same_points(s, d, known, cascade):
