@@ -166,13 +166,13 @@ class _Reverse:
         simple = expand_means(localise(self.original).cascade).cascade
         live = self._live(simple)
         self.still = self._still(simple)
-        simple = named(simple, live)
+        simple = named(simple, live, self.still)
         self.taken = names_taken(simple)
         self.base, self.weights = in_exponents(simple, self.taken)
         self.live = self._live(self.base)
         self.defs = producers(self.base)
         self.uses = {
-            t: sum(r.tensor == t for s in self.base.einsums for r, _ in adjoints(s.expr, Num(value=1)))
+            t: sum(r.tensor == t for s in self.base.einsums for r in {r for r, _ in adjoints(s.expr, Num(value=1))})
             for t in self.live
         }
         given: dict[str, str] = {}

@@ -46,11 +46,12 @@ def least_saved(
         r.tensor for t in needed if t not in forward for r in reads(made[t].expr, *made[t].where) if r.tensor in first
     }
     sizes = _sizes(joint, base, extents)
-    volumes = {t: volume(made[t].free).at(sizes) for t in forward if t in first}
     shapes = [i.indices for i in base.inputs] + [made[t].free for t in given if t in made]
-    there = sum(volume(s).at(sizes) for s in shapes)
-    # What is larger than all that goes in and comes out, as scores are, is computed again whatever it costs.
-    large = {t for t, n in volumes.items() if n > there}
+    lengths = [{v for v in s if sizes[rank_of(v)] > FEATURE} for s in shapes]
+    # What has lengths that nothing that goes in or out has together, as scores have, is computed again at any cost.
+    large = {
+        t for t in first if not any({v for v in made[t].free if sizes[rank_of(v)] > FEATURE} <= s for s in lengths)
+    }
     late = [t for t in forward if t in first - large and any(sizes[rank_of(v)] > FEATURE for v in made[t].ranks)]
     edges = tuple((r.tensor, t) for t in first for r in reads(made[t].expr, *made[t].where) if r.tensor in first)
     # An output is there anyway.

@@ -18,6 +18,7 @@ from einsumcascade.language.ir import (
     Cascade,
     Einsum,
     Expr,
+    Num,
     Read,
     Var,
     apply,
@@ -34,6 +35,7 @@ from einsumcascade.rewrites.algebra import (
     is_map,
     is_positive,
     names_taken,
+    ordered,
     producers,
     product,
     terms,
@@ -41,11 +43,13 @@ from einsumcascade.rewrites.algebra import (
 )
 
 
-def named(cascade: Cascade, live: frozenset[str]) -> Cascade:
+def named(cascade: Cascade, live: frozenset[str], still: set[str]) -> Cascade:
     """Give a name to every inner value that tells a derivative: `20 * tanh(QK / 20)` needs that of the tanh.
 
+    So does what a maximum is taken of, which is compared with it: written twice it might be rounded twice.
+
     Args:
-        cascade: Einsums only. live: tensors through which a gradient goes.
+        cascade: Einsums only. live: tensors through which a gradient goes, but for those of `still`.
     """
     taken = names_taken(cascade)
     body: list[Einsum] = []
@@ -55,7 +59,8 @@ def named(cascade: Cascade, live: frozenset[str]) -> Cascade:
         if not isinstance(e, Apply):
             return e
         e = Apply(op=e.op, args=tuple(take(a, s, False) for a in e.args))
-        if not needs_value(e, live) or (root and s.reduce is None):
+        compared = root and s.reduce in ("max", "min", "prod") and s.tensor in live - still
+        if not (needs_value(e, live) or compared) or (root and s.reduce is None):
             return e
         if e not in known:
             order = tuple(Var(name=v) for v in s.space if v in set(variables(e)))
@@ -97,7 +102,10 @@ class Weights:
             plain = isinstance(f, Read) and self._is_exponential(f) and f.indices == s.indices
             if plain and isinstance(f, Read) and (f.tensor, g) not in self._known and self.normalises(g, f):
                 return self._made(f, g, s.tensor)
-        return replace(s, expr=self.fold(s.expr)) if s.reduce in (None, "sum") else s
+        folded = self.fold(s.expr) if s.reduce in (None, "sum") else s.expr
+        known = {r.tensor for r in self._known.values()}
+        # An expression without a weight stays as it is: a maximum compares what is rounded in one order.
+        return replace(s, expr=folded) if known & {r.tensor for r in reads(folded)} else s
 
     def fold(self, expr: Expr) -> Expr:
         """Bring each normaliser into the exponential it divides, and common factors before a sum."""
@@ -151,11 +159,13 @@ class Weights:
         fixed = tuple(t for t in parts if set(variables(t[0])) <= row)
         moving = tuple(t for t in parts if t not in fixed)
         value = total((*((t, -k) for t, k in fixed), (apply("log", g), 1)))
-        order = tuple(Var(name=v) for v in rank_variables(self.cascade) if v in set(variables(value)))
-        lse = Einsum(tensor=fresh("LSE", self.taken), indices=order, expr=value)
-        shifted = apply("exp", total((*moving, (Read(tensor=lse.tensor, indices=order), -1))))
+        lse = next((e for e in self.defs.values() if is_map(e) and e.expr == value), None)
+        if lse is None:
+            order = tuple(Var(name=v) for v in rank_variables(self.cascade) if v in set(variables(value)))
+            lse = Einsum(tensor=fresh("LSE", self.taken), indices=order, expr=value)
+            self.added.append(lse)
+        shifted = apply("exp", total((*moving, (Read(tensor=lse.tensor, indices=lse.indices), -1))))
         w = Einsum(tensor=name, indices=f.indices, expr=shifted)
-        self.added.append(lse)
         self.defs |= {lse.tensor: lse, w.tensor: w}
         self._known[f.tensor, g] = Read(tensor=name, indices=f.indices)
         return w
@@ -190,7 +200,7 @@ def in_exponents(cascade: Cascade, taken: set[str]) -> tuple[Cascade, Weights]:
     for s in cascade.einsums:
         new = absorbed(s) if s.reduce is None else None
         body += new or (weights.whole(s),)
-    return drop_dead(cascade.with_body(placed(tuple(body), weights))), weights
+    return drop_dead(cascade.with_body(ordered(placed(tuple(body), weights)))), weights
 
 
 def placed(body: tuple[Einsum, ...], weights: Weights) -> tuple[Einsum, ...]:
@@ -206,6 +216,11 @@ def placed(body: tuple[Einsum, ...], weights: Weights) -> tuple[Einsum, ...]:
 
 def common(parts: tuple[tuple[Expr, int], ...]) -> Expr:
     """A sum with the tensors that are factors of every term before it."""
+    alike: dict[Expr, int] = {}
+    for t, n in parts:
+        alike[t] = alike.get(t, 0) + n
+    merged = ((t if abs(n) == 1 else apply("mul", Num(value=abs(n)), t), n) for t, n in alike.items() if n)
+    parts = tuple((t, 1 if n > 0 else -1) for t, n in merged) or ((Num(value=0), 1),)
     split = [list(factors(t)) for t, _ in parts]
     shared = [f for f in split[0] if isinstance(f[0], Read) and all(f in other for other in split[1:])]
     if len(parts) < 2 or not shared:
