@@ -128,13 +128,17 @@ def _refuse(cascade: Cascade) -> None:
             )
 
 
-def _wanted(cascade: Cascade, wrt: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The inputs to differentiate in: those whose values, not their use as an index, reach an output."""
+def differentiable(cascade: Cascade) -> tuple[str, ...]:
+    """Name the inputs that a gradient reaches: those whose values, not their use as an index, reach an output."""
     reaching: set[str] = set(cascade.output_names)
     for s in reversed(cascade.einsums):
         if s.tensor in reaching:
             reaching |= {r.tensor for r, _ in adjoints(s.expr, Num(value=1))}
-    known = tuple(i.tensor for i in cascade.inputs if i.tensor in reaching)
+    return tuple(i.tensor for i in cascade.inputs if i.tensor in reaching)
+
+
+def _wanted(cascade: Cascade, wrt: tuple[str, ...] | None) -> tuple[str, ...]:
+    known = differentiable(cascade)
     for name in wrt or ():
         if name not in known:
             raise InputError(
