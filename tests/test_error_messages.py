@@ -36,6 +36,7 @@ from einsumcascade.language.extents import bind
 from einsumcascade.language.parser import parse
 from einsumcascade.report.model_plots import plot_evaluation
 from einsumcascade.rewrites.derive import derive
+from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.rewrites.monoid import running_state
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.verify.certificate import check
@@ -214,11 +215,12 @@ CASES: dict[str, Callable[[], object]] = {
     "wrong-type": lambda: call(zeros(), [1.0]),
     "wrong-dtype": lambda: call(zeros(dtype="bfloat16"), zeros(dtype="float16")),
     "wrong-device": lambda: call(zeros(), zeros("meta")),
-    "requires-grad": lambda: call(zeros(grad=True), zeros()),
+    "no-gradient": lambda: differentiate(KV, wrt=("W",)),
     "shape-mismatch": judged,
     "unknown-precision": lambda: compile_cascade(KV, precision="tf31"),
     "schedule-illegal": lambda: of_kernel(schedule=Schedule(kernels={"vk": KernelSchedule()})),
     "not-lowered-yet": lambda: compile_cascade(parse("rank m = 4\nS[m] = m + 1\nout S")),
+    "not-differentiated-yet": lambda: differentiate(load("linattn")),
     "not-streamed": lambda: running_state(HINGE, rank="M"),
     "kernel-rejected": lambda: compiled("g"),
     "target-rejected": lambda: compiled(side_effect=RuntimeError("ptxas error: too many registers")),
