@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from einsumcascade.codegen.forms import powers
-from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Segment, Stmt, Store, TileKernel, first, last
+from einsumcascade.codegen.kernel_ir import (
+    Dot,
+    Load,
+    Loop,
+    Map,
+    Reduce,
+    Segment,
+    Stmt,
+    Store,
+    TileKernel,
+    all_statements,
+    first,
+    last,
+)
 from einsumcascade.codegen.memory import (
     INDENT,
     Memory,
@@ -34,6 +47,17 @@ import triton
 import triton.language as tl
 '''
 LIBDEVICE = "from triton.language.extra import libdevice\n"
+WHOLE = """
+
+@triton.jit
+def _{name}(x):
+    # The whole number at or {name} x, as a bound of a loop; what is no number bounds nothing.
+    if x.dtype.is_floating():
+        x = tl.where(x == x, x.to(tl.float32), {unknown})
+        x = tl.{rounded}(tl.minimum(tl.maximum(x, -4611686018427387904.0), 4611686018427387904.0))
+    return x.to(tl.int64)
+"""
+WHOLE_ROWS = (("below", "floor", "-4611686018427387904.0"), ("above", "ceil", "4611686018427387904.0"))
 MULTIPLY = """
 
 @triton.jit
@@ -80,6 +104,9 @@ def module(kernels: tuple[KernelText, ...], *, title: str, cascade: str) -> str:
     """One importable text with several kernels, and the cascade they compute in its header."""
     body = "".join("\n\n" + k.text for k in kernels)
     helper = MULTIPLY if "_multiply)" in body else ""
+    for name, rounded, unknown in WHOLE_ROWS:
+        if f"_{name}(" in body:
+            helper += WHOLE.format(name=name, rounded=rounded, unknown=unknown)
     indented = "\n".join("    " + line for line in cascade.splitlines())
     imports = LIBDEVICE if "libdevice." in body else ""
     return HEADER.format(title=title, cascade=indented) + imports + helper + body
@@ -91,7 +118,7 @@ class _Printer(Memory):
 
     def run(self) -> KernelText:
         k = self.kernel
-        for s in _all_statements(k.body):
+        for s in all_statements(k.body):
             if isinstance(s, Load):
                 self.texts.loads.add(s.value.name)
             if isinstance(s, Load | Map | Reduce | Dot):
@@ -276,7 +303,7 @@ class _Printer(Memory):
         return name in self.texts.loads and self._tensor_of(name) in self._inputs()
 
     def _tensor_of(self, name: str) -> str:
-        return next(s.tensor for s in _all_statements(self.kernel.body) if isinstance(s, Load) and s.value.name == name)
+        return next(s.tensor for s in all_statements(self.kernel.body) if isinstance(s, Load) and s.value.name == name)
 
     def _inputs(self) -> set[str]:
         return {t for t in self.kernel.tensors if t not in self.kernel.buffers and t not in self.kernel.outputs}
@@ -299,8 +326,15 @@ class _Printer(Memory):
         for s in loads.values():
             if self._is_fixed(s, loop):
                 self._address(s, loop)
+        if loop.parts > 1:
+            self._line(f"# the live tiles lie in at most {loop.parts} parts")
+            self._line(f"for part in tl.range(0, {loop.parts}):")
+            self.depth += 1
+        for head in loop.heads:
+            self._map(head)
         for g in loop.segments:
             self._segment(loop, g, loads)
+        self.depth -= loop.parts > 1
         self.texts.positions = around
 
     def _segment(self, loop: Loop, g: Segment, loads: Mapping[str, Load]) -> None:
@@ -314,6 +348,11 @@ class _Printer(Memory):
         self._line(f"for {start_name(loop)} in tl.range({lo}, {hi}{step}):")
         self.depth += 1
         mark = len(self.lines)
+        for s in g.tile:
+            self._statement(s)
+        if g.live is not None:
+            self._line(f"if {self._test(g.live)}:", comment="else no point of the tile is live")
+            self.depth += 1
         for s in g.body:
             if isinstance(s, Load):
                 if not self._is_fixed(s, loop):
@@ -321,16 +360,25 @@ class _Printer(Memory):
                 self._load(s, loop if self._is_fixed(s, loop) else None)
             else:
                 self._statement(s)
+        self.depth -= g.live is not None
         if loop.inner is not None:
             name = f"o_{variable_of(loop.rank)}"
             if any(_mentions(line, name) for line in self.lines[mark:]):
                 self.lines.insert(mark, INDENT * self.depth + f"{name} = {start_name(loop)} + r_{loop.inner}")
         for s in loads.values():
-            if self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
+            if loop.parts == 1 and self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
                 _, _, moves = self._dimensions(s, loop)
                 if moves is not None:
                     self._line(f"p_{suffix_of(s)} += {self.texts.step(loop.inner or '')} * {moves}")
         self.depth -= 1
+
+    def _test(self, condition: Expr) -> str:
+        """A condition of numbers, in parts that each stand in brackets."""
+        text = self.texts.plain(condition)
+        for t, name in self.texts.temporaries.items():
+            self._line(f"{name} = {t}")
+        self.texts.temporaries.clear()
+        return text
 
 
 def _mentions(line: str, name: str) -> bool:
@@ -353,11 +401,3 @@ def _real(expr: Expr) -> Expr:
     if not expr.row.symbol or expr.op in ("pow", "div"):
         args = tuple(apply("mul", a, Num(value=1.0)) if isinstance(a, Scalar) and a.is_extent else a for a in args)
     return Apply(op=expr.op, args=args)
-
-
-def _all_statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
-    for s in body:
-        yield s
-        if isinstance(s, Loop):
-            for g in s.segments:
-                yield from _all_statements(g.body)

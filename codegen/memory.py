@@ -83,7 +83,7 @@ class Memory:
             self._describe(s, base, loop)
             return
         start = ""
-        if loop is not None and loop.segments[0].lo != Num(value=0) and loop.inner is not None:
+        if loop is not None and loop.parts == 1 and loop.segments[0].lo != Num(value=0) and loop.inner is not None:
             _, _, moves = self._dimensions(s, loop)
             if moves is not None:
                 start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
@@ -110,6 +110,8 @@ class Memory:
             return
         tiled = bool(s.value.axes)
         text = f"p_{name} + o_{name}" if tiled else f"p_{name}"
+        if loop is not None and loop.parts > 1 and (moves := self._dimensions(s, loop)[2]) is not None:
+            text += f" + tl.cast({start_name(loop)}, tl.int64) * {moves}"
         if s.mask:
             mask = self.texts.inside(conjunction(s.mask), s.value.axes)
             text += f", mask={mask}, other=0.0"

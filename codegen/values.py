@@ -242,6 +242,8 @@ def is_natural(index: Expr) -> bool:
             return index.is_extent
         case Num():
             return index.value >= 0
+        case Read():
+            return not index.indices and index.tensor.startswith(("first_", "last_"))
         case Apply(op="add" | "mul" | "floordiv" | "mod"):
             return all(map(is_natural, index.args))
         case _:

@@ -1,0 +1,90 @@
+"""What a program knows before its loops: the coordinates of its tile, and what tensors hold along them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from einsumcascade.codegen.body import Body
+from einsumcascade.codegen.intervals import Known, Span
+from einsumcascade.codegen.kernel_ir import Reduce, Stmt, Value, first, last
+from einsumcascade.language.ir import (
+    Cascade,
+    Einsum,
+    Expr,
+    Num,
+    Read,
+    Scalar,
+    Var,
+    apply,
+    rank_of,
+)
+from einsumcascade.language.ops import FAR
+
+
+def literals(cascade: Cascade) -> dict[str, int | float]:
+    """Constants that are literal numbers."""
+    out: dict[str, int | float] = {}
+    for c in cascade.constants:
+        match c.expr:
+            case Num():
+                out[c.name] = c.expr.value
+            case _:
+                pass
+    return out
+
+
+@dataclass(slots=True)
+class Rows:
+    """The spans of a program's own coordinates and of inputs along them.
+
+    Args:
+        body: loads what is read. grid: tiled variables; batch: those of one value a program.
+        statement: on whose behalf.
+    """
+
+    body: Body
+    grid: tuple[str, ...]
+    statement: Einsum
+    made: list[Stmt] = field(default_factory=list)
+    within: list[Expr] = field(default_factory=list)
+    spans: dict[str, Span] = field(default_factory=dict)
+
+    def known(self) -> Known:
+        """What conditions may be solved with."""
+        spans = {v: Span(Read(tensor=first(v)), Read(tensor=last(v))) for v in self.grid}
+        spans |= {v: Span(Var(name=v), Var(name=v)) for v in self.body.batch}
+        return Known(spans=spans, numbers=literals(self.body.cascade), read=self.read, within=self.within)
+
+    def read(self, r: Read) -> Span | None:
+        """The least and the most of an input over the program's tile, if it varies along nothing else."""
+        if self.body.cascade.input(r.tensor) is None:
+            return None
+        along: list[str] = []
+        for i, d in zip(r.indices, self.body.tensors[r.tensor], strict=True):
+            if not isinstance(i, Var) or i.name not in (*self.grid, *self.body.batch):
+                return None
+            along += [i.name] if i.name in self.grid else []
+            if i.name != d:
+                end = Read(tensor=last(i.name)) if i.name in self.grid else i
+                self.within.append(apply("lt", end, Scalar(name=rank_of(d))))
+        masked, self.body.live = self.body.live, {}
+        value = self.body._load(r, self.statement, self.made, frozenset(), None)
+        self.body.live = masked
+        assert isinstance(value, Read)
+        if value.tensor not in self.spans:
+            self.spans[value.tensor] = self._of_tile(value, tuple(dict.fromkeys(along)))
+        return self.spans[value.tensor]
+
+    def _of_tile(self, value: Read, along: tuple[str, ...]) -> Span:
+        below, above = apply("below", value), apply("above", value)
+        if not along:
+            return Span(below, above)
+        axes = self.body._sorted(along)
+        ends: list[Expr] = []
+        for reduce, x, empty in (("min", below, FAR), ("max", above, -FAR)):
+            name = f"{'least' if reduce == 'min' else 'most'}_{value.tensor.removeprefix('b_')}"
+            for v in axes:
+                x = apply("select", apply("lt", Var(name=v), Scalar(name=rank_of(v))), x, Num(value=empty))
+            self.made.append(Reduce(value=Value(name=name, axes=()), reduce=reduce, expr=x, axes=axes, over=axes))
+            ends.append(Read(tensor=name))
+        return Span(*ends)
