@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from einsumcascade.codegen.body import Body
-from einsumcascade.codegen.intervals import Known, Span
-from einsumcascade.codegen.kernel_ir import Reduce, Stmt, Value, first, last
+from einsumcascade.codegen.kernel_ir import Reduce, Stmt, Value, last
 from einsumcascade.language.ir import (
     Cascade,
     Einsum,
@@ -19,6 +18,7 @@ from einsumcascade.language.ir import (
     rank_of,
 )
 from einsumcascade.language.ops import FAR
+from einsumcascade.schedules.intervals import Known, Span, tile_span
 
 
 def literals(cascade: Cascade) -> dict[str, int | float]:
@@ -51,7 +51,7 @@ class Rows:
 
     def known(self) -> Known:
         """What conditions may be solved with."""
-        spans = {v: Span(Read(tensor=first(v)), Read(tensor=last(v))) for v in self.grid}
+        spans = {v: tile_span(v) for v in self.grid}
         spans |= {v: Span(Var(name=v), Var(name=v)) for v in self.body.batch}
         return Known(spans=spans, numbers=literals(self.body.cascade), read=self.read, within=self.within)
 

@@ -5,23 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from einsumcascade.codegen.bounds import ceil_to, floor_to, linear, meet
-from einsumcascade.codegen.intervals import (
-    ONE,
-    ZERO,
-    Known,
-    Span,
-    Truth,
-    at_least,
-    both,
-    chosen,
-    collected,
-    decide,
-    finished,
-)
 from einsumcascade.codegen.kernel_ir import Axis, Map, Stmt, Value, last
-from einsumcascade.codegen.live import EVERYWHERE, Live, Reach, solve
-from einsumcascade.codegen.live import both as common_to
 from einsumcascade.language.ir import (
     Apply,
     Einsum,
@@ -38,6 +22,20 @@ from einsumcascade.language.ir import (
     variable_of,
     variables,
 )
+from einsumcascade.schedules.bounds import ceil_to, floor_to, linear, meet
+from einsumcascade.schedules.intervals import (
+    ONE,
+    ZERO,
+    Known,
+    Span,
+    Truth,
+    at_least,
+    both,
+    collected,
+    decide,
+    finished,
+)
+from einsumcascade.schedules.live import MOST, Live, Reach, solve_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,40 +153,18 @@ class _Runs:
     wide: set[str] = field(default_factory=set)
 
     def of(self, common: list[Expr]) -> Runs:
-        live, holding = EVERYWHERE, [self.walk.tail] if self.walk.tail is not None else []
-        tests: list[Expr] = []
-        for c in common:
-            if c == self.walk.tail:
-                continue
-            found = self._solved(placed(c, self.walk))
-            # A loop that skips nothing needs one run of full tiles, no more.
-            joined = None if found is None else common_to(live, found)
-            if joined is None or (not self.skips and len(joined.must) > 1):
-                tests.append(c)
-            else:
-                live, holding = joined, [*holding, c]
-        tile, test = self._tile_test(tests) if self.skips else ((), None)
-        single = len(live.may) < 2 and len(live.must) < 2
-        done = self._single if single or not self.skips else self._parts
-        return replace(done(live, frozenset(holding)), tile=tile, live=test)
-
-    def _solved(self, condition: Expr) -> Live | None:
-        """The live positions; all of a tile is live only where all that the condition reads is within its tensor."""
         assert self.walk.inner is not None
-        if set(variables(condition)) & {self.walk.index, self.walk.inner}:
-            return None
+        moving = {self.walk.index, self.walk.inner}
+        given = {c: placed(c, self.walk) for c in common if c != self.walk.tail}
+        given = {c: e for c, e in given.items() if not set(variables(e)) & moving}
         self.known.streamed = variable_of(self.walk.rank)
-        self.known.within.clear()
-        found = solve(condition, self.known)
-        within: Truth = True
-        for c in dict.fromkeys(self.known.within):
-            within = both(within, c)
-        if found is None or within is True:
-            return found
-        gate = Reach(hi=chosen(within, Num(value=(1 << 31) - 1), ZERO))
-        gated = common_to(found, Live((Reach(),), (gate,)))
-        assert gated is not None
-        return gated
+        # A loop that skips nothing needs one run of full tiles, no more.
+        solved = solve_all(given, self.known, intervals=MOST if self.skips else 1)
+        holding = frozenset([*solved.holding, *([self.walk.tail] if self.walk.tail is not None else [])])
+        tile, test = self._tile_test([given[c] for c in solved.tests]) if self.skips else ((), None)
+        single = len(solved.live.may) < 2 and len(solved.live.must) < 2
+        done = self._single if single or not self.skips else self._parts
+        return replace(done(solved.live, holding), tile=tile, live=test)
 
     # --- one run of live tiles, full in the middle ----------------------------------------------------------------
 
@@ -233,7 +209,8 @@ class _Runs:
         length: Expr = Scalar(name=self.walk.rank)
         lo: Expr = ZERO
         if self.skips:
-            hi = self._named("hi", meet("min", [length, *_given(may.hi)]), within=True)
+            hi = meet("min", [length, *_given(may.hi)])
+            hi = self._named("hi", hi if may.lo is None else self._natural(hi), within=True)
             if may.lo is not None:
                 low = self._named("low", at_least(ZERO, may.lo, self.known))
                 # Where nothing is live, no tile is visited.
@@ -339,10 +316,7 @@ class _Runs:
         known = self.known.with_tile(v, Span(start, Read(tensor=end.name)), self.walk.step)
         out: Truth = True
         for c in conditions:
-            condition = placed(c, self.walk)
-            if set(variables(condition)) & {self.walk.index, self.walk.inner}:
-                continue
-            found = decide(condition, known)
+            found = decide(c, known)
             out = both(out, found[0]) if found is not None else out
         if isinstance(out, bool):
             return (), None if out else apply("lt", ONE, ZERO)

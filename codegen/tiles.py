@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from einsumcascade.codegen.kernel_ir import Load, Loop, Map, Reduce, Segment, Stmt, all_statements, bounding
+from einsumcascade.codegen.kernel_ir import Load, Loop, Map, Reduce, Segment, Stmt, TileKernel, all_statements, bounding
 from einsumcascade.codegen.launch import Built, program_binding
 from einsumcascade.codegen.run_torch import Run
-from einsumcascade.language.extents import Binding
+from einsumcascade.errors import Diagnostic, InputError
+from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import rank_of
 
 SKIPPED, TESTED, FULL = 0, 1, 2
@@ -45,18 +46,19 @@ class TileMap:
         return int((self.states == FULL).sum())
 
 
-def tile_maps(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding) -> tuple[TileMap, ...]:
+def tile_maps(built: Built, tensors: Mapping[str, torch.Tensor], extents: Mapping[str, int]) -> tuple[TileMap, ...]:
     """Classify every tile of every loop that is walked by tiles.
 
     Args:
         built: kernels with their schedule.
-        inputs: tensors that conditions read, on a CPU; no other is looked at.
-        binding: extents and constants.
+        tensors: inputs that conditions read, on a CPU; others need not be given.
+        extents: of all ranks that no given tensor shows.
 
     Returns: a map for each such loop, in the order of the kernels' texts.
+    Raises: InputError: an extent is missing or contradicts a tensor, or a tensor that a bound reads is not given.
     Cost: one step of Python a tile.
     """
-    binding = program_binding(built.program, binding)
+    binding = program_binding(built.program, _bound(built, tensors, extents))
     out: list[TileMap] = []
     for kernel in built.kernels:
         loops = [s for s in all_statements(kernel.body) if isinstance(s, Loop) and s.inner is not None]
@@ -64,12 +66,42 @@ def tile_maps(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding
         sizes = tuple(kernel.axes[v].size if v in kernel.tiles else 1 for v in axes)
         shape = [-(-binding.extents[rank_of(v)] // n) for v, n in zip(axes, sizes, strict=True)]
         states = [torch.zeros([*shape, -(-binding.extents[s.rank] // s.step)], dtype=torch.int8) for s in loops]
-        _Tracer(kernel, dict(inputs), binding, maps=dict(zip(map(id, loops), states, strict=True)), sizes=sizes).run()
+        _require(kernel, tensors)
+        _Tracer(kernel, dict(tensors), binding, maps=dict(zip(map(id, loops), states, strict=True)), sizes=sizes).run()
         out += [
             TileMap(kernel=kernel.name, rank=s.rank, step=s.step, axes=axes, sizes=sizes, states=x)
             for s, x in zip(loops, states, strict=True)
         ]
     return tuple(out)
+
+
+def _bound(built: Built, tensors: Mapping[str, torch.Tensor], extents: Mapping[str, int]) -> Binding:
+    """Bind extents to those given and to the shapes of some of the inputs."""
+    known = dict(extents)
+    for i in built.cascade.inputs:
+        if i.tensor in tensors:
+            partly = replace(built.cascade, inputs=(i,), ranks=())
+            shown = bind(partly, shapes={i.tensor: tuple(tensors[i.tensor].shape)}).extents
+            for rank, n in shown.items():
+                if known.setdefault(rank, n) != n:
+                    bind(built.cascade, extents={rank: known[rank]}, shapes={i.tensor: tuple(tensors[i.tensor].shape)})
+            known |= shown
+    return bind(built.cascade, extents=known)
+
+
+def _require(kernel: TileKernel, tensors: Mapping[str, torch.Tensor]) -> None:
+    needed, _ = bounding(kernel.body)
+    for s in all_statements(kernel.body):
+        if isinstance(s, Load) and s.value.name in needed and s.tensor not in tensors:
+            raise InputError(
+                diagnostics=(
+                    Diagnostic(
+                        code="missing-input",
+                        headline=f"{s.tensor} not given",
+                        rule="tensors that bounds of loops read decide which tiles are visited",
+                    ),
+                )
+            )
 
 
 @dataclass(slots=True)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from einsumcascade.codegen.bounds import linear
 from einsumcascade.codegen.kernel_ir import Loop, Map, Stmt, TileKernel, first, last
 from einsumcascade.codegen.place import lower
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, subexpressions
 from einsumcascade.language.parser import parse
 from einsumcascade.rewrites.derive import simplify
+from einsumcascade.schedules.bounds import linear
 from einsumcascade.schedules.program import partition
 from einsumcascade.schedules.schedule import KernelSchedule
 

@@ -79,6 +79,9 @@ class _Program:
             match s:
                 case Load():
                     self.out.loads[s.tensor] += self.lanes(s, s.value.axes)
+                    if not s.value.axes:
+                        # What tensors hold is not known: the longest of all sequences.
+                        self.scalars[s.value.name] = 1 << 30
                 case Store():
                     self.out.stores[s.tensor] += self.lanes(s, s.axes)
                 case Map() if not s.value.axes and self.known(s.expr):
@@ -86,11 +89,15 @@ class _Program:
                 case Dot():
                     self.out.products += math.prod(self.kernel.axes[v].size for v in (*s.value.axes, s.over))
                 case Loop():
-                    for g in s.segments:
-                        for start in range(int(self.value(g.lo, {})), int(self.value(g.hi, {})), s.step):
-                            self.out.steps += 1
-                            self.scalars[s.index] = start // s.step
-                            self.run(g.body)
+                    for _ in range(s.parts):
+                        self.run(s.heads)
+                        for g in s.segments:
+                            for start in range(int(self.value(g.lo, {})), int(self.value(g.hi, {})), s.step):
+                                self.scalars[s.index] = start // s.step
+                                self.run(g.tile)
+                                if g.live is None or self.value(g.live, {}):
+                                    self.out.steps += 1
+                                    self.run(g.body)
                     self.scalars.pop(s.index, None)
                 case _:
                     pass
@@ -143,6 +150,8 @@ class _Program:
                 return self.value(definition.expr, {})
             case Apply(op=op, args=args):
                 numbers = tuple(Num(value=self.value(a, at)) for a in args)
+                if op in ("below", "above"):
+                    return int(numbers[0].value)
                 return Binding(extents={}, constants={}).value(Apply(op=op, args=numbers))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from einsumcascade.codegen.bounds import meet
-from einsumcascade.codegen.intervals import (
+from einsumcascade.language.ir import Apply, Expr, Num, Var, apply, variables
+from einsumcascade.rewrites.algebra import factors, product
+from einsumcascade.schedules.bounds import meet
+from einsumcascade.schedules.intervals import (
     COMPARISONS,
     MIRRORED,
     NEGATED,
@@ -25,8 +27,7 @@ from einsumcascade.codegen.intervals import (
     span,
     times,
 )
-from einsumcascade.language.ir import Apply, Expr, Num, Var, apply, variables
-from einsumcascade.rewrites.algebra import factors, product
+from einsumcascade.schedules.intervals import both as both_true
 
 # Intervals that a loop walks; what needs more is tested tile by tile.
 MOST = 4
@@ -49,6 +50,47 @@ class Live:
 
 
 EVERYWHERE = Live((Reach(),), (Reach(),))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solved:
+    """Conditions that all hold together along a looped coordinate.
+
+    Args:
+        live: where those of `holding` do. tests: those that are no union of few intervals.
+    """
+
+    live: Live
+    holding: tuple[Expr, ...]
+    tests: tuple[Expr, ...]
+
+
+def solve_all(conditions: Mapping[Expr, Expr], known: Known, *, intervals: int = MOST) -> Solved:
+    """Solve conditions one after the other.
+
+    Args:
+        conditions: over the streamed variable, by what they are called.
+        known: of all other names. intervals: of full positions, at most.
+    """
+    live = EVERYWHERE
+    holding: list[Expr] = []
+    tests: list[Expr] = []
+    for name, c in conditions.items():
+        known.within.clear()
+        found = solve(c, known)
+        within: Truth = True
+        for x in dict.fromkeys(known.within):
+            within = both_true(within, x)
+        if found is not None and within is not True:
+            # All of a tile is live only where all that the condition reads is within its tensor.
+            found = both(found, Live((Reach(),), _gated(within)))
+        joined = None if found is None else both(live, found)
+        if joined is None or len(joined.must) > intervals:
+            tests.append(name)
+        else:
+            live = joined
+            holding.append(name)
+    return Solved(live=live, holding=tuple(holding), tests=tuple(tests))
 
 
 def solve(condition: Expr, known: Known) -> Live | None:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from einsumcascade.codegen.bounds import linear
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply, transform
 from einsumcascade.rewrites.algebra import product, terms
+from einsumcascade.schedules.bounds import linear
 
 ZERO, ONE = Num(value=0), Num(value=1)
 MIRRORED = {"gt": "lt", "ge": "le"}
@@ -34,6 +34,11 @@ class Span:
     def is_one(self) -> bool:
         """Whether it has one value."""
         return self.lo == self.hi
+
+
+def tile_span(variable: str) -> Span:
+    """From the first to the last coordinate of a tile."""
+    return Span(Read(tensor=f"first_{variable}"), Read(tensor=f"last_{variable}"))
 
 
 @dataclass(slots=True, kw_only=True)
