@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from einsumcascade.codegen.facts import Facts, FactTable
 from einsumcascade.codegen.forms import conjunction, is_scaled, number, powers
-from einsumcascade.codegen.kernel_ir import Dot, Map, Reduce, Stmt, Store, Value
+from einsumcascade.codegen.kernel_ir import Dot, Map, Reduce, Stmt, Store, Table, Value
 from einsumcascade.codegen.values import Values, not_lowered
 from einsumcascade.language.ir import (
     Apply,
@@ -45,6 +45,7 @@ class Body(Values):
     renamed: dict[str, str] = field(default_factory=dict)  # states whose new generation has a name of its own
     shared: set[Expr] = field(default_factory=set)  # constraints of the whole cascade, over values
     summands: dict[str, tuple[Expr, str]] = field(default_factory=dict)  # operand and reduction of each reduction
+    tables: dict[str, Table] = field(default_factory=dict)  # what bounds of loops read of inputs
     outer: list[tuple[str | None, frozenset[str], dict[str, str]]] = field(default_factory=list)  # loops around
 
     # --- loops --------------------------------------------------------------------------------------------------

@@ -103,9 +103,10 @@ class Kernel:
         for tile, text in zip(self.built.kernels, self.built.texts, strict=True):
             signature: dict[str, str] = {}
             constexprs: dict[str, object] = dict(text.constexprs)
+            whole = {*index_only, *(x.name for x in tile.tables if x.tensor in index_only)}
             for t in text.tensors:
                 own = outputs.get(t, "float32") or self.built.dtype
-                signature[safe(t)] = "*i32" if t in index_only else TYPES[self.built.dtype if t in inputs else own]
+                signature[safe(t)] = "*i32" if t in whole else TYPES[self.built.dtype if t in inputs else own]
             for t, n in text.strides:
                 name = f"stride_{t}_{tile.tensors[t][n]}"
                 if n == len(tile.tensors[t]) - 1:

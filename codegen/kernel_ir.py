@@ -143,6 +143,16 @@ Stmt: TypeAlias = Load | Map | Reduce | Dot | Store | Loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The least ("min") or the most ("max") of a tensor in each block; `sizes`: of a block along each axis."""
+
+    name: str
+    tensor: str
+    reduce: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TileKernel:
     """A kernel as statements over tiles.
 
@@ -159,6 +169,7 @@ class TileKernel:
         tensors: variables of each tensor it reads or writes, in the order of its parameters.
         outputs: the tensors it writes. buffers: tensors between kernels, float32.
         firsts: grid variables whose first and last coordinate a loop bound needs.
+        tables: what is computed of inputs before the kernel runs, and is read like them.
     """
 
     name: str
@@ -176,6 +187,7 @@ class TileKernel:
     outputs: tuple[str, ...]
     buffers: tuple[str, ...] = field(default=())
     firsts: tuple[str, ...] = field(default=())
+    tables: tuple[Table, ...] = field(default=())
 
 
 def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:

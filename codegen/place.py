@@ -110,8 +110,9 @@ class _Placer:
             values=values,
             body=whole,
             schedule=self.schedule,
-            tensors=self._tensors(),
+            tensors=self._tensors() | {t: self._tensors()[x.tensor] for t, x in body.tables.items()},
             outputs=self.cascade.output_names,
+            tables=tuple(body.tables.values()),
             buffers=tuple(t for t in self.program.buffers if t in self._tensors()),
             firsts=tuple(v for v in grid if {first(v), last(v)} & used),
         )
@@ -187,7 +188,7 @@ class _Placer:
         every = tuple(dict.fromkeys(c for e in looped for c in self._always(e)))
         common = [c for c in every if all(c in self._always(e) for e in looped)]
         rows = Rows(body, grid, inner_einsums[0])
-        found = runs_of(moves_by, common, rows.known(), skips=self.derived)
+        found = runs_of(moves_by, common, rows.known(), tile=rows.tile, skips=self.derived)
         before += [*rows.made, *found.names]
         outside = body.snapshot()
         built = []

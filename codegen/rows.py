@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from einsumcascade.codegen.body import Body
-from einsumcascade.codegen.kernel_ir import Reduce, Stmt, Value, last
+from einsumcascade.codegen.kernel_ir import Load, Reduce, Stmt, Table, Value, first, last
 from einsumcascade.language.ir import (
     Cascade,
     Einsum,
@@ -75,6 +75,10 @@ class Rows:
             self.spans[value.tensor] = self._of_tile(value, tuple(dict.fromkeys(along)))
         return self.spans[value.tensor]
 
+    def tile(self, streamed: str, start: Expr, symbol: Expr, step: int) -> Tiles:
+        """Reads along a loop, in the tile that begins at `start`."""
+        return Tiles(self, streamed, start, symbol, step)
+
     def _of_tile(self, value: Read, along: tuple[str, ...]) -> Span:
         below, above = apply("below", value), apply("above", value)
         if not along:
@@ -87,4 +91,62 @@ class Rows:
                 x = apply("select", apply("lt", Var(name=v), Scalar(name=rank_of(v))), x, Num(value=empty))
             self.made.append(Reduce(value=Value(name=name, axes=()), reduce=reduce, expr=x, axes=axes, over=axes))
             ends.append(Read(tensor=name))
+        return Span(*ends)
+
+
+@dataclass(slots=True)
+class Tiles:
+    """The spans of inputs in the tile of a loop, from tables of their blocks.
+
+    Args:
+        streamed: the looped variable. start: first coordinate of the tile, of `step` elements, `symbol` in texts.
+    """
+
+    rows: Rows
+    streamed: str
+    start: Expr
+    symbol: Expr
+    step: int
+    loads: list[Stmt] = field(default_factory=list)
+
+    def read(self, r: Read) -> Span | None:
+        """The least and the most of an input in the tile."""
+        body = self.rows.body
+        if Var(name=self.streamed) not in r.indices:
+            return self.rows.read(r)
+        if body.cascade.input(r.tensor) is None or not all(isinstance(i, Var) for i in r.indices):
+            return None
+        sizes: list[int] = []
+        indices: list[Expr] = []
+        mask: list[Expr] = []
+        for i, d in zip(r.indices, body.tensors[r.tensor], strict=True):
+            assert isinstance(i, Var)
+            if i.name in body.batch:
+                sizes, indices = [*sizes, 1], [*indices, i]
+                end: Expr = Scalar(name=rank_of(d))
+            elif i.name == self.streamed or i.name in self.rows.grid:
+                size = self.step if i.name == self.streamed else body.axes[i.name].size
+                at, by = (self.start, self.symbol) if i.name == self.streamed else (Read(tensor=first(i.name)), None)
+                sizes = [*sizes, size]
+                indices.append(apply("quotient", at, by or Num(value=size)))
+                last_block = apply("ieee_sub", apply("add", Scalar(name=rank_of(d)), Num(value=size)), Num(value=1))
+                end = apply("quotient", last_block, Num(value=size))
+            else:
+                return None
+            if i.name != d:
+                # Beyond the end no point is live, whatever is read.
+                mask.append(apply("lt", indices[-1], end))
+        # A name for each way in which the blocks lie: two kernels may cut one tensor differently.
+        tag = "_".join([r.tensor, *(str(n) for n in sizes)])
+        ends: list[Expr] = []
+        for kind, reduce in (("least", "min"), ("most", "max")):
+            name = body._derived(f"b_{kind}", tag).removeprefix("b_")
+            table = Table(name=name, tensor=r.tensor, reduce=reduce, sizes=tuple(sizes))
+            body.tables[table.name] = table
+            axes = tuple(i.name for i in r.indices if isinstance(i, Var))
+            value = Value(name=body._derived(f"b_{name}", "_".join(axes)), axes=())
+            load = Load(value=value, tensor=table.name, indices=tuple(indices), mask=tuple(mask))
+            if load not in self.loads:
+                self.loads.append(load)
+            ends.append(apply("below" if reduce == "min" else "above", Read(tensor=value.name)))
         return Span(*ends)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from einsumcascade.codegen.kernel_ir import Axis, Map, Stmt, Value, last
+from einsumcascade.codegen.kernel_ir import Axis, Load, Map, Stmt, Value, last
+from einsumcascade.codegen.rows import Tiles
 from einsumcascade.language.ir import (
     Apply,
     Einsum,
@@ -128,26 +129,29 @@ def placed(condition: Expr, walk: Walk) -> Expr:
     return transform(condition, leaf)
 
 
-def runs_of(walk: Walk, common: list[Expr], known: Known, *, skips: bool) -> Runs:
+def runs_of(
+    walk: Walk, common: list[Expr], known: Known, *, tile: Callable[[str, Expr, Expr, int], Tiles], skips: bool
+) -> Runs:
     """Split a loop into runs by the constraints that all its reductions share.
 
     Args:
         walk: how the loop moves.
         common: constraints of every reduction over it.
-        known: of the variables of the grid and of what is read there.
+        known: of the variables of the grid and of what is read there. tile: reads along the loop.
         skips: tiles without a live point may be left out; a user's own recurrence may move on them.
 
     Returns: named bounds and runs; together they cover every live point once.
     """
     if walk.inner is None:
         return Runs(runs=(Run(lo=ZERO, hi=Scalar(name=walk.rank), holding=frozenset()),))
-    return _Runs(walk, known, skips).of(common)
+    return _Runs(walk, known, tile, skips).of(common)
 
 
 @dataclass(slots=True)
 class _Runs:
     walk: Walk
     known: Known
+    tile: Callable[[str, Expr, Expr, int], Tiles]
     skips: bool
     names: list[Map] = field(default_factory=list)
     wide: set[str] = field(default_factory=set)
@@ -313,7 +317,8 @@ class _Runs:
         v = variable_of(self.walk.rank)
         start = apply("mul", Var(name=self.walk.index), self._symbol)
         end = Value(name=last(v), axes=())
-        known = self.known.with_tile(v, Span(start, Read(tensor=end.name)), self.walk.step)
+        reads = self.tile(v, start, self._symbol, self.walk.step)
+        known = replace(self.known, read=reads.read).with_tile(v, Span(start, Read(tensor=end.name)), self.walk.step)
         out: Truth = True
         for c in conditions:
             found = decide(c, known)
@@ -321,10 +326,13 @@ class _Runs:
         if isinstance(out, bool):
             return (), None if out else apply("lt", ONE, ZERO)
         reach = apply("sub", apply("min", apply("add", start, self._symbol), Scalar(name=self.walk.rank)), ONE)
-        tile = [Map(value=end, expr=finished(reach))]
-        return self._sides(out, end.name, tile)
+        tile: list[Stmt] = [*reads.loads]
+        if Read(tensor=end.name) in subexpressions(out):
+            tile.append(Map(value=end, expr=finished(reach)))
+        moving = {end.name, *(x.value.name for x in reads.loads if isinstance(x, Load))}
+        return self._sides(out, moving, tile)
 
-    def _sides(self, test: Expr, end: str, tile: list[Map]) -> tuple[tuple[Stmt, ...], Expr]:
+    def _sides(self, test: Expr, moving: set[str], tile: list[Stmt]) -> tuple[tuple[Stmt, ...], Expr]:
         """Name the sides of comparisons: those that are the same for all tiles before the loop."""
         made: dict[Expr, Expr] = {}
 
@@ -332,8 +340,9 @@ class _Runs:
             if not isinstance(e, Apply) or e in made:
                 return made.get(e, e)
             parts = set(subexpressions(e))
+            within = {x.tensor for x in parts if isinstance(x, Read)}
             name = Value(name=f"side_{len(made)}_{variable_of(self.walk.rank)}", axes=())
-            moves = Var(name=self.walk.index) in parts or Read(tensor=end) in parts
+            moves = Var(name=self.walk.index) in parts or bool(within & moving)
             (tile if moves else self.names).append(Map(value=name, expr=finished(e)))
             made[e] = Read(tensor=name.name)
             return made[e]

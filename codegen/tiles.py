@@ -11,6 +11,7 @@ import torch
 from einsumcascade.codegen.kernel_ir import Load, Loop, Map, Reduce, Segment, Stmt, TileKernel, all_statements, bounding
 from einsumcascade.codegen.launch import Built, program_binding
 from einsumcascade.codegen.run_torch import Run
+from einsumcascade.codegen.tables import tables_of
 from einsumcascade.errors import Diagnostic, InputError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import rank_of
@@ -67,7 +68,13 @@ def tile_maps(built: Built, tensors: Mapping[str, torch.Tensor], extents: Mappin
         shape = [-(-binding.extents[rank_of(v)] // n) for v, n in zip(axes, sizes, strict=True)]
         states = [torch.zeros([*shape, -(-binding.extents[s.rank] // s.step)], dtype=torch.int8) for s in loops]
         _require(kernel, tensors)
-        _Tracer(kernel, dict(tensors), binding, maps=dict(zip(map(id, loops), states, strict=True)), sizes=sizes).run()
+        _Tracer(
+            kernel,
+            {**tensors, **tables_of(kernel, tensors)},
+            binding,
+            maps=dict(zip(map(id, loops), states, strict=True)),
+            sizes=sizes,
+        ).run()
         out += [
             TileMap(kernel=kernel.name, rank=s.rank, step=s.step, axes=axes, sizes=sizes, states=x)
             for s, x in zip(loops, states, strict=True)
@@ -91,13 +98,14 @@ def _bound(built: Built, tensors: Mapping[str, torch.Tensor], extents: Mapping[s
 
 def _require(kernel: TileKernel, tensors: Mapping[str, torch.Tensor]) -> None:
     needed, _ = bounding(kernel.body)
+    made = {t.name: t.tensor for t in kernel.tables}
     for s in all_statements(kernel.body):
-        if isinstance(s, Load) and s.value.name in needed and s.tensor not in tensors:
+        if isinstance(s, Load) and s.value.name in needed and made.get(s.tensor, s.tensor) not in tensors:
             raise InputError(
                 diagnostics=(
                     Diagnostic(
                         code="missing-input",
-                        headline=f"{s.tensor} not given",
+                        headline=f"{made.get(s.tensor, s.tensor)} not given",
                         rule="tensors that bounds of loops read decide which tiles are visited",
                     ),
                 )

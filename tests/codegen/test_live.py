@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.launch import Built, build, program_of, run_interpreted
 from einsumcascade.codegen.run_torch import run_on_cpu
+from einsumcascade.codegen.tables import tables_of
 from einsumcascade.codegen.tiles import FULL, SKIPPED, tile_maps
 from einsumcascade.language.extents import bind
 from einsumcascade.language.parser import parse
@@ -230,3 +231,93 @@ def test_kernels_that_skip_tiles_agree_with_the_reference(constraints: tuple[str
         for found in (run_interpreted(built, inputs, binding), run_on_cpu(built, inputs, binding)):
             for name in ("O", "D"):
                 np.testing.assert_allclose(found[name].numpy(), wanted[name], rtol=2e-5, atol=2e-5)
+
+
+# Rows of the table of masks as users write them.
+LARGE = {"w": 40, "s": 20, "d": 3, "g": 48}
+TABLE = {
+    "causal": ("m <= p",),
+    "strictly causal": ("m < p",),
+    "sliding window": ("m <= p", "m > p - w"),
+    "symmetric window": ("p - m <= w", "m - p <= w"),
+    "sink and window": ("m <= p", "(m < s) or (p - m < w)"),
+    "prefix": ("(m <= p) or (m < s)",),
+    "document": ("DOC[m] == DOC[p]", "m <= p"),
+    "segment order": ("SEG[m] <= SEG[p]",),
+    "block causal": ("m < (p//g + 1)*g",),
+    "future expanding": ("m < (p//g + 1)*w + s",),
+    "causal with strides": ("m//w <= p//g",),
+    "block diagonal": ("m//g == p//g",),
+    "shifted groups": ("((m + s)%M)//g == ((p + s)%M)//g", "m <= p"),
+    "shifted groups and sinks": ("((m + s)%M)//g == ((p + s)%M)//g or m < s", "m <= p"),
+    "persistent and segment": ("(m < s) or ((m - s <= p) and ((m - s)//g == p//g))",),
+    "dilated": ("(p - m) % d == 0", "m <= p"),
+    "tree": ("TREE[p,m] > 0",),
+    "adjacency": ("ADJ[h,p,m] > 0",),
+    "routed": ("m <= p", "ROUTE == 1 or (m < s or p - m < w)"),
+    "ragged": ("LO[p] <= m", "m < HI[p]"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_few_dead_tiles_are_visited(name: str) -> None:
+    p, m, tiles = 250, 301, (32, 16)
+    given_tables = tables(p, m, 1)
+    given_tables["DOC"] = torch.arange(m) // 70
+    given_tables["TREE"] = (torch.arange(m)[:, None] // 40 == torch.arange(m) // 40).to(torch.int64).tril()
+    given_tables["ADJ"] = torch.stack([given_tables["TREE"], given_tables["TREE"].T])
+    given_tables["LO"] = torch.arange(p) // 60 * 60
+    given_tables["HI"] = given_tables["LO"] + 60
+    built = built_for(TABLE[name], tiles, LARGE)
+    states = states_of(built, p, m, given_tables)
+    live = mask_of(tuple(map(as_python, TABLE[name])), p, m, given_tables, LARGE)
+    some, every = blocks(live, *tiles)
+    extra = int(((states != SKIPPED) & ~some).sum()) / int(some.sum())
+    print(
+        f"{name}: {int(some.sum())} of {some.size} tiles live, {extra:.1%} visited beyond them, "
+        f"{int((states == FULL).sum())} of {int(every.sum())} full ones taken as full"
+    )
+    assert not (some & (states == SKIPPED)).any() and not (~every & (states == FULL)).any()
+    assert extra <= 0.15
+
+
+@pytest.mark.parametrize("constraint", ["m < 0", "p < 0", "m < LEN[h]", "ROUTE == 5 or m < 0", "m <= p - 1000"])
+def test_a_mask_that_is_never_true_gives_zeros_and_no_weight(constraint: str) -> None:
+    cascade = parse(
+        "in S[h,p,m], V[h,m,f]"
+        + (", LEN[h]" if "LEN" in constraint else ", ROUTE" if "ROUTE" in constraint else "")
+        + f"\nconstraint {constraint}\nGM[h,p] = S[h,p,m] :: max(m)\nW[h,p,m] = exp(S[h,p,m] - GM[h,p])\n"
+        "D[h,p] = W[h,p,m] :: sum(m)\nO[h,p,f] = W[h,p,m] * V[h,m,f] / D[h,p] :: sum(m)\n"
+        "LSE[h,p] = GM[h,p] + log(D[h,p])\nout O, LSE",
+        name="never.cascade",
+    )
+    inputs = {"S": torch.randn(HEADS, 19, 35), "V": torch.randn(HEADS, 35, 4)}
+    inputs |= {"LEN": torch.tensor([0, -3])} if "LEN" in constraint else {}
+    inputs |= {"ROUTE": torch.tensor(1)} if "ROUTE" in constraint else {}
+    binding = bind(cascade, shapes={n: tuple(x.shape) for n, x in inputs.items()})
+    built = build(cascade, extents={"F": 4}, dtype="float32", target=gpu_target("cuda:90"), tile_limit=16)
+    for found in (run_interpreted(built, inputs, binding), run_on_cpu(built, inputs, binding)):
+        assert (found["O"] == 0).all() and (found["LSE"] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("name", [n for n, cs in TABLE.items() if not any("[" in c for c in cs)])
+def test_an_arithmetic_mask_needs_no_memory(name: str) -> None:
+    """At any lengths: bounds are numbers, so neither a kernel nor its caller holds more than inputs and outputs."""
+    built = built_for(TABLE[name], (128, 64), LARGE)
+    (kernel,) = built.kernels
+    assert not kernel.tables and not kernel.buffers
+    assert set(kernel.tensors) - {"ROUTE"} == {"S", "V", "O", "D"}
+
+
+def test_tables_of_a_mask_are_as_long_as_a_row_of_tiles() -> None:
+    built = built_for(("DOC[m] == DOC[p]", "m <= p"), (128, 64), LARGE)
+    made = tables_of(built.kernels[0], {"DOC": torch.arange(1 << 20) // 4000})
+    assert {n: tuple(t.shape) for n, t in made.items()} == {"least_DOC_64": (16384,), "most_DOC_64": (16384,)}
+    assert torch.equal(made["least_DOC_64"], torch.arange(1 << 20)[::64] // 4000)
+
+
+def test_ids_beyond_the_digits_of_float32_are_told_apart() -> None:
+    built = built_for(("DOC[m] == DOC[p]",), (4, 4), CONSTANTS)
+    ids = (1 << 40) + torch.arange(12) // 4
+    (state,) = {tuple(map(tuple, x.tolist())) for x in torch.as_tensor(states_of(built, 12, 12, {"DOC": ids}))}
+    assert state == ((1, 0, 0), (0, 1, 0), (0, 0, 1))

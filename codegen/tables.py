@@ -1,0 +1,35 @@
+"""The least and the most of a tensor in each block: what empty tiles of a data-dependent mask are known by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from einsumcascade.codegen.kernel_ir import Table, TileKernel
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tables_of(kernel: TileKernel, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Compute the tables that a kernel's loop bounds read, on the device of their tensors.
+
+    Returns: by name; as many elements as blocks.
+    Cost: reads each tensor once a table, copies nothing, waits for nothing, so a CUDA graph may hold it.
+    """
+    return {t.name: _table(t, tensors[t.tensor]) for t in kernel.tables}
+
+
+def _table(table: Table, x: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    for axis, size in enumerate(table.sizes):
+        length = x.shape[axis]
+        whole = length // size * size
+        parts = [x.narrow(axis, 0, whole).unflatten(axis, (-1, size))] if whole else []
+        # The last block ends with the tensor.
+        parts += [x.narrow(axis, whole, length - whole).unsqueeze(axis)] if whole < length else []
+        if size > 1:
+            ends = [p.amin(axis + 1) if table.reduce == "min" else p.amax(axis + 1) for p in parts]
+            x = torch.cat(ends, axis) if ends else x
+    return x.contiguous()
