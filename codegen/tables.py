@@ -26,10 +26,15 @@ def _table(table: Table, x: torch.Tensor) -> torch.Tensor:
     for axis, size in enumerate(table.sizes):
         length = x.shape[axis]
         whole = length // size * size
-        parts = [x.narrow(axis, 0, whole).unflatten(axis, (-1, size))] if whole else []
+        parts = [_blocks(x.narrow(axis, 0, whole), axis, size)] if whole else []
         # The last block ends with the tensor.
         parts += [x.narrow(axis, whole, length - whole).unsqueeze(axis)] if whole < length else []
         if size > 1:
             ends = [p.amin(axis + 1) if table.reduce == "min" else p.amax(axis + 1) for p in parts]
             x = torch.cat(ends, axis) if ends else x
     return x.contiguous()
+
+
+def _blocks(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    """A view with an axis of blocks and one within them in place of one."""
+    return x.unfold(axis, size, size).movedim(-1, axis + 1)
