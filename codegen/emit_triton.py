@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from einsumcascade.codegen.forms import powers
 from einsumcascade.codegen.kernel_ir import (
+    Count,
     Dot,
     Load,
     Loop,
@@ -58,6 +59,20 @@ def _{name}(x):
     return x.to(tl.int64)
 """
 WHOLE_ROWS = (("below", "floor", "-4611686018427387904.0"), ("above", "ceil", "4611686018427387904.0"))
+COUNT = """
+
+@triton.jit
+def _count(row, stride, length, limit):
+    # How many numbers of a row in ascending order are at most the limit.
+    low = tl.cast(0, tl.int32)
+    high = tl.cast(length, tl.int32)
+    while low < high:
+        middle = (low + high) // 2
+        is_counted = tl.load(row + middle.to(tl.int64) * stride) <= limit
+        low = tl.where(is_counted, middle + 1, low)
+        high = tl.where(is_counted, high, middle)
+    return low
+"""
 MULTIPLY = """
 
 @triton.jit
@@ -104,6 +119,7 @@ def module(kernels: tuple[KernelText, ...], *, title: str, cascade: str) -> str:
     """One importable text with several kernels, and the cascade they compute in its header."""
     body = "".join("\n\n" + k.text for k in kernels)
     helper = MULTIPLY if "_multiply)" in body else ""
+    helper += COUNT if "_count(" in body else ""
     for name, rounded, unknown in WHOLE_ROWS:
         if f"_{name}(" in body:
             helper += WHOLE.format(name=name, rounded=rounded, unknown=unknown)
@@ -228,6 +244,8 @@ class _Printer(Memory):
             case Load():
                 self._address(s, None)
                 self._load(s, None)
+            case Count():
+                self._count(s)
             case Map():
                 self._map(s)
             case Reduce():
@@ -238,6 +256,19 @@ class _Printer(Memory):
                 self._store(s)
             case Loop():
                 self._loop(s)
+
+    def _count(self, s: Count) -> None:
+        name, axes = suffix_of(s), self.kernel.tensors[s.tensor]
+        base = [safe(s.tensor)]
+        along = ""
+        for i, d in zip(s.indices, axes, strict=True):
+            if i is None:
+                along = stride_name(s.tensor, d)
+            else:
+                base.append(f"{self.texts.plain(i)} * {stride_name(s.tensor, d)}")
+        self._line(f"p_{name} = {' + '.join(base)}")
+        limit, length = self.texts.plain(s.limit), self.texts.plain(s.length)
+        self._assign(s.value.name, f"_count(p_{name}, {along}, {length}, {limit})", (), "")
 
     def _map(self, s: Map) -> None:
         t = self.texts.of(s.expr)

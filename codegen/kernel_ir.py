@@ -78,6 +78,20 @@ class Reduce:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """How many of the first `length` elements of a row of a table in ascending order are at most `limit`.
+
+    `indices`: of the row; None stands for the axis along which it lies.
+    """
+
+    value: Value
+    tensor: str
+    indices: tuple[Expr | None, ...]
+    length: Expr
+    limit: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dot:
     """Multiply two tiles over one axis, added to `accumulate` if given."""
 
@@ -139,17 +153,21 @@ class Loop:
     heads: tuple[Map, ...] = ()
 
 
-Stmt: TypeAlias = Load | Map | Reduce | Dot | Store | Loop
+Stmt: TypeAlias = Load | Count | Map | Reduce | Dot | Store | Loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The least ("min") or the most ("max") of a tensor in each block; `sizes`: of a block along each axis."""
+    """The least ("min") or the most ("max") of a tensor in each block; `sizes`: of a block along each axis.
+
+    Along `ascending`, if given, whole numbers: at most ("min") or at least ("max") those of a block, that never fall.
+    """
 
     name: str
     tensor: str
     reduce: str
     sizes: tuple[int, ...]
+    ascending: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +215,10 @@ def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:
             case Load():
                 yield from s.indices
                 yield from s.mask
+            case Count():
+                yield from (i for i in s.indices if i is not None)
+                yield s.length
+                yield s.limit
             case Map():
                 yield s.expr
             case Reduce():
@@ -239,13 +261,13 @@ def bounding(body: tuple[Stmt, ...]) -> tuple[frozenset[str], frozenset[str]]:
     exprs: list[Expr] = []
     for loop in (s for s in statements if isinstance(s, Loop)):
         own = (*loop.heads, *(x for g in loop.segments for x in g.tile))
-        names |= {x.value.name for x in own if isinstance(x, Load | Map | Reduce)}
+        names |= {x.value.name for x in own if isinstance(x, Load | Count | Map | Reduce)}
         exprs += expressions(own)
         for g in loop.segments:
             exprs += [g.lo, g.hi, *([] if g.live is None else [g.live])]
     made: dict[str, list[Stmt]] = {}
     for s in statements:
-        if isinstance(s, Load | Map | Reduce):
+        if isinstance(s, Load | Count | Map | Reduce):
             made.setdefault(s.value.name, []).append(s)
     while exprs:
         found |= set(variables(*exprs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from einsumcascade.codegen.forms import conjunction
-from einsumcascade.codegen.kernel_ir import Load, Loop, Store, TileKernel
+from einsumcascade.codegen.kernel_ir import Count, Load, Loop, Store, TileKernel
 from einsumcascade.codegen.names import safe
 from einsumcascade.codegen.texts import ATOM, Text, Texts
 from einsumcascade.language.ir import Expr, Num, Scalar, Var, apply, rank_of, reads, variable_of, variables
@@ -183,5 +183,5 @@ def stride_name(tensor: str, variable: str) -> str:
     return f"stride_{tensor}_{variable}"
 
 
-def suffix_of(s: Load | Store) -> str:
-    return s.value.name.removeprefix("b_") if isinstance(s, Load) else s.tensor
+def suffix_of(s: Load | Count | Store) -> str:
+    return s.value.name.removeprefix("b_") if isinstance(s, Load | Count) else s.tensor

@@ -211,8 +211,8 @@ class _Placer:
                     tested=tuple(c for c in every if c not in run.holding),
                     body=(*inside, *moves),
                     carries=carries,
-                    tile=found.tile,
-                    live=found.live,
+                    tile=run.tile,
+                    live=run.live,
                 )
             )
         body.leave(outside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from einsumcascade.codegen.body import Body
-from einsumcascade.codegen.kernel_ir import Load, Reduce, Stmt, Table, Value, first, last
+from einsumcascade.codegen.kernel_ir import Count, Load, Reduce, Stmt, Table, Value, first, last
 from einsumcascade.language.ir import (
     Cascade,
     Einsum,
@@ -18,7 +18,7 @@ from einsumcascade.language.ir import (
     rank_of,
 )
 from einsumcascade.language.ops import FAR
-from einsumcascade.schedules.intervals import Known, Span, tile_span
+from einsumcascade.schedules.intervals import Known, Span, finished, tile_span
 
 
 def literals(cascade: Cascade) -> dict[str, int | float]:
@@ -48,6 +48,7 @@ class Rows:
     made: list[Stmt] = field(default_factory=list)
     within: list[Expr] = field(default_factory=list)
     spans: dict[str, Span] = field(default_factory=dict)
+    counted: dict[object, str] = field(default_factory=dict)
 
     def known(self) -> Known:
         """What conditions may be solved with."""
@@ -108,6 +109,41 @@ class Tiles:
     symbol: Expr
     step: int
     loads: list[Stmt] = field(default_factory=list)
+    naturals: set[str] = field(default_factory=set)
+
+    def search(self, r: Read, kind: str, limit: Expr) -> Expr | None:
+        """The position of the first block from which on, or before which, an input is known to be above a limit."""
+        body = self.rows.body
+        if body.cascade.input(r.tensor) is None or r.indices.count(Var(name=self.streamed)) != 1:
+            return None
+        indices: list[Expr | None] = []
+        blocks: Expr = Num(value=0)
+        for i, d in zip(r.indices, body.tensors[r.tensor], strict=True):
+            if not isinstance(i, Var) or i.name not in (self.streamed, *body.batch):
+                return None
+            indices.append(None if i.name == self.streamed else i)
+            end = Scalar(name=rank_of(d))
+            if i.name == self.streamed:
+                blocks = apply("ieee_sub", apply("add", end, self.symbol), Num(value=1))
+                blocks = apply("quotient", blocks, self.symbol)
+            if i.name != d:
+                # Beyond the end no point is live.
+                at = apply("sub", Scalar(name=rank_of(i.name)), Num(value=1)) if i.name == self.streamed else i
+                self.rows.within.append(apply("lt", at, end))
+        sizes = tuple(self.step if i is None else 1 for i in indices)
+        tag = f"{r.tensor}_{'x'.join(map(str, sizes))}"
+        name = body._derived(f"b_rising_{kind}", tag).removeprefix("b_")
+        reduce = "min" if kind == "least" else "max"
+        body.tables[name] = Table(name=name, tensor=r.tensor, reduce=reduce, sizes=sizes, ascending=indices.index(None))
+        value = Value(name=f"upto_{len(self.rows.counted)}_{self.streamed}", axes=())
+        made = (name, tuple(indices), blocks, limit)
+        if made not in self.rows.counted:
+            self.rows.counted[made] = value.name
+            self.rows.made.append(
+                Count(value=value, tensor=name, indices=tuple(indices), length=blocks, limit=finished(limit))
+            )
+        self.naturals.add(self.rows.counted[made])
+        return apply("mul", Read(tensor=self.rows.counted[made]), self.symbol)
 
     def read(self, r: Read) -> Span | None:
         """The least and the most of an input in the tile."""
@@ -137,7 +173,7 @@ class Tiles:
                 # Beyond the end no point is live, whatever is read.
                 mask.append(apply("lt", indices[-1], end))
         # A name for each way in which the blocks lie: two kernels may cut one tensor differently.
-        tag = "_".join([r.tensor, *(str(n) for n in sizes)])
+        tag = f"{r.tensor}_{'x'.join(map(str, sizes))}"
         ends: list[Expr] = []
         for kind, reduce in (("least", "min"), ("most", "max")):
             name = body._derived(f"b_{kind}", tag).removeprefix("b_")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from einsumcascade.codegen.kernel_ir import (
+    Count,
     Dot,
     Load,
     Loop,
@@ -152,6 +153,8 @@ class Run:
             match s:
                 case Load():
                     self.env[s.value.name] = self._load(s)
+                case Count():
+                    self.env[s.value.name] = self._count(s)
                 case Map():
                     value = self._of(s.expr)
                     self.env[s.value.name] = self._filled(value, s.value.axes) if isinstance(s.expr, Num) else value
@@ -219,6 +222,11 @@ class Run:
             slices.append(slice(lo, hi))
             axes.append(v)
         return self._sorted(Tile(tensor[tuple(slices)], tuple(axes)))
+
+    def _count(self, s: Count) -> Tile:
+        row = self.tensors[s.tensor][tuple(slice(None) if i is None else int(self._of(i).data) for i in s.indices)]
+        limit = torch.as_tensor(self._of(s.limit).data, device=self.device).reshape(())
+        return Tile(int((row[: int(self._of(s.length).data)] <= limit).sum()), ())
 
     def _span_of(self, i: Expr) -> str | None:
         """The axis that an index walks one by one, if it does."""

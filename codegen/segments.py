@@ -18,6 +18,7 @@ from einsumcascade.language.ir import (
     Var,
     apply,
     rank_of,
+    reads,
     subexpressions,
     transform,
     variable_of,
@@ -61,11 +62,16 @@ class Walk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Tiles from position `lo` up to `hi`, throughout which the constraints of `holding` hold."""
+    """Tiles from position `lo` up to `hi`, throughout which the constraints of `holding` hold.
+
+    `tile`: values of each tile that `live` names. live: what a tile with a live point fulfils; None: not known.
+    """
 
     lo: Expr
     hi: Expr
     holding: frozenset[Expr]
+    tile: tuple[Stmt, ...] = ()
+    live: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +82,12 @@ class Runs:
         names: bounds, computed before the loop.
         runs: in order; `parts` times, one part of the tiles after the other, if more than 1.
         heads: bounds of a part, computed before its runs.
-        tile: values of each tile that `live` names. live: what a tile with a live point fulfils; None: not known.
     """
 
     names: tuple[Map, ...] = ()
     runs: tuple[Run, ...]
     parts: int = 1
     heads: tuple[Map, ...] = ()
-    tile: tuple[Stmt, ...] = ()
-    live: Expr | None = None
 
 
 def walk_of(block: Iter, einsums: list[Einsum], axes: Mapping[str, Axis], constraints: tuple[Expr, ...]) -> Walk:
@@ -155,20 +158,37 @@ class _Runs:
     skips: bool
     names: list[Map] = field(default_factory=list)
     wide: set[str] = field(default_factory=set)
+    sides: list[Map] = field(default_factory=list)
+    sided: dict[Expr, Expr] = field(default_factory=dict)
+    turn: int = 0
 
     def of(self, common: list[Expr]) -> Runs:
         assert self.walk.inner is not None
         moving = {self.walk.index, self.walk.inner}
         given = {c: placed(c, self.walk) for c in common if c != self.walk.tail}
         given = {c: e for c, e in given.items() if not set(variables(e)) & moving}
-        self.known.streamed = variable_of(self.walk.rank)
+        self.known.streamed = v = variable_of(self.walk.rank)
+        start = apply("mul", Var(name=self.walk.index), self._symbol)
+        tiles = self.tile(v, start, self._symbol, self.walk.step)
+        tiles.naturals = self.known.naturals
+        self.known.search = tiles.search
         # A loop that skips nothing needs one run of full tiles, no more.
         solved = solve_all(given, self.known, intervals=MOST if self.skips else 1)
         holding = frozenset([*solved.holding, *([self.walk.tail] if self.walk.tail is not None else [])])
-        tile, test = self._tile_test([given[c] for c in solved.tests]) if self.skips else ((), None)
         single = len(solved.live.may) < 2 and len(solved.live.must) < 2
         done = self._single if single or not self.skips else self._parts
-        return replace(done(solved.live, holding), tile=tile, live=test)
+        out = done(solved.live, holding)
+        if not self.skips:
+            return out
+        # What tensors hold is known block by block: exactly where they rise, else from where to where at most.
+        along = [c for c in solved.holding if any(Var(name=v) in r.indices for r in reads(given[c]))]
+        tile, test = self._tile_test(tiles, [given[c] for c in (*along, *solved.tests)])
+        fewer_tile, fewer = self._tile_test(tiles, [given[c] for c in solved.tests]) if along else (tile, test)
+        runs = [
+            replace(run, tile=fewer_tile if run.holding else tile, live=fewer if run.holding else test)
+            for run in out.runs
+        ]
+        return replace(out, names=(*out.names, *self.sides), runs=tuple(runs))
 
     # --- one run of live tiles, full in the middle ----------------------------------------------------------------
 
@@ -311,13 +331,13 @@ class _Runs:
 
     # --- tile by tile ----------------------------------------------------------------------------------------------
 
-    def _tile_test(self, conditions: list[Expr]) -> tuple[tuple[Stmt, ...], Expr | None]:
+    def _tile_test(self, reads: Tiles, conditions: list[Expr]) -> tuple[tuple[Stmt, ...], Expr | None]:
         """What a tile with a live point fulfils, for conditions that are no intervals."""
         assert self.walk.inner is not None
         v = variable_of(self.walk.rank)
         start = apply("mul", Var(name=self.walk.index), self._symbol)
         end = Value(name=last(v), axes=())
-        reads = self.tile(v, start, self._symbol, self.walk.step)
+        reads.loads = []
         known = replace(self.known, read=reads.read).with_tile(v, Span(start, Read(tensor=end.name)), self.walk.step)
         out: Truth = True
         for c in conditions:
@@ -334,17 +354,20 @@ class _Runs:
 
     def _sides(self, test: Expr, moving: set[str], tile: list[Stmt]) -> tuple[tuple[Stmt, ...], Expr]:
         """Name the sides of comparisons: those that are the same for all tiles before the loop."""
-        made: dict[Expr, Expr] = {}
+        made = dict(self.sided)
 
         def side(e: Expr) -> Expr:
             if not isinstance(e, Apply) or e in made:
                 return made.get(e, e)
             parts = set(subexpressions(e))
             within = {x.tensor for x in parts if isinstance(x, Read)}
-            name = Value(name=f"side_{len(made)}_{variable_of(self.walk.rank)}", axes=())
+            name = Value(name=f"side_{self.turn}_{variable_of(self.walk.rank)}", axes=())
             moves = Var(name=self.walk.index) in parts or bool(within & moving)
-            (tile if moves else self.names).append(Map(value=name, expr=finished(e)))
+            self.turn += 1
+            (tile if moves else self.sides).append(Map(value=name, expr=finished(e)))
             made[e] = Read(tensor=name.name)
+            if not moves:
+                self.sided[e] = made[e]
             return made[e]
 
         def leaf(e: Expr) -> Expr | None:

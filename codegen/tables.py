@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from einsumcascade.codegen.kernel_ir import Table, TileKernel
+from einsumcascade.language.ops import OPS
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,11 @@ def _table(table: Table, x: torch.Tensor) -> torch.Tensor:
         if size > 1:
             ends = [p.amin(axis + 1) if table.reduce == "min" else p.amax(axis + 1) for p in parts]
             x = torch.cat(ends, axis) if ends else x
+    if table.ascending is not None:
+        # From the end on nothing is less than the "min", up to here nothing is more than the "max".
+        x = OPS["below" if table.reduce == "min" else "above"].array(torch, x)
+        axis = table.ascending
+        x = x.flip(axis).cummin(axis).values.flip(axis) if table.reduce == "min" else x.cummax(axis).values
     return x.contiguous()
 
 

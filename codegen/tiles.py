@@ -8,7 +8,18 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from einsumcascade.codegen.kernel_ir import Load, Loop, Map, Reduce, Segment, Stmt, TileKernel, all_statements, bounding
+from einsumcascade.codegen.kernel_ir import (
+    Count,
+    Load,
+    Loop,
+    Map,
+    Reduce,
+    Segment,
+    Stmt,
+    TileKernel,
+    all_statements,
+    bounding,
+)
 from einsumcascade.codegen.launch import Built, program_binding
 from einsumcascade.codegen.run_torch import Run
 from einsumcascade.codegen.tables import tables_of
@@ -100,7 +111,7 @@ def _require(kernel: TileKernel, tensors: Mapping[str, torch.Tensor]) -> None:
     needed, _ = bounding(kernel.body)
     made = {t.name: t.tensor for t in kernel.tables}
     for s in all_statements(kernel.body):
-        if isinstance(s, Load) and s.value.name in needed and made.get(s.tensor, s.tensor) not in tensors:
+        if isinstance(s, Load | Count) and s.value.name in needed and made.get(s.tensor, s.tensor) not in tensors:
             raise InputError(
                 diagnostics=(
                     Diagnostic(
@@ -130,7 +141,7 @@ class _Tracer(Run):
 
     def _block(self, body: tuple[Stmt, ...]) -> None:
         for s in body:
-            if isinstance(s, Loop) or (isinstance(s, Load | Map | Reduce) and s.value.name in self.needed):
+            if isinstance(s, Loop) or (isinstance(s, Load | Count | Map | Reduce) and s.value.name in self.needed):
                 super(_Tracer, self)._block((s,))
 
     def _visit(self, loop: Loop, segment: Segment, start: int) -> None:

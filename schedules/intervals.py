@@ -49,12 +49,15 @@ class Known:
         spans: of variables, by name. numbers: values of constants that are literal.
         read: span of a read, if it has one; a condition under which the read is within its tensor at every point of
             the tile goes to `within`.
+        search: the position up to which a read along the streamed variable is known by its blocks: where the least
+            ("least") or the most ("most") first is, and from there on stays, above a limit; None: not known.
         streamed: the variable that tiles walk, and `step`: the consecutive values of it that a tile has.
     """
 
     spans: Mapping[str, Span]
     numbers: Mapping[str, int | float]
     read: Callable[[Read], Span | None]
+    search: Callable[[Read, str, Expr], Expr | None] = lambda r, kind, limit: None
     streamed: str = ""
     step: int = 0
     within: list[Expr] = field(default_factory=list)

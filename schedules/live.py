@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from einsumcascade.language.ir import Apply, Expr, Num, Var, apply, variables
+from einsumcascade.language.ir import Apply, Expr, Num, Read, Var, apply, variables
 from einsumcascade.rewrites.algebra import factors, product
 from einsumcascade.schedules.bounds import meet
 from einsumcascade.schedules.intervals import (
@@ -172,6 +172,13 @@ def _bounded(expr: Expr, limit: Span, *, below: bool, known: Known) -> Live | No
             if below:
                 return Live((Reach(hi=plus(limit.hi, ONE)),), (Reach(hi=plus(limit.lo, ONE)),))
             return Live((Reach(lo=limit.lo),), (Reach(lo=limit.hi),))
+        case Read():
+            # In order of blocks: all before have at most the limit, or all from there on more than it.
+            by = (("least", limit.hi), ("most", limit.lo)) if below else (("most", limit.lo), ("least", limit.hi))
+            may, must = (known.search(key, kind, x if below else plus(x, ONE, -1)) for kind, x in by)
+            if may is None or must is None:
+                return None
+            return Live((Reach(hi=may),), (Reach(hi=must),)) if below else Live((Reach(lo=may),), (Reach(lo=must),))
         case Apply(op="floordiv"):
             d = span(key.args[1], known)
             if d is None or not d.is_one or not known.is_positive(d.lo):

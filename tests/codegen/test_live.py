@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from einsumcascade.analysis.targets import gpu_target
+from einsumcascade.codegen.kernel_ir import Loop, TileKernel
 from einsumcascade.codegen.launch import Built, build, program_of, run_interpreted
 from einsumcascade.codegen.run_torch import run_on_cpu
 from einsumcascade.codegen.tables import tables_of
@@ -166,6 +167,7 @@ ROWS = (
     ("m < 0",),
     ("m < s or m > p + w or m == p",),
     ("(m < s or m >= M - s) and (m <= p or m % 2 == 0)",),
+    ("SEG[m] <= SEG[p]", "(m + s) % g < LEN[h]", "(m + s) % g == h * w"),
 )
 SIZES = ((1, 1, (4, 4)), (7, 9, (4, 2)), (16, 16, (4, 4)), (5, 23, (8, 4)), (23, 5, (2, 8)), (17, 40, (4, 8)))
 
@@ -312,7 +314,9 @@ def test_an_arithmetic_mask_needs_no_memory(name: str) -> None:
 def test_tables_of_a_mask_are_as_long_as_a_row_of_tiles() -> None:
     built = built_for(("DOC[m] == DOC[p]", "m <= p"), (128, 64), LARGE)
     made = tables_of(built.kernels[0], {"DOC": torch.arange(1 << 20) // 4000})
-    assert {n: tuple(t.shape) for n, t in made.items()} == {"least_DOC_64": (16384,), "most_DOC_64": (16384,)}
+    assert {n: tuple(t.shape) for n, t in made.items()} == dict.fromkeys(
+        ("least_DOC_64", "most_DOC_64", "rising_least_DOC_64", "rising_most_DOC_64"), (16384,)
+    )
     assert torch.equal(made["least_DOC_64"], torch.arange(1 << 20)[::64] // 4000)
 
 
@@ -320,4 +324,25 @@ def test_ids_beyond_the_digits_of_float32_are_told_apart() -> None:
     built = built_for(("DOC[m] == DOC[p]",), (4, 4), CONSTANTS)
     ids = (1 << 40) + torch.arange(12) // 4
     (state,) = {tuple(map(tuple, x.tolist())) for x in torch.as_tensor(states_of(built, 12, 12, {"DOC": ids}))}
-    assert state == ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    assert state == ((2, 0, 0), (0, 2, 0), (0, 0, 2))
+
+
+def test_ids_that_rise_give_exact_bounds() -> None:
+    """Full tiles are found, and none but those with a live point is so much as asked."""
+    built = built_for(("DOC[m] == DOC[p]", "m <= p"), (8, 4), CONSTANTS)
+    ids = torch.arange(64) // 24
+    states = states_of(built, 64, 64, {"DOC": ids})
+    live = mask_of(("DOC[m] == DOC[p]", "m <= p"), 64, 64, {"DOC": ids}, CONSTANTS)
+    some, every = blocks(live, 8, 4)
+    assert ((states == FULL) == every).all() and ((states != SKIPPED) == some).all()
+    plain = replace(built, kernels=tuple(map(without_tests, built.kernels)))
+    assert (states_of(plain, 64, 64, {"DOC": ids}) == states).all()
+
+
+def without_tests(kernel: TileKernel) -> TileKernel:
+    """A kernel that asks no tile whether it has a live point."""
+    body = [
+        replace(s, segments=tuple(replace(g, live=None, tile=()) for g in s.segments)) if isinstance(s, Loop) else s
+        for s in kernel.body
+    ]
+    return replace(kernel, body=tuple(body))
