@@ -174,8 +174,8 @@ def _bounded(expr: Expr, limit: Span, *, below: bool, known: Known) -> Live | No
             return Live((Reach(lo=limit.lo),), (Reach(lo=limit.hi),))
         case Read():
             # In order of blocks: all before have at most the limit, or all from there on more than it.
-            by = (("least", limit.hi), ("most", limit.lo)) if below else (("most", limit.lo), ("least", limit.hi))
-            may, must = (known.search(key, kind, x if below else plus(x, ONE, -1)) for kind, x in by)
+            ends = (("least", limit.hi), ("most", limit.lo)) if below else (("most", limit.lo), ("least", limit.hi))
+            may, must = (known.search(key, kind, x if below else plus(x, ONE, -1)) for kind, x in ends)
             if may is None or must is None:
                 return None
             return Live((Reach(hi=may),), (Reach(hi=must),)) if below else Live((Reach(lo=may),), (Reach(lo=must),))
