@@ -12,7 +12,19 @@ import pytest
 from hypothesis import given, settings
 
 from einsumcascade.analysis.targets import gpu_target
-from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Stmt, Store, TileKernel
+from einsumcascade.codegen.kernel_ir import (
+    Count,
+    Dot,
+    Load,
+    Loop,
+    Map,
+    Reduce,
+    Stmt,
+    Store,
+    TileKernel,
+    all_statements,
+    bounding,
+)
 from einsumcascade.codegen.launch import Built, build
 from einsumcascade.errors import InputError, ScheduleError, TargetError
 from einsumcascade.gallery import header, load
@@ -185,6 +197,9 @@ def compare(
     binding = bind(made.program.cascade, extents=extents)
     found = cost(made.program, made.schedule, extents=extents)
     for kernel, costs in zip(made.kernels, found.kernels, strict=True):
+        if is_bounded_by_data(kernel):
+            # What tensors hold is not known to the cost, which counts every tile: there is nothing to hold it against.
+            continue
         walked = walk(kernel, binding)
         assert costs.programs == walked.programs
         assert costs.steps == walked.steps
@@ -198,6 +213,14 @@ def compare(
         else:
             assert costs.operations["contraction"] == walked.products
     return found
+
+
+def is_bounded_by_data(kernel: TileKernel) -> bool:
+    """Whether bounds of its loops come from more of a tensor than one number a program."""
+    names, _ = bounding(kernel.body)
+    return any(
+        isinstance(s, Count) or (isinstance(s, Reduce) and s.value.name in names) for s in all_statements(kernel.body)
+    ) or bool(kernel.tables)
 
 
 def extents_of(name: str) -> dict[str, int]:
