@@ -85,10 +85,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_gallery(as_json: AsJson = False) -> None:
     """List the gallery: name, paper, passes over each rank."""
     from einsumcascade import gallery
-    from einsumcascade.analysis.passes import passes_of
+    from einsumcascade.cli.listing import gallery_passes
 
     heads = {name: gallery.header(name) for name in gallery.names()}
-    passes = {name: passes_of(gallery.load(name)) for name in heads}
+    with progress("counting passes"):
+        passes = gallery_passes()
     if as_json:
         print_json(
             [
