@@ -61,7 +61,7 @@ def test_list_counts_again_where_what_is_kept_is_not_of_these_texts(
     stale = good.replace('"digest": "', '"digest": "0').replace('"M": 3', '"M": 9')
     kept.write_text(good.replace('"M": 3', '"M": 9'), encoding="utf-8")
     assert succeed("list", "--json").stdout != first
-    for bad in (stale, "{", "[]", good[: len(good) // 2], '{"digest": 1}'):
+    for bad in (stale, good[: len(good) // 2], "[]"):
         kept.write_text(bad, encoding="utf-8")
         assert succeed("list", "--json").stdout == first
         assert kept.read_text(encoding="utf-8") == good

@@ -63,9 +63,9 @@ def _read(path: Path, digest: str) -> Passes | None:
     if not isinstance(kept, dict) or kept.get("digest") != digest:
         return None
     found = kept.get("passes")
-    whole = isinstance(found, dict) and set(found) == set(gallery.names())
-    rows = found.values() if whole else ()
-    good = whole and all(isinstance(r, dict) and all(isinstance(n, int) for n in r.values()) for r in rows)
+    if not isinstance(found, dict) or set(found) != set(gallery.names()):
+        return None
+    good = all(isinstance(r, dict) and all(isinstance(n, int) for n in r.values()) for r in found.values())
     return found if good else None
 
 

@@ -28,6 +28,7 @@ DRAWS: dict[str, Recipe] = {
     ),
     # Scores are as large as the gains make them.
     "qknorm": Recipe(large=("GQ",)),
+    "dropout": Recipe(extents={"H": 2, "P": 11}, draws={"SEED": whole(-(2**40), 2**40)}),
     "rope": Recipe(extents={"J": 3}, fixed={"X": 2}),
     "gatv2": Recipe(draws={"ADJ": chance(0.2)}, large=("AW",)),
     "tin": Recipe(extents={"B": 5}, draws={"LEN": whole(0, "M")}, large=("XT",)),
