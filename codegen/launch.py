@@ -21,6 +21,7 @@ from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Definition, Num, rank_of
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.split_form import split_form
+from einsumcascade.rewrites.unroll import unroll
 from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Program, bounded_variables, identifier, partition
 from einsumcascade.schedules.schedule import Schedule, check_schedule
@@ -115,13 +116,14 @@ def selectors(cascade: Cascade) -> frozenset[str]:
 
 
 def text_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:
-    """Bind what may enter a text: the extents of feature ranks, 64 where not given; every length counts as unbounded.
+    """Bind what may enter a text: extents of feature ranks, 64 where nothing says; every length counts as unbounded.
 
     Raises: InputError: an extent names no rank of the cascade, or is not a whole number >= 0.
     """
     features = feature_ranks(cascade)
     named = [rank_of(v) for i in cascade.inputs for v in i.indices]
-    given = {r: extents.get(r, 64) if r in features else LENGTH for r in named}
+    told = {rank_of(d.name): int(d.expr.value) for d in cascade.ranks if isinstance(d.expr, Num)}
+    given = {r: extents.get(r, told.get(r, 64)) if r in features else LENGTH for r in named}
     return bind(cascade, extents={**{r: n for r, n in extents.items() if r not in given}, **given})
 
 
@@ -270,6 +272,7 @@ def _program(
     written = tuple(o for o in cascade.outputs if o.tensor not in given)
     bound = dict(extents) if reference == "bound" else None
     simple = simplify(replace(cascade, outputs=written), bound=bound).cascade
+    simple = unroll(simple, extents=dict(extents)).cascade
     for v, parts in split:
         simple = split_form(simple, variable=v, parts=parts).cascade
     return partition(simple, bounded=bounded_variables(simple, dict(extents)))

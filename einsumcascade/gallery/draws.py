@@ -41,6 +41,7 @@ DRAWS: dict[str, Recipe] = {
     "gatedconv": Recipe(extents={"Y": 7}, fixed={"Dy": 3, "Dx": 3}, large=("X",)),
     "gaam": Recipe(draws={"CW": between(0.5, 2.0)}, large=("DELTA",)),
     "staticmap": Recipe(large=("J1",)),
+    "diff": Recipe(fixed={"S": 2}),
     "gda": Recipe(large=("Q", "QN")),
     "ebt": Recipe(large=("QP",)),
     "moh": Recipe(extents={"H": 5, "S": 3}, fixed={"T": 2}, large=("LG",), sets=("odd", "swapped", "large")),

@@ -19,7 +19,6 @@ import torch
 from einsumcascade import gallery
 from einsumcascade.codegen.launch import build, feature_ranks, selectors
 from einsumcascade.codegen.op import present_target
-from einsumcascade.errors import EinsumCascadeError
 from einsumcascade.gallery.draws import drawn, extents_of, recipe
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Iter, rank_of, walk
@@ -175,8 +174,11 @@ def _trial(name: str, kind: str, dtype: str, seed: int) -> Trial:
         rng = np.random.default_rng(seed)
         inputs = _tensors(cascade, name, kind, dtype, extents, rng)
         rows = judged(cascade, inputs, _bound(cascade, inputs), dtype, seed=seed)
-    except EinsumCascadeError as error:
-        return Trial(name=name, kind=kind, dtype=dtype, status="ERROR", note=str(error).splitlines()[0])
+    # What is no message of ours is a finding too, and must not end the other trials.
+    except Exception as error:
+        return Trial(
+            name=name, kind=kind, dtype=dtype, status="ERROR", note=f"{type(error).__name__}: {error}".splitlines()[0]
+        )
     return _verdict(name, kind, dtype, rows)
 
 
