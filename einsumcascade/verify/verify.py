@@ -34,7 +34,12 @@ DEFAULT_LENGTH, DEFAULT_FEATURE = 77, 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One output in one dtype; `largest` is the largest finite element expected, NaN if none has a value."""
+    """One output in one dtype.
+
+    Args:
+        largest: largest finite element expected, NaN if none has a value.
+        overflows: whether the plain formula has no finite value where there is one.
+    """
 
     dtype: str
     output: str
@@ -42,6 +47,7 @@ class Row:
     plain_max: float
     plain_rms: float
     largest: float
+    overflows: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +252,7 @@ def judged(
                 verdict=judge(got, want, base, conditions[name]),
                 plain_max=float(error.max(initial=0.0)),
                 plain_rms=float(np.sqrt(np.mean(error**2))) if error.size else 0.0,
+                overflows=bool((np.isfinite(want) & ~np.isfinite(base)).any()),
                 largest=float(np.abs(want[np.isfinite(want)]).max(initial=0.0)) if not hole.all() else math.nan,
             )
         )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -133,14 +135,19 @@ def verify_gallery(
     found: dict[tuple[str, str], list[Trial]] = {}
     planned, made = len(tasks) * len(dtypes), 0
     # A process that has run PyTorch's threads must not be forked.
-    pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=context, initializer=_ignore_interrupts)
     try:
         futures: dict[Future[list[Trial]], tuple[str, str]] = {
             pool.submit(trials_of, name, kind, tuple(dtypes), seed): (name, kind) for name, kind in tasks
         }
         for future in as_completed(futures):
-            found[futures[future]] = future.result()
-            for trial in found[futures[future]]:
+            name, kind = futures[future]
+            try:
+                found[name, kind] = future.result()
+            except BrokenProcessPool as error:
+                found[name, kind] = [_errored(name, kind, d, error) for d in dtypes]
+            for trial in found[name, kind]:
                 made += 1
                 if progress is not None:
                     progress(made, planned, trial)
@@ -150,6 +157,11 @@ def verify_gallery(
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return Sweep(trials=tuple(t for task in tasks for t in found.get(task, ())), planned=planned)
+
+
+def _ignore_interrupts() -> None:
+    """An interruption is for the process that collects the trials."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def trials_of(name: str, kind: str, dtypes: Sequence[str], seed: int) -> list[Trial]:
@@ -176,10 +188,13 @@ def _trial(name: str, kind: str, dtype: str, seed: int) -> Trial:
         rows = judged(cascade, inputs, _bound(cascade, inputs), dtype, seed=seed)
     # What is no message of ours is a finding too, and must not end the other trials.
     except Exception as error:
-        return Trial(
-            name=name, kind=kind, dtype=dtype, status="ERROR", note=f"{type(error).__name__}: {error}".splitlines()[0]
-        )
+        return _errored(name, kind, dtype, error)
     return _verdict(name, kind, dtype, rows)
+
+
+def _errored(name: str, kind: str, dtype: str, error: Exception) -> Trial:
+    note = f"{type(error).__name__}: {error}".splitlines()[0]
+    return Trial(name=name, kind=kind, dtype=dtype, status="ERROR", note=note)
 
 
 def _verdict(name: str, kind: str, dtype: str, rows: Sequence[Row]) -> Trial:
@@ -187,7 +202,7 @@ def _verdict(name: str, kind: str, dtype: str, rows: Sequence[Row]) -> Trial:
     if not compared:
         return Trial(name=name, kind=kind, dtype=dtype, status="skip", note="no element has a value")
     limit = float(torch.finfo(getattr(torch, dtype)).max)
-    if any(r.largest > limit / 2 for r in compared):
+    if any(r.largest > limit / 2 or r.overflows for r in compared):
         return Trial(name=name, kind=kind, dtype=dtype, status="skip", note="values beyond the range of the dtype")
     ratio = max(_ratio(r.verdict.max_error, r.verdict.max_bound) for r in rows)
     ratio = max(ratio, *(_ratio(r.verdict.rms_error, r.verdict.rms_bound) for r in rows))
