@@ -275,6 +275,7 @@ class Body(Values):
             Einsum(tensor=e.tensor, indices=e.indices, expr=shown, reduce="sum", ranks=over),
             tuple(self.axes),
             tuple(self.axes),
+            lambda f: is_positive(f, self.cascade) or self._from_exp(f),
         )
         if c is None:
             return None
