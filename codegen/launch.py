@@ -20,6 +20,7 @@ from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Definition, Num, rank_of
 from einsumcascade.rewrites.derive import simplify
+from einsumcascade.rewrites.shifted import recompute_shifted
 from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.rewrites.unroll import unroll
 from einsumcascade.schedules.heuristic import default_schedule
@@ -275,7 +276,9 @@ def _program(
     simple = unroll(simple, extents=dict(extents)).cascade
     for v, parts in split:
         simple = split_form(simple, variable=v, parts=parts).cascade
-    return partition(simple, bounded=bounded_variables(simple, dict(extents)))
+    bounded = bounded_variables(simple, dict(extents))
+    simple = recompute_shifted(simple, kept=lambda e: bool(set(e.ranks) - set(bounded))).cascade
+    return partition(simple, bounded=bounded)
 
 
 def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) -> list[Call]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,8 +224,13 @@ def judged(
     *,
     seed: int,
     schedule: Schedule | None = None,
+    counts: Collection[str] = (),
 ) -> list[Row]:
-    """Run the kernels of a cascade on inputs and judge each output; the seed is that of the conditioning."""
+    """Run the kernels of a cascade on inputs and judge each output.
+
+    Args:
+        seed: of the conditioning. counts: inputs of whole numbers, which no rounding changes.
+    """
     gpu = torch.cuda.is_available()
     features = {r: binding.extents[r] for r in feature_ranks(cascade)}
     built = build(cascade, extents=features, dtype=dtype, target=present_target(), schedule=schedule)
@@ -235,6 +240,7 @@ def judged(
     else:
         actual = run_interpreted(built, inputs, binding)
     arrays = {n: t.double().numpy() if t.is_floating_point() else t.numpy() for n, t in inputs.items()}
+    arrays |= {n: arrays[n].astype(np.int64) for n in counts}
     expected = run(cascade, arrays)
     plain = run_plain(cascade, inputs)
     conditions = conditioning(cascade, arrays, EPS[dtype], seed=seed)

@@ -185,8 +185,10 @@ def _trial(name: str, kind: str, dtype: str, seed: int) -> Trial:
         if extents is None:
             return Trial(name=name, kind=kind, dtype=dtype, status="skip", note="its extents are its own")
         rng = np.random.default_rng(seed)
-        inputs = _tensors(cascade, name, kind, dtype, extents, rng)
-        rows = judged(cascade, inputs, _bound(cascade, inputs), dtype, seed=seed)
+        arrays = drawn(cascade, name, rng, extents, large=kind == "large")
+        counts = {n for n, x in arrays.items() if np.asarray(x).dtype.kind in "iu"}
+        inputs = {n: _tensor(cascade, name, kind, dtype, n, np.asarray(x)) for n, x in arrays.items()}
+        rows = judged(cascade, inputs, _bound(cascade, inputs), dtype, seed=seed, counts=counts)
         if dtype == "float16" and not all(r.verdict.passed for r in rows) and _overflows(cascade, inputs):
             note = "values beyond the range of float16, in which products take their operands"
             return Trial(name=name, kind=kind, dtype=dtype, status="skip", note=note)
@@ -267,21 +269,14 @@ def _extents(cascade: Cascade, name: str, kind: str, dtype: str) -> dict[str, in
     return {**odd, **few, **heads, **sized} if sized else None
 
 
-def _tensors(
-    cascade: Cascade, name: str, kind: str, dtype: str, extents: Mapping[str, int], rng: np.random.Generator
-) -> dict[str, torch.Tensor]:
-    whole, special = selectors(cascade), recipe(name).draws
-    out = {}
-    for tensor, x in drawn(cascade, name, rng, extents, large=kind == "large").items():
-        array = np.asarray(x)
-        if tensor in whole:
-            t = torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
-            t = t if array.dtype.kind in "iu" else t.to(torch.int64) if special.get(tensor) else t.to(torch.int32)
-        else:
-            shift = 8.0 if kind == "offset" and tensor not in special else 0.0
-            t = torch.from_numpy(array.astype(np.float64) + shift).to(getattr(torch, dtype))
-        out[tensor] = _sliced(t) if kind == "strided" and t.ndim else t
-    return out
+def _tensor(cascade: Cascade, name: str, kind: str, dtype: str, tensor: str, array: np.ndarray) -> torch.Tensor:
+    whole = array.dtype.kind in "iu"
+    if tensor in selectors(cascade) and (whole or array.dtype == bool):
+        t = torch.from_numpy(array.astype(np.int64))
+    else:
+        shift = 8.0 if kind == "offset" and tensor not in recipe(name).draws else 0.0
+        t = torch.from_numpy(array.astype(np.float64) + shift).to(getattr(torch, dtype))
+    return _sliced(t) if kind == "strided" and t.ndim else t
 
 
 def _sliced(t: torch.Tensor) -> torch.Tensor:
