@@ -272,7 +272,8 @@ def _program(
     given = {i.tensor for i in cascade.inputs}
     written = tuple(o for o in cascade.outputs if o.tensor not in given)
     bound = dict(extents) if reference == "bound" else None
-    simple = simplify(replace(cascade, outputs=written), bound=bound).cascade
+    whole = bounded_variables(cascade, dict(extents))
+    simple = simplify(replace(cascade, outputs=written), bound=bound, whole=whole).cascade
     simple = unroll(simple, extents=dict(extents)).cascade
     for v, parts in split:
         simple = split_form(simple, variable=v, parts=parts).cascade
