@@ -45,6 +45,7 @@ UNIFORM = """
 @triton.jit
 def _uniform(seed, a, b, c, d):
     # Philox 4x32-10 keyed by the seed; the 24 high bits of its first word make a number of [0, 1)
+    seed = tl.cast(seed, tl.int64)
     x, _, _, _ = tl.philox(seed, tl.cast(a, tl.int32), tl.cast(b, tl.int32), tl.cast(c, tl.int32), tl.cast(d, tl.int32))
     return (x >> 8).to(tl.float32) * 5.9604644775390625e-08
 """

@@ -35,6 +35,8 @@ LENGTH = 1 << 20
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 # Those that kernels take; float64 is for tensors on a CPU.
 KERNEL_DTYPES = ("float16", "bfloat16", "float32")
+# What a tensor that only indexes, compares or counts may hold besides.
+WHOLE_DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

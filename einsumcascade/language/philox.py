@@ -49,6 +49,6 @@ def _product(x: int, y: Any) -> tuple[Any, Any]:
 def _whole(xp: Any, x: Any) -> Any:
     x = xp.asarray(x)
     if hasattr(x, "is_floating_point"):
-        return x.to(xp.int64)
+        return (xp.nan_to_num(x, 0.0, 0.0, 0.0) if x.is_floating_point() else x).to(xp.int64)
     # Where a point is culled, what it would read is NaN.
-    return (xp.nan_to_num(x) if x.dtype.kind == "f" else x).astype(xp.int64)
+    return (xp.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) if x.dtype.kind == "f" else x).astype(xp.int64)
