@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from einsumcascade.analysis.report import analyse
     from einsumcascade.codegen.op import compile
     from einsumcascade.gallery import load
+    from einsumcascade.language.compose import mask
     from einsumcascade.language.parser import parse
     from einsumcascade.rewrites.derive import derive
 
 __version__ = "0.1.0"
 
-__all__ = ["analyse", "compile", "derive", "errors", "load", "parse", "reference"]
+__all__ = ["analyse", "compile", "derive", "errors", "load", "mask", "parse", "reference"]
 
 # The module that defines each lazy name; `reference` is itself a module.
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "compile": "einsumcascade.codegen.op",
     "derive": "einsumcascade.rewrites.derive",
     "load": "einsumcascade.gallery",
+    "mask": "einsumcascade.language.compose",
     "parse": "einsumcascade.language.parser",
     "reference": "einsumcascade.reference",
 }

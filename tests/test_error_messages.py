@@ -32,6 +32,7 @@ from einsumcascade.errors import (
     nearest,
 )
 from einsumcascade.gallery import load
+from einsumcascade.language.compose import mask
 from einsumcascade.language.extents import bind
 from einsumcascade.language.parser import parse
 from einsumcascade.report.model_plots import plot_evaluation
@@ -185,6 +186,9 @@ def disassembled() -> object:
 
 CASES: dict[str, Callable[[], object]] = {
     **{code: lambda text=text: parse(text) for code, text in TEXTS.items()},  # type: ignore[misc]
+    "score-target": lambda: load("softmax_1p").score("RD", "RD"),
+    "score-rank": lambda: KV.score("S", "S + m"),
+    "mask-truth": lambda: mask("m <= p") and mask("p - m < 3"),
     "extent-mismatch": lambda: bind(KV, shapes={"K": (4096, 64), "V": (2048, 64)}),
     "rank-count": lambda: bind(KV, shapes={"K": (1, 4096, 64), "V": (4096, 64)}),
     "unknown-input": lambda: bind(KV, shapes={"K": (8, 4), "V": (8, 4), "v": (8, 4)}),
@@ -206,6 +210,7 @@ CASES: dict[str, Callable[[], object]] = {
     "unknown-target": lambda: gpu_target("cuda:91"),
     "option-extents": lambda: parse_extents("P=3, m=4,K=0"),
     "option-const": command("analyse", "gqa", "--const", "w=wide"),
+    "option-score": command("analyse", "gqa", "--score", "QK + 1"),
     "option-value": lambda: derive(KV, reference="runing"),  # type: ignore[arg-type]
     "output-file": lambda: write_atomically(Path("no/such/kernel.py"), ""),
     "certificate": lambda: check("{}"),

@@ -65,11 +65,22 @@ app = typer.Typer(
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A gallery name, or the path of a .cascade file.")]
 Constraints = Annotated[
     list[str] | None,
-    typer.Option("--constraint", metavar="TEXT", help="One more condition, as 'm <= p'. Repeatable."),
+    typer.Option(
+        "--constraint", metavar="TEXT", help="One more condition, as 'm <= p' or 'm <= p and p - m < w'. Repeatable."
+    ),
 ]
 Constants = Annotated[
     list[str] | None,
     typer.Option("--const", metavar="NAME=VALUE", help="The value of a constant. Repeatable."),
+]
+Scores = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--score",
+        metavar="'QK = TEXT'",
+        help="An expression in place of a tensor, as 'QK = QK + SLOPE[h] * (m - p)'; a new name with ranks is a new "
+        "input. Repeatable.",
+    ),
 ]
 Over = Annotated[
     list[str] | None,
@@ -109,6 +120,7 @@ def list_gallery(as_json: AsJson = False) -> None:
 def analyse(
     spec: Spec,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -120,7 +132,7 @@ def analyse(
 ) -> None:
     """Analyse a cascade: passes, levels, barriers, footprints, counts, and the roofline of a target."""
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     from einsumcascade.analysis.report import analyse as analyse_cascade
 
     show(analyse_cascade(cascade, dtype=dtype.value, **given_of(extents=bound, target=target)), as_json=as_json)
@@ -130,6 +142,7 @@ def analyse(
 def derive(
     spec: Spec,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -154,7 +167,7 @@ def derive(
 ) -> None:
     """Derive the cascade of fewest passes, step by step."""
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     from einsumcascade.rewrites.derive import derive as derive_cascade
 
     with progress("deriving"):
@@ -179,6 +192,7 @@ def derive(
 def compile_kernel(
     spec: Spec,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -198,7 +212,7 @@ def compile_kernel(
     Without -o the text goes to stdout, and what --inspect adds follows it as comments, so the whole is Python still.
     """
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     from einsumcascade.analysis.targets import gpu_target
 
     gpu_target(target)
@@ -237,6 +251,7 @@ def report(
     spec: Spec,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page to write.")],
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -248,7 +263,7 @@ def report(
 ) -> None:
     """Write a page of HTML that shows all there is: text, graph, passes, footprints, costs, derivation, kernels."""
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     keep(spec, output)
     from einsumcascade import gallery
 
@@ -269,6 +284,7 @@ def report(
 def verify(
     spec: Spec,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -280,7 +296,7 @@ def verify(
 ) -> None:
     """Verify the generated kernels against float64: errors, bounds and the verdict."""
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     dtypes = tuple(dict.fromkeys(d.value for d in dtype or Dtype))
     with progress("verifying"):
         from einsumcascade.verify.verify import verify as verify_cascade
