@@ -14,6 +14,7 @@ from einsumcascade.codegen.trace_places import refusal
 from einsumcascade.codegen.tracing import Capture
 from einsumcascade.language.ir import Apply, Expr, Input, Num, Read, Scalar, Var, apply, rank_of, subexpressions
 from einsumcascade.language.ir import transform as transformed
+from einsumcascade.language.ops import OPS
 
 Range = tuple[float, float]
 EVERYTHING: Range = (float("-inf"), float("inf"))
@@ -241,3 +242,7 @@ def _applied(op: str, parts: Sequence[Range]) -> Range:
             return (a - 1, b + 1)
         case _:
             return EVERYTHING
+
+
+def _value(op: str, x: float) -> float:
+    return float(OPS[op].array(torch, torch.tensor(x, dtype=torch.float64)))

@@ -11,6 +11,7 @@ import torch
 
 from einsumcascade.codegen.captures import resolve
 from einsumcascade.codegen.op import Op, compile
+from einsumcascade.codegen.shared import named
 from einsumcascade.codegen.trace_places import callable_name, place_of, refusal
 from einsumcascade.codegen.tracing import BOOL, FLOAT, INT, Tracer
 from einsumcascade.errors import Diagnostic, InputError
@@ -26,6 +27,7 @@ from einsumcascade.language.ir import (
     Scalar,
     Var,
     apply,
+    rank_of,
     transform,
     variables,
 )
@@ -179,7 +181,9 @@ def cascade_of(form: _Form) -> Cascade:
     else:
         cascade = replace(cascade, outputs=(cascade.outputs[0], replace(cascade.outputs[1], dtype=form.lse)))
     if form.score != Read(tensor="QK"):
-        cascade = with_score(cascade, "QK", form.score, inputs=form.inputs)
+        taken = {*_TAKEN, *(i.tensor for i in form.inputs), *(rank_of(v) for i in form.inputs for v in i.indices)}
+        parts, score = named(form.score, element="QK", order=tuple(_INDICES), taken=taken)
+        cascade = with_score(cascade, "QK", score, inputs=form.inputs, parts=parts)
     else:
         cascade = replace(cascade, inputs=cascade.inputs + form.inputs)
     for mask in form.masks:

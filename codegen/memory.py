@@ -32,13 +32,17 @@ class Memory:
         self.lines.append(INDENT * self.depth + text + (f"  # {comment}" if comment else ""))
 
     def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
-        for t, name in self.texts.temporaries.items():
-            self._line(f"{name} = {t}")
-        self.texts.temporaries.clear()
+        self._name_parts()
         if note and note not in self.noted:
             self.noted.add(note)
             self._line(f"# {note}")
         self._line(f"{value} = {text}", comment=self.texts.shape(axes) if axes else "")
+
+    def _name_parts(self) -> None:
+        """Write the parts that the texts made so far use by name."""
+        for t, name in self.texts.temporaries.items():
+            self._line(f"{name} = {t}")
+        self.texts.temporaries.clear()
 
     def _grown(self, text: str, axes: tuple[str, ...], wanted: tuple[str, ...]) -> str:
         if axes == wanted:
@@ -87,15 +91,16 @@ class Memory:
             _, _, moves = self._dimensions(s, loop)
             if moves is not None:
                 start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
+        parts = [
+            self.texts.expand(
+                Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM, t.axes), axes
+            ).text
+            + f" * {stride}"
+            for t, stride in tile
+        ]
+        self._name_parts()
         self._line(f"p_{name} = {' + '.join([safe(s.tensor), *base])}{start}")
-        if tile:
-            parts = [
-                self.texts.expand(
-                    Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM, t.axes), axes
-                ).text
-                + f" * {stride}"
-                for t, stride in tile
-            ]
+        if parts:
             self._line(f"o_{name} = {' + '.join(parts)}")
 
     def _load(self, s: Load, loop: Loop | None) -> None:
@@ -128,6 +133,7 @@ class Memory:
         text = f"({text})" if " " in text and not text.startswith("tl.") else text
         where = f"p_{name} + o_{name}" if s.axes else f"p_{name}"
         mask = f", mask={self.texts.inside(conjunction(s.mask), s.axes)}" if s.mask else ""
+        self._name_parts()
         self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
 
     def _spans(self, i: Expr, loop: Loop | None) -> bool:

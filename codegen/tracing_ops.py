@@ -260,8 +260,9 @@ def _whole(tracer: Tracer, x: object) -> Proxy:
     value = _operand(tracer, x, "trunc").as_number()
     if value.kind == INT:
         return value
-    down, up = apply("floor", value.expr), apply("ceil", value.expr)
-    return Proxy(select(apply("lt", value.expr, Num(value=0)), up, down), INT, tracer)
+    # Below 0 the ceiling is the larger one; above, the second is 0.
+    down, up = apply("floor", value.expr), apply("ceil", apply("min", value.expr, Num(value=0)))
+    return Proxy(apply("max", down, up), INT, tracer)
 
 
 def _xor(tracer: Tracer, x: object, y: object) -> Proxy:

@@ -215,6 +215,7 @@ def with_score(
     *,
     inputs: tuple[Input, ...] = (),
     constants: tuple[Definition, ...] = (),
+    parts: tuple[Einsum, ...] = (),
     source: SourceText | None = None,
 ) -> Cascade:
     """Write a new tensor after `tensor`, and let later statements read it instead.
@@ -224,6 +225,7 @@ def with_score(
     Args:
         expr: of the new tensor's elements; `tensor` without indices is its element.
         inputs, constants: what `expr` reads and the cascade lacks.
+        parts: Einsums that it reads, written before it.
         source: the text of `expr`, for messages.
 
     Raises: CascadeError: `unknown-tensor`; `score-target`: more than one Einsum writes it, or not by plain ranks;
@@ -231,7 +233,11 @@ def with_score(
     """
     writer = _writer(cascade, tensor, source)
     element = Read(tensor=tensor, indices=writer.indices)
-    expr = transform(expr, lambda e: element if isinstance(e, Read) and e.tensor == tensor and not e.indices else None)
+
+    def bare(e: Expr) -> Expr | None:
+        return element if isinstance(e, Read) and e.tensor == tensor and not e.indices else None
+
+    expr = transform(expr, bare)
     stray = [v for v in variables(expr) if v not in writer.free]
     if stray:
         place = next(e for e in subexpressions(expr) if isinstance(e, Var) and e.name == stray[0])
@@ -259,7 +265,7 @@ def with_score(
             return (replace(s, body=tuple(x for inner in s.body for x in rewritten(inner))),)
         if s is writer:
             seen = True
-            return s, new
+            return s, *(replace(p, expr=transform(p.expr, bare)) for p in parts), new
         if not seen:
             return (s,)
         s = replace(s, expr=transform(s.expr, later))

@@ -14,7 +14,9 @@ from torch.nn.attention.flex_attention import flex_attention as theirs
 import einsumcascade as ec
 from einsumcascade.codegen import op as op_module
 from einsumcascade.codegen.flex import _op, traced
+from einsumcascade.codegen.launch import run_interpreted
 from einsumcascade.errors import DiagnosedError
+from einsumcascade.language.extents import bind
 from einsumcascade.language.parser import parse
 from tests.codegen import gym
 from tests.codegen.calls import qkv
@@ -275,3 +277,25 @@ def test_a_mask_that_lies_in_a_list_of_blocks_is_refused() -> None:
     number = torch.ones(1, 1, 2, dtype=torch.int32)
     blocks = BlockMask.from_kv_blocks(number, torch.zeros(1, 1, 2, 2, dtype=torch.int32))
     assert "list of blocks" in refuse("block-list", q, k, v, None, blocks)
+
+
+@pytest.mark.parametrize(
+    ("score", "mask", "grouped"),
+    [
+        (gym.chained(gym.softcap(2.0), gym.SCORES["alibi table"]), "joined", True),
+        (gym.SCORES["from the end"], "natten clamped", False),
+        (gym.SCORES["t5"], "causal documents", True),
+        (gym.SCORES["by document"], "padded", False),
+        (gym.hidden(gym.MASKS["of each batch"]), "blocks", False),
+    ],
+)
+def test_the_kernel_computes_what_the_call_does(score: Any, mask: str, grouped: bool) -> None:
+    q, k, v = qkv(**SHAPE)
+    k, v = (k[:, :2], v[:, :2]) if grouped else (k, v)
+    op, tensors = traced(q, k, v, score, block(gym.MASKS[mask]), enable_gqa=grouped, return_lse=True)
+    inputs = {i.tensor: t for i, t in zip(op.cascade.inputs, tensors, strict=True)}
+    op(*tensors)
+    binding = bind(op.cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()})
+    kernel = op.kernel(extents={r: binding.extents[r] for r in "EF"}, dtype="float32")
+    found = run_interpreted(kernel.built, inputs, binding)
+    assert_within_bounds(op.cascade, inputs, tuple(found[o] for o in op.cascade.output_names))
