@@ -238,8 +238,10 @@ def _applied(op: str, parts: Sequence[Range]) -> Range:
             return (min(max(a, c), e), min(max(b, d), f))
         case "select", ((a, b), (c, d)):
             return (min(a, c), max(b, d))
-        case (("floor" | "ceil"), ((a, b),)):
-            return (a - 1, b + 1)
+        case "div", ((a, b), (c, d)) if c == d > 0:
+            return (a / c, b / c)
+        case _, ((a, b),) if OPS[op].monotone:
+            return (_value(op, a), _value(op, b))
         case _:
             return EVERYTHING
 

@@ -300,6 +300,7 @@ def chained(*mods: Callable[..., Any]) -> Callable[..., Any]:
     return mod
 
 
+DOCUMENT, WIDE = documents_of(OFFSETS), randn(LENGTH, LENGTH)
 SCORES: dict[str, Callable[..., Any]] = {
     "unchanged": lambda score, b, h, q_idx, kv_idx: score,
     "alibi": alibi(HEADS),
@@ -321,4 +322,14 @@ SCORES: dict[str, Callable[..., Any]] = {
     "negated": lambda score, b, h, q_idx, kv_idx: -score + 1 / (1 + b),
     "gate": lambda score, b, h, q_idx, kv_idx: torch.sigmoid(score) * torch.cos(0.1 * kv_idx).clamp(-0.5, 0.9),
     "relu": lambda score, b, h, q_idx, kv_idx: torch.nn.functional.relu(score) - score.masked_fill(h == 1, 0.0),
+    "an element twice": lambda score, b, h, q_idx, kv_idx: score + DOCUMENT[q_idx] * WIDE[h, DOCUMENT[q_idx]],
+    "a rank twice": lambda score, b, h, q_idx, kv_idx: score + WIDE[q_idx, q_idx],
+    "an element of -1": lambda score, b, h, q_idx, kv_idx: score + WIDE[h, -DOCUMENT[q_idx]],
+    "hidden twice": lambda score, b, h, q_idx, kv_idx: torch.where(
+        q_idx < kv_idx, -float("inf"), torch.where(q_idx - kv_idx < 3, score, torch.tensor(-torch.inf))
+    ),
+    "quotients of negative numbers": lambda score, b, h, q_idx, kv_idx: (
+        score + (kv_idx - q_idx) // 3 + (kv_idx - q_idx) % 5 + torch.div(kv_idx - q_idx, 3, rounding_mode="trunc")
+    ),
+    "computed beforehand": lambda score, b, h, q_idx, kv_idx: score * WIDE[0, 0].item() + WIDE.sum(0).t()[kv_idx],
 }  # fmt: skip
