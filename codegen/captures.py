@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -75,6 +75,7 @@ def resolve(
             for v in way:
                 axes.append(v or next(r for r in _fresh() if r not in ranks and rank_of(r) not in names))
                 ranks.add(axes[-1])
+                names.add(rank_of(axes[-1]))
             inputs.append(Input(tensor=name, indices=tuple(axes)))
             tensors.append(_handed(capture, way, extents, as_value=as_value, query=query))
         declared = next(i for i in inputs if i.tensor == ways[key])
@@ -117,7 +118,7 @@ def _name(variable: str, way: Sequence[str], taken: set[str]) -> str:
     plain = re.sub(r"[^A-Z0-9_]", "", variable.upper().strip("_"))
     plain = plain if re.match(r"[A-Z]", plain) else "T"
     stem = "_".join([plain, *(v.upper() for v in way if v)])
-    name = next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, 1000))) if n not in taken)
+    name = next(n for n in chain([stem], (f"{stem}_{k}" for k in count(2))) if n not in taken)
     taken.add(name)
     return name
 
@@ -141,10 +142,10 @@ def _handed(
     if tensor.dim() == 0:
         tensor = tensor.to(query.device)
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    if as_value or (tensor.dim() == 0 and tensor.dtype == torch.float64):
-        # Whole numbers meet a score as PyTorch has them do: in the dtype of the score.
-        return tensor.to(wide if tensor.dim() < 2 else query.dtype)
-    return tensor
+    if tensor.dim() == 0 and tensor.dtype == torch.float64:
+        return tensor.to(wide)
+    # Whole numbers meet a score as PyTorch has them do, in the dtype of the score, where an op takes that dtype.
+    return tensor.to(wide) if as_value and (tensor.dim() < 2 or query.dtype == wide) else tensor
 
 
 _SPOKEN = {"p": "q_idx", "m": "kv_idx"}

@@ -80,7 +80,8 @@ def flex_attention(
         key: (B, H, M, E), or (B, G, M, E) with `enable_gqa`; B may be 1.
         value: (B, H, M, F), heads as those of `key`.
         score_mod: `score_mod(score, b, h, q_idx, kv_idx)` is the score that takes the place of `score`.
-        block_mask: a `BlockMask` of PyTorch, whose `mask_mod` alone counts, or a mask of `einsumcascade.mask`.
+        block_mask: a `BlockMask` of PyTorch, whose `mask_mod` alone counts, or a mask of `einsumcascade.mask` over
+            b, h, p (the query) and m (the key).
         scale: of the product of query and key; None is E ** -0.5.
         enable_gqa: H may be a multiple of G, the heads of `key`.
         return_lse: return the natural logarithm of the denominators too.
@@ -89,7 +90,7 @@ def flex_attention(
     Returns: (B, H, P, F) in the dtype of `query`; with `return_lse` also (B, H, P), float32, of float64 float64.
     Raises: TraceError: a callable does what no cascade can say, with its line; InputError: what a call of an op
         raises, and `head-count`.
-    Cost: a trace of some 0.1 ms; the first time a cascade is met, its compilation.
+    Cost: a trace of 0.1 to 1 ms; the first time a cascade is met, its compilation.
     Source: Dong et al., Flex Attention (2024).
 
     >>> q = torch.ones(1, 2, 5, 8)

@@ -6,6 +6,7 @@ import linecache
 import sys
 import types
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -44,8 +45,7 @@ def user_frame() -> types.FrameType | None:
 def place_at(frame: types.FrameType | None) -> Place | None:
     if frame is None:
         return None
-    positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
-    line, last, column, end = positions
+    line, last, column, end = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
     return _located(frame.f_code.co_filename, line or frame.f_lineno, column, end if last == line else None)
 
 
