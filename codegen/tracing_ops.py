@@ -224,7 +224,9 @@ def _where(tracer: Tracer, condition: object, *values: object, **named: object) 
 
 
 def _masked_fill(tracer: Tracer, x: object, mask: object, value: object) -> Proxy:
-    return _where(tracer, mask, value, x)
+    filled = _operand(tracer, x, "masked_fill")
+    # The value takes the dtype of what it fills.
+    return _where(tracer, mask, _cast(tracer, _operand(tracer, value, "masked_fill"), filled.dtype), filled)
 
 
 def _clamp(tracer: Tracer, x: object, min: object = None, max: object = None) -> Proxy:
