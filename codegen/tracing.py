@@ -266,6 +266,9 @@ class Proxy:
     def __complex__(self) -> complex:
         self._convert("complex()")
 
+    def __round__(self, digits: int = 0) -> NoReturn:
+        self._convert("round()")
+
     def __len__(self) -> int:
         self._convert("len()")
 

@@ -106,7 +106,12 @@ def call_named(tracer: Tracer, name: str, args: tuple[Any, ...], kwargs: Mapping
         rows_.refuse()
     special = _SPECIAL.get(name)
     if special is not None:
-        return special(tracer, *args, **kwargs)
+        try:
+            return special(tracer, *args, **kwargs)
+        except TypeError as error:
+            raise refusal(
+                "trace-operation", f"{name}: {error}", rule="a call makes one value of single values"
+            ) from error
     if name not in rows():
         _unknown(name)
     row = OPS[rows()[name]]
@@ -211,9 +216,8 @@ def select(condition: Expr, x: Expr, y: Expr) -> Expr:
 # --- functions that are no row by themselves --------------------------------------------------------------------
 
 
-def _where(tracer: Tracer, condition: object, *values: object, **named: object) -> Proxy:
-    c = _operand(tracer, condition, "where")
-    x, y = (_operand(tracer, v, "where") for v in (*values, *(named[k] for k in ("input", "other") if k in named)))
+def _where(tracer: Tracer, condition: object, input: object, other: object) -> Proxy:
+    c, x, y = (_operand(tracer, v, "where") for v in (condition, input, other))
     if c.kind != BOOL:
         raise refusal("trace-operation", "where takes a number as its condition", rule="a condition is a comparison")
     if x.kind == y.kind == BOOL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -213,6 +214,11 @@ UNTRACED: dict[str, tuple[str, Callable[..., Any]]] = {
     "unpacked": ("trace-number", lambda s, b, h, i, j: s + sum(i)),
     "in place": ("trace-write", lambda s, b, h, i, j: s.add_(1)),
     "set": ("trace-write", lambda s, b, h, i, j: TABLE.__setitem__((h, i, j), s)),
+    "round": ("trace-number", lambda s, b, h, i, j: s + round(s)),
+    "floor": ("trace-number", lambda s, b, h, i, j: s + math.floor(i / 2)),
+    "where alone": ("trace-operation", lambda s, b, h, i, j: torch.where(i > j)[0]),
+    "clamp of four": ("trace-operation", lambda s, b, h, i, j: s.clamp(0, 1, 2)),
+    "shape": ("trace-operation", lambda s, b, h, i, j: s.reshape(-1)),
     "sum": ("trace-operation", lambda s, b, h, i, j: s.sum()),
     "softmax": ("trace-operation", lambda s, b, h, i, j: torch.softmax(s, -1)),
     "bits": ("trace-operation", lambda s, b, h, i, j: s + (i & 1)),
