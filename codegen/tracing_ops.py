@@ -109,9 +109,8 @@ def call_named(tracer: Tracer, name: str, args: tuple[Any, ...], kwargs: Mapping
         try:
             return special(tracer, *args, **kwargs)
         except TypeError as error:
-            raise refusal(
-                "trace-operation", f"{name}: {error}", rule="a call makes one value of single values"
-            ) from error
+            headline = f"{name} is called with operands or options that it does not take here"
+            raise refusal("trace-operation", headline, rule="a call makes one value of single values") from error
     if name not in rows():
         _unknown(name)
     row = OPS[rows()[name]]
