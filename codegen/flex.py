@@ -87,7 +87,8 @@ def flex_attention(
         return_lse: return the natural logarithm of the denominators too.
         mask_mod: `mask_mod(b, h, q_idx, kv_idx)`, true where a query sees a key; or a mask. Both masks must hold.
 
-    Returns: (B, H, P, F) in the dtype of `query`, differentiable as any op; with `return_lse` also (B, H, P), float32, of float64 float64.
+    Returns: (B, H, P, F) in the dtype of `query`, differentiable; with `return_lse` also (B, H, P),
+        float32, of float64 float64.
     Raises: TraceError: a callable does what no cascade can say, with its line; InputError: what a call of an op
         raises, and `head-count`.
     Cost: a trace of 0.1 to 1 ms; the first time a cascade is met, its compilation.
