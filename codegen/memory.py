@@ -31,18 +31,18 @@ class Memory:
     def _line(self, text: str, *, comment: str = "") -> None:
         self.lines.append(INDENT * self.depth + text + (f"  # {comment}" if comment else ""))
 
+    def _temporaries(self) -> None:
+        """Write what the next line uses by name."""
+        for t, name in self.texts.temporaries.items():
+            self._line(f"{name} = {t}")
+        self.texts.temporaries.clear()
+
     def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
-        self._name_parts()
+        self._temporaries()
         if note and note not in self.noted:
             self.noted.add(note)
             self._line(f"# {note}")
         self._line(f"{value} = {text}", comment=self.texts.shape(axes) if axes else "")
-
-    def _name_parts(self) -> None:
-        """Write the parts that the texts made so far use by name."""
-        for t, name in self.texts.temporaries.items():
-            self._line(f"{name} = {t}")
-        self.texts.temporaries.clear()
 
     def _grown(self, text: str, axes: tuple[str, ...], wanted: tuple[str, ...]) -> str:
         if axes == wanted:
@@ -98,7 +98,7 @@ class Memory:
             + f" * {stride}"
             for t, stride in tile
         ]
-        self._name_parts()
+        self._temporaries()
         self._line(f"p_{name} = {' + '.join([safe(s.tensor), *base])}{start}")
         if parts:
             self._line(f"o_{name} = {' + '.join(parts)}")
@@ -133,7 +133,7 @@ class Memory:
         text = f"({text})" if " " in text and not text.startswith("tl.") else text
         where = f"p_{name} + o_{name}" if s.axes else f"p_{name}"
         mask = f", mask={self.texts.inside(conjunction(s.mask), s.axes)}" if s.mask else ""
-        self._name_parts()
+        self._temporaries()
         self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
 
     def _spans(self, i: Expr, loop: Loop | None) -> bool:

@@ -188,7 +188,7 @@ class Values:
                 if bound not in free_of:
                     mask.append(bound)
             elif not (isinstance(i, Num) and i.value == 0) and self.in_range.get(i) != rank_of(d):
-                checks = (apply("ge", i, Num(value=0)), bound)
+                checks = self._range_checks(i, d)
                 mask += checks
                 if conditions is not None:
                     conditions += [c for c in checks if c not in conditions]
@@ -210,6 +210,14 @@ class Values:
         elif known.name not in self.facts.of:
             self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
         return Read(tensor=self.live.get(known.name, known.name))
+
+    def _range_checks(self, index: Expr, axis: str) -> tuple[Expr, ...]:
+        """The conditions for an index to be one of an axis; of two numbers the answer is known."""
+        low, high = apply("ge", index, Num(value=0)), apply("lt", index, Scalar(name=rank_of(axis)))
+        extent = next((d.expr for d in self.cascade.ranks if d.name == axis), None)
+        if isinstance(index, Num) and index.value >= 0:
+            return () if isinstance(extent, Num) and index.value < extent.value else (high,)
+        return low, high
 
     def _new_load(self, tensor: str, indices: tuple[Expr, ...], mask: tuple[Expr, ...], out: list[Stmt]) -> Value:
         """A load under a name that the same elements always have, whatever their mask."""

@@ -239,6 +239,7 @@ CASES: dict[str, Callable[[], object]] = {
     "spec-too-large": spec(b"#" * (1 << 21)),
     "unknown-target": lambda: gpu_target("cuda:91"),
     "option-extents": lambda: parse_extents("P=3, m=4,K=0"),
+    "option-all": command("verify", "gqa", "--all"),
     "option-const": command("analyse", "gqa", "--const", "w=wide"),
     "option-score": command("analyse", "gqa", "--score", "QK + 1"),
     "option-value": lambda: derive(KV, reference="runing"),  # type: ignore[arg-type]

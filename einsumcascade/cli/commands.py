@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from einsumcascade.cli.options import given_of, keep, parse_extents, schedule_of, spec_of, text_of
-from einsumcascade.cli.output import ending, print_json, progress, show, write_atomically
+from einsumcascade.cli.options import given_of, keep, parse_extents, refuse, schedule_of, spec_of, text_of
+from einsumcascade.cli.output import counted, ending, print_json, progress, show, write_atomically
 from einsumcascade.errors import EinsumCascadeError, EinsumCascadeWarning
 
 
@@ -96,10 +96,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_gallery(as_json: AsJson = False) -> None:
     """List the gallery: name, paper, passes over each rank."""
     from einsumcascade import gallery
-    from einsumcascade.analysis.passes import passes_of
+    from einsumcascade.cli.listing import gallery_passes
 
     heads = {name: gallery.header(name) for name in gallery.names()}
-    passes = {name: passes_of(gallery.load(name)) for name in heads}
+    with progress("counting passes"):
+        passes = gallery_passes()
     if as_json:
         print_json(
             [
@@ -282,7 +283,12 @@ def report(
 
 @app.command()
 def verify(
-    spec: Spec,
+    spec: Annotated[
+        str | None, typer.Argument(metavar="[SPEC]", help="A gallery name, or the path of a .cascade file.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Verify every gallery text that has a kernel, on every kind of input.")
+    ] = False,
     constraint: Constraints = None,
     score: Scores = None,
     const: Constants = None,
@@ -292,12 +298,35 @@ def verify(
         list[Dtype] | None, typer.Option(help="A dtype to verify; repeatable. All of them unless one is named.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the random inputs.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes for --all; one a core unless told.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify the generated kernels against float64: errors, bounds and the verdict."""
+    """Verify the generated kernels against float64: errors, bounds and the verdict.
+
+    With --all, of the whole gallery: extents of 1, primes, a tile and one more or less, rows without a key, scores of
+    hundreds, slices, offsets. Ctrl-C ends it with what is known.
+    """
+    dtypes = tuple(dict.fromkeys(d.value for d in dtype or Dtype))
+    if (spec is None) != every or (every and (constraint or score or const or over or extents)):
+        refuse(
+            "option-all",
+            "--all stands beside a SPEC or its changes" if every else "verify has neither a SPEC nor --all",
+            rule="verify takes one SPEC, with its changes, or --all, which verifies the gallery as it is",
+            hint="einsumcascade verify --all, or einsumcascade verify gqa",
+        )
+    if spec is None:
+        with counted("verifying") as step:
+            from einsumcascade.verify.whole import verify_gallery
+
+            sweep = verify_gallery(dtypes=dtypes, seed=seed, jobs=jobs, progress=step)
+        show(sweep, as_json=as_json)
+        if not sweep.passed:
+            raise typer.Exit(1)
+        return
     bound = parse_extents(extents)
     cascade = spec_of(spec, constraint, const, over, score)
-    dtypes = tuple(dict.fromkeys(d.value for d in dtype or Dtype))
     with progress("verifying"):
         from einsumcascade.verify.verify import verify as verify_cascade
 

@@ -128,19 +128,21 @@ def _call(node: Tree[Token], names: Names) -> Expr:
             hint=nearest(name, FUNCTIONS),
         )
     args = [expression(a, names) for a in rest]
-    arity = OPS[name].arity
+    arity, optional = OPS[name].arity, OPS[name].optional
     if arity == 2 and len(args) > 2 and OPS[name].is_associative:
         out = args[0]
         for a in args[1:]:
             out = apply(name, out, a)
         return out
-    if len(args) != arity:
+    if not arity - optional <= len(args) <= arity:
         fail(
             "operand-count",
-            f"{name} takes {arity} operands, here are {len(args)}",
+            f"{name} takes {f'{arity - optional} to ' if optional else ''}{arity} operands, here are {len(args)}",
             node,
-            rule=f"{name} is written {name}({', '.join('xyz'[:arity])})",
+            rule=f"{name} is written {name}({', '.join('xyzuv'[:arity])})",
+            hint=f"the last {optional} may be left out" if optional else "",
         )
+    args += [Num(value=0)] * (arity - len(args))
     return Apply(op=name, args=tuple(args), span=span_of(node))
 
 
