@@ -91,15 +91,16 @@ class Memory:
             _, _, moves = self._dimensions(s, loop)
             if moves is not None:
                 start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
+        parts = [
+            self.texts.expand(
+                Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM, t.axes), axes
+            ).text
+            + f" * {stride}"
+            for t, stride in tile
+        ]
+        self._temporaries()
         self._line(f"p_{name} = {' + '.join([safe(s.tensor), *base])}{start}")
-        if tile:
-            parts = [
-                self.texts.expand(
-                    Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM, t.axes), axes
-                ).text
-                + f" * {stride}"
-                for t, stride in tile
-            ]
+        if parts:
             self._line(f"o_{name} = {' + '.join(parts)}")
 
     def _load(self, s: Load, loop: Loop | None) -> None:

@@ -273,6 +273,26 @@ def test_a_constant_that_nothing_uses_is_one_message() -> None:
     assert "did you mean 'scale'?" in refuse("option-const", "analyse", "gqa", "--const", "scal=2")
 
 
+def test_a_score_changes_the_cascade_of_every_command(tmp_path: Path) -> None:
+    arguments = ["--score", "QK = cap * tanh(QK / cap) + SLOPE[h] * (m - p)", "--const", "cap=20"]
+    assert call("report", "softmax_attention", *arguments, "-o", str(tmp_path / "page.html")).exit_code == 0
+    assert "SLOPE" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "SLOPE" in succeed("analyse", "softmax_attention", *arguments).stdout
+    assert "3 passes -> 1 over M" in succeed("derive", "softmax_attention", *arguments).stdout
+    assert (
+        "in Q[b, h, p, e], K[b, h, m, e], V[b, h, m, f], SLOPE[h]"
+        in succeed("compile", "softmax_attention", *arguments).stdout
+    )
+
+
+def test_a_wrong_score_is_one_message() -> None:
+    refuse("option-score", "derive", "gqa", "--score", "QK + 1")
+    refuse("option-score", "derive", "gqa", "--score", "QK == 1")
+    refuse("unknown-tensor", "derive", "gqa", "--score", "QQ = QK + 1")
+    refuse("score-rank", "derive", "gqa", "--score", "QK = QK + f")
+    refuse("option-const", "derive", "gqa", "--score", "QK = QK + 1", "--const", "w=3")
+
+
 @pytest.mark.parametrize(
     ("text", "code"), [("", "empty-text"), ("m", "not-a-condition"), ("m < q", "unknown-name"), ("m <", "syntax")]
 )

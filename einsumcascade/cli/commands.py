@@ -65,11 +65,22 @@ app = typer.Typer(
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A gallery name, or the path of a .cascade file.")]
 Constraints = Annotated[
     list[str] | None,
-    typer.Option("--constraint", metavar="TEXT", help="One more condition, as 'm <= p'. Repeatable."),
+    typer.Option(
+        "--constraint", metavar="TEXT", help="One more condition, as 'm <= p' or 'm <= p and p - m < w'. Repeatable."
+    ),
 ]
 Constants = Annotated[
     list[str] | None,
     typer.Option("--const", metavar="NAME=VALUE", help="The value of a constant. Repeatable."),
+]
+Scores = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--score",
+        metavar="'QK = TEXT'",
+        help="An expression in place of a tensor, as 'QK = QK + SLOPE[h] * (m - p)'; a new name with ranks is a new "
+        "input. Repeatable.",
+    ),
 ]
 Over = Annotated[
     list[str] | None,
@@ -110,6 +121,7 @@ def list_gallery(as_json: AsJson = False) -> None:
 def analyse(
     spec: Spec,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -121,7 +133,7 @@ def analyse(
 ) -> None:
     """Analyse a cascade: passes, levels, barriers, footprints, counts, and the roofline of a target."""
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     from einsumcascade.analysis.report import analyse as analyse_cascade
 
     show(analyse_cascade(cascade, dtype=dtype.value, **given_of(extents=bound, target=target)), as_json=as_json)
@@ -131,6 +143,7 @@ def analyse(
 def derive(
     spec: Spec,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -155,7 +168,7 @@ def derive(
 ) -> None:
     """Derive the cascade of fewest passes, step by step."""
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     from einsumcascade.rewrites.derive import derive as derive_cascade
 
     with progress("deriving"):
@@ -180,6 +193,7 @@ def derive(
 def compile_kernel(
     spec: Spec,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -199,7 +213,7 @@ def compile_kernel(
     Without -o the text goes to stdout, and what --inspect adds follows it as comments, so the whole is Python still.
     """
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     from einsumcascade.analysis.targets import gpu_target
 
     gpu_target(target)
@@ -238,6 +252,7 @@ def report(
     spec: Spec,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page to write.")],
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -249,7 +264,7 @@ def report(
 ) -> None:
     """Write a page of HTML that shows all there is: text, graph, passes, footprints, costs, derivation, kernels."""
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     keep(spec, output)
     from einsumcascade import gallery
 
@@ -275,6 +290,7 @@ def verify(
         bool, typer.Option("--all", help="Verify every gallery text that has a kernel, on every kind of input.")
     ] = False,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -293,7 +309,7 @@ def verify(
     hundreds, slices, offsets. Ctrl-C ends it with what is known.
     """
     dtypes = tuple(dict.fromkeys(d.value for d in dtype or Dtype))
-    if (spec is None) != every or (every and (constraint or const or over or extents)):
+    if (spec is None) != every or (every and (constraint or score or const or over or extents)):
         refuse(
             "option-all",
             "--all stands beside a SPEC or its changes" if every else "verify has neither a SPEC nor --all",
@@ -310,7 +326,7 @@ def verify(
             raise typer.Exit(1)
         return
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     with progress("verifying"):
         from einsumcascade.verify.verify import verify as verify_cascade
 
