@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from einsumcascade.codegen.forms import powers
-from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Segment, Stmt, Store, TileKernel, first, last
+from einsumcascade.codegen.kernel_ir import (
+    Count,
+    Dot,
+    Load,
+    Loop,
+    Map,
+    Reduce,
+    Segment,
+    Stmt,
+    Store,
+    TileKernel,
+    all_statements,
+    first,
+    last,
+)
 from einsumcascade.codegen.memory import (
     INDENT,
     Memory,
@@ -34,11 +48,45 @@ import triton
 import triton.language as tl
 '''
 LIBDEVICE = "from triton.language.extra import libdevice\n"
+WHOLE = """
+
+@triton.jit
+def _{name}(x):
+    # The whole number at or {name} x, as a bound of a loop; what is no number bounds nothing.
+    if x.dtype.is_floating():
+        x = tl.where(x == x, x.to(tl.float32), {unknown})
+        x = tl.{rounded}(tl.minimum(tl.maximum(x, -4611686018427387904.0), 4611686018427387904.0))
+    return x.to(tl.int64)
+"""
+WHOLE_ROWS = (("below", "floor", "-4611686018427387904.0"), ("above", "ceil", "4611686018427387904.0"))
+COUNT = """
+
+@triton.jit
+def _count(row, stride, length, limit):
+    # How many numbers of a row in ascending order are at most the limit.
+    low = tl.cast(0, tl.int32)
+    high = tl.cast(length, tl.int32)
+    while low < high:
+        middle = (low + high) // 2
+        is_counted = tl.load(row + middle.to(tl.int64) * stride) <= limit
+        low = tl.where(is_counted, middle + 1, low)
+        high = tl.where(is_counted, high, middle)
+    return low
+"""
 MULTIPLY = """
 
 @triton.jit
 def _multiply(x, y):
     return x * y
+"""
+UNIFORM = """
+
+@triton.jit
+def _uniform(seed, a, b, c, d):
+    # Philox 4x32-10 keyed by the seed; the 24 high bits of its first word make a number of [0, 1)
+    seed = tl.cast(seed, tl.int64)
+    x, _, _, _ = tl.philox(seed, tl.cast(a, tl.int32), tl.cast(b, tl.int32), tl.cast(c, tl.int32), tl.cast(d, tl.int32))
+    return (x >> 8).to(tl.float32) * 5.9604644775390625e-08
 """
 
 
@@ -79,7 +127,11 @@ def emit(kernel: TileKernel, *, precision: str = "ieee") -> KernelText:
 def module(kernels: tuple[KernelText, ...], *, title: str, cascade: str) -> str:
     """One importable text with several kernels, and the cascade they compute in its header."""
     body = "".join("\n\n" + k.text for k in kernels)
-    helper = MULTIPLY if "_multiply)" in body else ""
+    helper = (MULTIPLY if "_multiply)" in body else "") + (UNIFORM if "_uniform(" in body else "")
+    helper += COUNT if "_count(" in body else ""
+    for name, rounded, unknown in WHOLE_ROWS:
+        if f"_{name}(" in body:
+            helper += WHOLE.format(name=name, rounded=rounded, unknown=unknown)
     indented = "\n".join("    " + line for line in cascade.splitlines())
     imports = LIBDEVICE if "libdevice." in body else ""
     return HEADER.format(title=title, cascade=indented) + imports + helper + body
@@ -91,7 +143,7 @@ class _Printer(Memory):
 
     def run(self) -> KernelText:
         k = self.kernel
-        for s in _all_statements(k.body):
+        for s in all_statements(k.body):
             if isinstance(s, Load):
                 self.texts.loads.add(s.value.name)
             if isinstance(s, Load | Map | Reduce | Dot):
@@ -201,6 +253,8 @@ class _Printer(Memory):
             case Load():
                 self._address(s, None)
                 self._load(s, None)
+            case Count():
+                self._count(s)
             case Map():
                 self._map(s)
             case Reduce():
@@ -211,6 +265,19 @@ class _Printer(Memory):
                 self._store(s)
             case Loop():
                 self._loop(s)
+
+    def _count(self, s: Count) -> None:
+        name, axes = suffix_of(s), self.kernel.tensors[s.tensor]
+        base = [safe(s.tensor)]
+        along = ""
+        for i, d in zip(s.indices, axes, strict=True):
+            if i is None:
+                along = stride_name(s.tensor, d)
+            else:
+                base.append(f"{self.texts.plain(i)} * {stride_name(s.tensor, d)}")
+        self._line(f"p_{name} = {' + '.join(base)}")
+        limit, length = self.texts.plain(s.limit), self.texts.plain(s.length)
+        self._assign(s.value.name, f"_count(p_{name}, {along}, {length}, {limit})", (), "")
 
     def _map(self, s: Map) -> None:
         t = self.texts.of(s.expr)
@@ -276,7 +343,7 @@ class _Printer(Memory):
         return name in self.texts.loads and self._tensor_of(name) in self._inputs()
 
     def _tensor_of(self, name: str) -> str:
-        return next(s.tensor for s in _all_statements(self.kernel.body) if isinstance(s, Load) and s.value.name == name)
+        return next(s.tensor for s in all_statements(self.kernel.body) if isinstance(s, Load) and s.value.name == name)
 
     def _inputs(self) -> set[str]:
         return {t for t in self.kernel.tensors if t not in self.kernel.buffers and t not in self.kernel.outputs}
@@ -299,8 +366,15 @@ class _Printer(Memory):
         for s in loads.values():
             if self._is_fixed(s, loop):
                 self._address(s, loop)
+        if loop.parts > 1:
+            self._line(f"# the live tiles lie in at most {loop.parts} parts")
+            self._line(f"for part in tl.range(0, {loop.parts}):")
+            self.depth += 1
+        for head in loop.heads:
+            self._map(head)
         for g in loop.segments:
             self._segment(loop, g, loads)
+        self.depth -= loop.parts > 1
         self.texts.positions = around
 
     def _segment(self, loop: Loop, g: Segment, loads: Mapping[str, Load]) -> None:
@@ -314,6 +388,11 @@ class _Printer(Memory):
         self._line(f"for {start_name(loop)} in tl.range({lo}, {hi}{step}):")
         self.depth += 1
         mark = len(self.lines)
+        for s in g.tile:
+            self._statement(s)
+        if g.live is not None:
+            self._line(f"if {self._test(g.live)}:", comment="else no point of the tile is live")
+            self.depth += 1
         for s in g.body:
             if isinstance(s, Load):
                 if not self._is_fixed(s, loop):
@@ -321,16 +400,25 @@ class _Printer(Memory):
                 self._load(s, loop if self._is_fixed(s, loop) else None)
             else:
                 self._statement(s)
+        self.depth -= g.live is not None
         if loop.inner is not None:
             name = f"o_{variable_of(loop.rank)}"
             if any(_mentions(line, name) for line in self.lines[mark:]):
                 self.lines.insert(mark, INDENT * self.depth + f"{name} = {start_name(loop)} + r_{loop.inner}")
         for s in loads.values():
-            if self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
+            if loop.parts == 1 and self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
                 _, _, moves = self._dimensions(s, loop)
                 if moves is not None:
                     self._line(f"p_{suffix_of(s)} += {self.texts.step(loop.inner or '')} * {moves}")
         self.depth -= 1
+
+    def _test(self, condition: Expr) -> str:
+        """A condition of numbers, in parts that each stand in brackets."""
+        text = self.texts.plain(condition)
+        for t, name in self.texts.temporaries.items():
+            self._line(f"{name} = {t}")
+        self.texts.temporaries.clear()
+        return text
 
 
 def _mentions(line: str, name: str) -> bool:
@@ -353,11 +441,3 @@ def _real(expr: Expr) -> Expr:
     if not expr.row.symbol or expr.op in ("pow", "div"):
         args = tuple(apply("mul", a, Num(value=1.0)) if isinstance(a, Scalar) and a.is_extent else a for a in args)
     return Apply(op=expr.op, args=args)
-
-
-def _all_statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
-    for s in body:
-        yield s
-        if isinstance(s, Loop):
-            for g in s.segments:
-                yield from _all_statements(g.body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.inspect import KernelReport
@@ -12,6 +13,11 @@ from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.language.ir import rank_of
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import Schedule
+
+if TYPE_CHECKING:
+    import torch
+
+    from einsumcascade.codegen.tiles import TileMap
 
 TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64"}
 
@@ -63,6 +69,21 @@ class Kernel:
         """Its kernels as cascades, and the buffers between them."""
         return self.built.program
 
+    def tiles(self, *, extents: Mapping[str, int], **tensors: torch.Tensor) -> tuple[TileMap, ...]:
+        """Say which tiles each loop of the kernels skips, tests, and takes as full.
+
+        Args:
+            extents: of all ranks that no given tensor shows.
+            tensors: those that conditions read, on a CPU.
+
+        Returns: a map for each loop over tiles, in the order of the text.
+        Raises: InputError: an extent is missing or contradicts a tensor, or a tensor that a bound reads is not given.
+        Cost: one step of Python a tile; nothing is computed.
+        """
+        from einsumcascade.codegen.tiles import tile_maps
+
+        return tile_maps(self.built, tensors, extents)
+
     def inspect(self) -> Inspection:
         """Compile every kernel for the target and report registers, spills, shared memory and hot loops.
 
@@ -82,9 +103,10 @@ class Kernel:
         for tile, text in zip(self.built.kernels, self.built.texts, strict=True):
             signature: dict[str, str] = {}
             constexprs: dict[str, object] = dict(text.constexprs)
+            whole = {*index_only, *(x.name for x in tile.tables if x.tensor in index_only)}
             for t in text.tensors:
                 own = outputs.get(t, "float32") or self.built.dtype
-                signature[safe(t)] = "*i32" if t in index_only else TYPES[self.built.dtype if t in inputs else own]
+                signature[safe(t)] = "*i32" if t in whole else TYPES[self.built.dtype if t in inputs else own]
             for t, n in text.strides:
                 name = f"stride_{t}_{tile.tensors[t][n]}"
                 if n == len(tile.tensors[t]) - 1:

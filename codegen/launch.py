@@ -16,11 +16,14 @@ from einsumcascade.codegen.emit_triton import KernelText, emit, module
 from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.place import lower
+from einsumcascade.codegen.tables import tables_of
 from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Definition, Num, rank_of
 from einsumcascade.rewrites.derive import simplify
+from einsumcascade.rewrites.shifted import recompute_shifted
 from einsumcascade.rewrites.split_form import split_form
+from einsumcascade.rewrites.unroll import unroll
 from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Program, bounded_variables, identifier, partition
 from einsumcascade.schedules.schedule import Schedule, check_schedule
@@ -33,6 +36,8 @@ LENGTH = 1 << 20
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 # Those that kernels take; float64 is for tensors on a CPU.
 KERNEL_DTYPES = ("float16", "bfloat16", "float32")
+# What a tensor that only indexes, compares or counts may hold besides.
+WHOLE_DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +120,14 @@ def selectors(cascade: Cascade) -> frozenset[str]:
 
 
 def text_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:
-    """Bind what may enter a text: the extents of feature ranks, 64 where not given; every length counts as unbounded.
+    """Bind what may enter a text: extents of feature ranks, 64 where nothing says; every length counts as unbounded.
 
     Raises: InputError: an extent names no rank of the cascade, or is not a whole number >= 0.
     """
     features = feature_ranks(cascade)
     named = [rank_of(v) for i in cascade.inputs for v in i.indices]
-    given = {r: extents.get(r, 64) if r in features else LENGTH for r in named}
+    told = {rank_of(d.name): int(d.expr.value) for d in cascade.ranks if isinstance(d.expr, Num)}
+    given = {r: extents.get(r, told.get(r, 64)) if r in features else LENGTH for r in named}
     return bind(cascade, extents={**{r: n for r, n in extents.items() if r not in given}, **given})
 
 
@@ -269,10 +275,14 @@ def _program(
     given = {i.tensor for i in cascade.inputs}
     written = tuple(o for o in cascade.outputs if o.tensor not in given)
     bound = dict(extents) if reference == "bound" else None
-    simple = simplify(replace(cascade, outputs=written), bound=bound).cascade
+    whole = bounded_variables(cascade, dict(extents))
+    simple = simplify(replace(cascade, outputs=written), bound=bound, whole=whole).cascade
+    simple = unroll(simple, extents=dict(extents)).cascade
     for v, parts in split:
         simple = split_form(simple, variable=v, parts=parts).cascade
-    return partition(simple, bounded=bounded_variables(simple, dict(extents)))
+    bounded = bounded_variables(simple, dict(extents))
+    simple = recompute_shifted(simple, kept=lambda e: bool(set(e.ranks) - set(bounded))).cascade
+    return partition(simple, bounded=bounded)
 
 
 def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) -> list[Call]:
@@ -307,7 +317,7 @@ def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) ->
 def allocate(
     built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding, *, poison: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Inputs beside fresh buffers and outputs, uninitialised, or NaN where `poison`."""
+    """Inputs and tables of them beside fresh buffers and outputs, uninitialised, or NaN where `poison`."""
     import torch
 
     binding = program_binding(built.program, binding)
@@ -321,6 +331,7 @@ def allocate(
             dtype = default if name is None else getattr(torch, name)
             new = torch.empty(shape, dtype=dtype, device=device)
             out[t] = new.fill_(float("nan")) if poison else new
+        out |= tables_of(kernel, inputs)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from einsumcascade.codegen.forms import conjunction
-from einsumcascade.codegen.kernel_ir import Load, Loop, Store, TileKernel
+from einsumcascade.codegen.kernel_ir import Count, Load, Loop, Store, TileKernel
 from einsumcascade.codegen.names import safe
 from einsumcascade.codegen.texts import ATOM, Text, Texts
 from einsumcascade.language.ir import Expr, Num, Scalar, Var, apply, rank_of, reads, variable_of, variables
@@ -31,10 +31,14 @@ class Memory:
     def _line(self, text: str, *, comment: str = "") -> None:
         self.lines.append(INDENT * self.depth + text + (f"  # {comment}" if comment else ""))
 
-    def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
+    def _temporaries(self) -> None:
+        """Write what the next line uses by name."""
         for t, name in self.texts.temporaries.items():
             self._line(f"{name} = {t}")
         self.texts.temporaries.clear()
+
+    def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
+        self._temporaries()
         if note and note not in self.noted:
             self.noted.add(note)
             self._line(f"# {note}")
@@ -83,19 +87,20 @@ class Memory:
             self._describe(s, base, loop)
             return
         start = ""
-        if loop is not None and loop.segments[0].lo != Num(value=0) and loop.inner is not None:
+        if loop is not None and loop.parts == 1 and loop.segments[0].lo != Num(value=0) and loop.inner is not None:
             _, _, moves = self._dimensions(s, loop)
             if moves is not None:
                 start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
+        parts = [
+            self.texts.expand(
+                Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM, t.axes), axes
+            ).text
+            + f" * {stride}"
+            for t, stride in tile
+        ]
+        self._temporaries()
         self._line(f"p_{name} = {' + '.join([safe(s.tensor), *base])}{start}")
-        if tile:
-            parts = [
-                self.texts.expand(
-                    Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM, t.axes), axes
-                ).text
-                + f" * {stride}"
-                for t, stride in tile
-            ]
+        if parts:
             self._line(f"o_{name} = {' + '.join(parts)}")
 
     def _load(self, s: Load, loop: Loop | None) -> None:
@@ -110,6 +115,8 @@ class Memory:
             return
         tiled = bool(s.value.axes)
         text = f"p_{name} + o_{name}" if tiled else f"p_{name}"
+        if loop is not None and loop.parts > 1 and (moves := self._dimensions(s, loop)[2]) is not None:
+            text += f" + tl.cast({start_name(loop)}, tl.int64) * {moves}"
         if s.mask:
             mask = self.texts.inside(conjunction(s.mask), s.value.axes)
             text += f", mask={mask}, other=0.0"
@@ -128,6 +135,7 @@ class Memory:
         text = f"({text})" if " " in text and not text.startswith("tl.") else text
         where = f"p_{name} + o_{name}" if s.axes else f"p_{name}"
         mask = f", mask={self.texts.inside(conjunction(s.mask), s.axes)}" if s.mask else ""
+        self._temporaries()
         self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
 
     def _spans(self, i: Expr, loop: Loop | None) -> bool:
@@ -181,5 +189,5 @@ def stride_name(tensor: str, variable: str) -> str:
     return f"stride_{tensor}_{variable}"
 
 
-def suffix_of(s: Load | Store) -> str:
-    return s.value.name.removeprefix("b_") if isinstance(s, Load) else s.tensor
+def suffix_of(s: Load | Count | Store) -> str:
+    return s.value.name.removeprefix("b_") if isinstance(s, Load | Count) else s.tensor

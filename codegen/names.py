@@ -8,8 +8,11 @@ import re
 from collections.abc import Collection
 
 # Forms of the names that a kernel makes for itself.
-MADE = re.compile(r"(b|p|o|i|r|d|m)_|(BLOCK|stride|start|first|last|lo|hi|full_lo|full_hi|tmp)_|_multiply$")
-RESERVED = frozenset({"tl", "triton", "libdevice", "pid", *dir(builtins)})
+MADE = re.compile(
+    r"(b|p|o|i|r|d|m)_|(BLOCK|stride|start|first|last|least|most|lo|hi|low|high|end|second|full|side|upto|tmp)_"
+    r"|_(multiply|uniform|below|above|count)$"
+)
+RESERVED = frozenset({"tl", "triton", "libdevice", "pid", "part", *dir(builtins)})
 
 
 def extent_name(rank: str, tensors: Collection[str]) -> str:

@@ -13,6 +13,7 @@ from einsumcascade.codegen.autograd import Pair, library, recorded
 from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.launch import (
     KERNEL_DTYPES,
+    WHOLE_DTYPES,
     Built,
     build,
     feature_ranks,
@@ -327,7 +328,8 @@ class Op:
                     rule="all inputs are on one device",
                     hint=f"{name}.to({str(first.device)!r})",
                 )
-        values = {n: t for n, t in inputs.items() if n not in index_only or t.is_floating_point()}
+        whole = {getattr(torch, n) for n in WHOLE_DTYPES}
+        values = {n: t for n, t in inputs.items() if n not in index_only or t.dtype not in whole}
         known = {getattr(torch, n) for n in KERNEL_DTYPES} | ({torch.float64} if first.device.type == "cpu" else set())
         for name, t in values.items():
             if t.dtype not in known:

@@ -185,10 +185,11 @@ class Values:
                 if d in self.axes and (self.axes[d].role == "grid" or self.axes[d].is_padded):
                     mask.append(bound)
             elif bound in self.cascade.constraints and is_natural(i):
-                if bound not in free_of:
-                    mask.append(bound)
+                # Where bounds promise it, they do so for the live rows of a tile: the others are beyond their rank.
+                padded = (self._inside(v) for v in axes if self.axes[v].role == "grid")
+                mask += padded if bound in free_of else (bound,)
             elif not (isinstance(i, Num) and i.value == 0) and self.in_range.get(i) != rank_of(d):
-                checks = (apply("ge", i, Num(value=0)), bound)
+                checks = self._range_checks(i, d)
                 mask += checks
                 if conditions is not None:
                     conditions += [c for c in checks if c not in conditions]
@@ -210,6 +211,14 @@ class Values:
         elif known.name not in self.facts.of:
             self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
         return Read(tensor=self.live.get(known.name, known.name))
+
+    def _range_checks(self, index: Expr, axis: str) -> tuple[Expr, ...]:
+        """The conditions for an index to be one of an axis; of two numbers the answer is known."""
+        low, high = apply("ge", index, Num(value=0)), apply("lt", index, Scalar(name=rank_of(axis)))
+        extent = next((d.expr for d in self.cascade.ranks if d.name == axis), None)
+        if isinstance(index, Num) and index.value >= 0:
+            return () if isinstance(extent, Num) and index.value < extent.value else (high,)
+        return low, high
 
     def _new_load(self, tensor: str, indices: tuple[Expr, ...], mask: tuple[Expr, ...], out: list[Stmt]) -> Value:
         """A load under a name that the same elements always have, whatever their mask."""
@@ -242,6 +251,8 @@ def is_natural(index: Expr) -> bool:
             return index.is_extent
         case Num():
             return index.value >= 0
+        case Read():
+            return not index.indices and index.tensor.startswith(("first_", "last_"))
         case Apply(op="add" | "mul" | "floordiv" | "mod"):
             return all(map(is_natural, index.args))
         case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from einsumcascade.analysis.targets import GpuTarget
@@ -68,8 +69,9 @@ def _kernel(
     steps += [padded(extents.get(rank_of(v), 64)) for v in program.bounded if v in own and k.loops]
     # Keys and values, or as many rows of features as the loop reads.
     looped, features = set(k.loops[-1:]), set(program.bounded)
-    operands = sum(bool(looped & set(i.indices) and features & set(i.indices)) for i in k.cascade.inputs)
-    streamed = widest * max(operands, 2) * dtype_bytes * max(steps, default=0)
+    operands = [i for i in k.cascade.inputs if looped & set(i.indices) and features & set(i.indices)]
+    rows = [math.prod(padded(extents.get(rank_of(v), 64)) for v in i.indices if v in features) for i in operands]
+    streamed = max(sum(rows), widest * max(len(rows), 2)) * dtype_bytes * max(steps, default=0)
     while stages > 1 and stages * streamed > target.shared_memory_bytes // 2:
         stages -= 1
     return KernelSchedule(tiles=sizes, warps=warps, stages=stages)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from einsumcascade.language.philox import uniform
+
 INF = math.inf
 
 
@@ -21,7 +23,7 @@ class Op:
 
     Args:
         name: the name in texts, `name(x, y)`; infix operators have a `symbol` too.
-        arity: number of operands.
+        arity: number of operands; of these the last `optional` ones are 0 where a text leaves them out.
         array: value on arrays; first argument is the array module (NumPy or PyTorch), with the value rules of the
             language: (-inf) - (-inf) = -inf, 0/0 = 0, log 0 = -inf.
         sympy: expression on SymPy arguments; first argument is the module. None: opaque to algebra.
@@ -36,6 +38,7 @@ class Op:
         monotone: non-decreasing in its only operand.
         positive: the value is > 0 for every finite operand.
         internal: for lowerings only: no text may write it.
+        counts: its operands are whole numbers, which no lowering may round to a floating-point dtype.
         fiberwise: takes whole fibers: `array` has matrices on its last two axes; stands alone on the right side.
         gradient: what each operand receives, as texts over G (what the value receives), the operands X, Y, Z and the
             value V; "" for nothing. Finite wherever the value is, also at 0/0, log 0 and sqrt 0, where it is 0.
@@ -61,6 +64,8 @@ class Op:
     monotone: bool = False
     positive: bool = False
     internal: bool = False
+    optional: int = 0
+    counts: bool = False
     fiberwise: bool = False
     gradient: tuple[str, ...] = ()
 
@@ -84,9 +89,19 @@ def _erf(xp: Any, x: Any) -> Any:
     return xp.vectorize(math.erf, otypes=[float])(x)
 
 
+def _whole(xp: Any, x: Any, rounded: Callable[[Any], Any], unknown: int) -> Any:
+    """Whole numbers next to those of an array; `unknown` stands for what is no number."""
+    if "float" in str(x.dtype):
+        x = xp.clip(rounded(xp.where(x == x, x, float(unknown))), -FAR, FAR)
+    return xp.asarray(x, dtype=xp.int64)
+
+
 def _trisolve(xp: Any, lower: Any, right: Any) -> Any:
     return xp.linalg.solve(xp.tril(lower, -1) + xp.eye(lower.shape[-1]), right)
 
+
+# Further than any position.
+FAR = 1 << 62
 
 _SIGMOID = "tl.where({0} >= 0, 1.0, tl.exp(-tl.abs({0}))) / (1.0 + tl.exp(-tl.abs({0})))"
 
@@ -136,6 +151,10 @@ _ROWS = (
        cost="divide", internal=True),
     Op(name="quotient", arity=2, array=lambda xp, x, y: xp.floor_divide(x, y),
        sympy=lambda sp, x, y: sp.floor(x / y), triton="{0} // {1}", internal=True),  # of numbers >= 0
+    # bounds of loops: whole numbers next to what a tensor holds, and positions in 32 bits
+    Op(name="below", arity=1, array=lambda xp, x: _whole(xp, x, xp.floor, -FAR), triton="_below({0})", internal=True),
+    Op(name="above", arity=1, array=lambda xp, x: _whole(xp, x, xp.ceil, FAR), triton="_above({0})", internal=True),
+    Op(name="narrow", arity=1, array=lambda xp, x: x, triton="tl.cast({0}, tl.int32)", internal=True),
     # conditions
     Op(name="lt", arity=2, symbol="<", precedence=4, array=lambda xp, x, y: x < y, triton="{0} < {1}", condition=True),
     Op(name="le", arity=2, symbol="<=", precedence=4, array=lambda xp, x, y: x <= y, triton="{0} <= {1}",
@@ -222,6 +241,9 @@ _ROWS = (
        sympy=lambda sp, x, low, high: sp.Min(sp.Max(x, low), high),
        triton="tl.minimum(tl.maximum({0}, {1}), {2})", cost="max",
        gradient=("select(X < Y, 0, select(X > Z, 0, G))", "select(X < Y, G, 0)", "select(X > Z, G, 0)")),
+    # a random number of [0, 1) from a seed and up to four coordinates
+    Op(name="uniform", arity=5, optional=3, array=uniform, triton="_uniform({0}, {1}, {2}, {3}, {4})", low=0.0,
+       high=1.0, counts=True, gradient=("", "", "", "", "")),
     # of whole fibers: solve(A, B) is X with A X = B; trisolve(L, B) is X with (I + L) X = B, L strictly lower
     Op(name="solve", arity=2, array=lambda xp, a, b: xp.linalg.solve(a, b), fiberwise=True),
     Op(name="trisolve", arity=2, array=_trisolve, fiberwise=True),

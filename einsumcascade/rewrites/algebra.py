@@ -199,7 +199,7 @@ def is_positive(expr: Expr, cascade: Cascade, *, strict: bool = True, live: bool
                 if live and d.reduce in ("sum", "mean"):
                     return go(d.expr, strict, depth + 1)
                 return not strict and d.reduce in ("sum", "mean", "prod") and go(d.expr, False, depth + 1)
-            case Apply(op="mul" | "div"):
+            case Apply(op="mul" | "div" | "ieee_div"):
                 if e.op == "mul" and e.args[0] == e.args[1] and not strict:
                     return True
                 return go(e.args[0], strict, depth + 1) and go(e.args[1], strict, depth + 1)
