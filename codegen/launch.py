@@ -19,7 +19,7 @@ from einsumcascade.codegen.place import lower
 from einsumcascade.codegen.tables import tables_of
 from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import Binding, bind
-from einsumcascade.language.ir import Cascade, Definition, Num, rank_of
+from einsumcascade.language.ir import Cascade, Definition, Num, Output, rank_of
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.shifted import recompute_shifted
 from einsumcascade.rewrites.split_form import split_form
@@ -112,6 +112,16 @@ def with_extents(cascade: Cascade, extents: Mapping[str, int]) -> Cascade:
 def value_dtype(inputs: Iterable[torch.Tensor]) -> torch.dtype:
     """The dtype of a computation: that of the first input that holds real numbers."""
     return next(t.dtype for t in inputs if t.is_floating_point())
+
+
+def output_dtype(output: Output, main: torch.dtype) -> torch.dtype:
+    """The dtype of an output of a computation in dtype `main`."""
+    import torch
+
+    if output.dtype is None or (output.is_saved and main == torch.float64):
+        return main
+    named: torch.dtype = getattr(torch, output.dtype)
+    return named
 
 
 def selectors(cascade: Cascade) -> frozenset[str]:
@@ -323,13 +333,12 @@ def allocate(
     binding = program_binding(built.program, binding)
     device, default = next(iter(inputs.values())).device, value_dtype(inputs.values())
     out = dict(inputs)
-    dtypes = {o.tensor: o.dtype for o in built.cascade.outputs}
+    declared = {o.tensor: output_dtype(o, default) for o in built.cascade.outputs}
+    wide = torch.float64 if default == torch.float64 else torch.float32
     for kernel in built.kernels:
         for t in kernel.outputs:
             shape = [binding.extents[rank_of(v)] for v in kernel.tensors[t]]
-            name = dtypes.get(t, "float64" if default == torch.float64 else "float32")
-            dtype = default if name is None else getattr(torch, name)
-            new = torch.empty(shape, dtype=dtype, device=device)
+            new = torch.empty(shape, dtype=declared.get(t, wide), device=device)
             out[t] = new.fill_(float("nan")) if poison else new
         out |= tables_of(kernel, inputs)
     return out

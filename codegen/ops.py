@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from einsumcascade.codegen.launch import value_dtype
+from einsumcascade.codegen.launch import output_dtype, value_dtype
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
 
@@ -61,7 +61,7 @@ def outputs_like(cascade: Cascade, tensors: tuple[torch.Tensor, ...]) -> list[to
     """Empty tensors of the shapes and dtypes of the outputs."""
     main = value_dtype(tensors)
     return [
-        tensors[0].new_empty(shape, dtype=getattr(torch, o.dtype) if o.dtype else main)
+        tensors[0].new_empty(shape, dtype=output_dtype(o, main))
         for shape, o in zip(_output_shapes(cascade, tensors), cascade.outputs, strict=True)
     ]
 

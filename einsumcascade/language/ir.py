@@ -199,10 +199,14 @@ class Definition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """A tensor that leaves the cascade; `dtype` None means that of the first input."""
+    """A tensor that leaves the cascade; `dtype` None means that of the first input.
+
+    `is_saved`: it goes to a gradient, so it is float64 where the first input is.
+    """
 
     tensor: str
     dtype: str | None = None
+    is_saved: bool = field(default=False, compare=False)
     span: Span | None = field(default=None, compare=False, repr=False)
 
 

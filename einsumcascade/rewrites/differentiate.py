@@ -391,7 +391,8 @@ class _Reverse:
                 needed[t] = None
                 pending += [r.tensor for r in reads(made[t].expr, *made[t].where) if r.tensor not in own]
         extra = tuple(e for e in joint.einsums if e.tensor in needed)
-        out = tuple(Output(tensor=t, dtype="float32") for t in saved if t not in self.original.output_names)
+        unseen = tuple(t for t in saved if t not in self.original.output_names)
+        out = tuple(Output(tensor=t, dtype="float32", is_saved=True) for t in unseen)
         return replace(
             self.original,
             body=(*self.original.body, *extra),
@@ -403,7 +404,7 @@ class _Reverse:
     def _backward(self, joint: Cascade, given: list[Input], saved: tuple[str, ...], wanted: tuple[str, ...]) -> Cascade:
         made = producers(joint)
         # An input of fewer than two axes, a slope or a sink, may be float32 beside halves: so is its gradient.
-        dtypes = {t: None if len(made[t].indices) > 1 else "float32" for t in wanted}
+        small = {t for t in wanted if len(made[t].indices) < 2}
         body = tuple(e for e in joint.einsums if e.tensor not in saved)
         kept = tuple(Input(tensor=t, indices=made[t].free, is_saved=True) for t in saved)
         cascade = drop_dead(
@@ -411,7 +412,10 @@ class _Reverse:
                 joint,
                 inputs=(*self.base.inputs, *kept, *given),
                 body=body,
-                outputs=tuple(Output(tensor=t, dtype=dtypes[t]) for t in dict.fromkeys(wanted)),
+                outputs=tuple(
+                    Output(tensor=t, dtype="float32" if t in small else None, is_saved=t in small)
+                    for t in dict.fromkeys(wanted)
+                ),
                 source=None,
                 name=f"{self.original.name}_backward",
             )
