@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from einsumcascade.codegen.launch import (
-    build,
     feature_ranks,
-    run_interpreted,
-    run_on_gpu,
     selectors,
     with_constants,
     with_extents,
 )
-from einsumcascade.codegen.op import present_target
-from einsumcascade.codegen.plain import run_plain
 from einsumcascade.errors import Diagnostic, InputError, nearest
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, rank_of, reads, subexpressions
-from einsumcascade.reference.errorbound import EPS, Verdict, conditioning, judge
-from einsumcascade.reference.interpret import run
 from einsumcascade.schedules.schedule import Schedule
+from einsumcascade.verify.gradients import judged_gradient
+from einsumcascade.verify.judging import Row, judged
 
 DTYPES = ("float16", "bfloat16", "float32")
 DEFAULT_LENGTH, DEFAULT_FEATURE = 77, 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One output in one dtype.
-
-    Args:
-        largest: largest finite element expected, NaN if none has a value.
-        overflows: whether the plain formula has no finite value where there is one.
-    """
-
-    dtype: str
-    output: str
-    verdict: Verdict
-    plain_max: float
-    plain_rms: float
-    largest: float
-    overflows: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +31,15 @@ class Verification:
 
     Args:
         name: of the cascade. extents: by rank. where: "Triton's interpreter" or the name of the GPU.
-        rows: one for each dtype and output.
+        rows: one for each dtype and output, and for each dtype and gradient.
+        without: why there are no gradients, empty if there are.
     """
 
     name: str
     extents: Mapping[str, int]
     where: str
     rows: tuple[Row, ...]
+    without: str = ""
 
     @property
     def passed(self) -> bool:
@@ -76,6 +53,7 @@ class Verification:
             "extents": dict(self.extents),
             "where": self.where,
             "passed": self.passed,
+            "without_gradient": self.without,
             "rows": [
                 {
                     "dtype": r.dtype,
@@ -94,7 +72,8 @@ class Verification:
         }
 
     def __str__(self) -> str:
-        head = f"{self.name}: generated kernel, forward, run in {self.where} at " + " ".join(
+        ways = f"forward (no backward: {self.without})" if self.without else "forward and backward"
+        head = f"{self.name}: generated kernels, {ways}, run in {self.where} at " + " ".join(
             f"{k}={v}" for k, v in self.extents.items()
         )
         lines = [
@@ -125,7 +104,7 @@ def verify(
     constants: Mapping[str, float] | None = None,
     progress: Any = None,
 ) -> Verification:
-    """Run the generated Triton text of a cascade and judge it by the error rule.
+    """Run the generated Triton text of a cascade and of its gradient, and judge both by the error rule.
 
     On a machine with a GPU the kernel runs there, else in Triton's interpreter. Outputs start as NaN, so that an
     element that no program writes is found.
@@ -160,13 +139,19 @@ def verify(
     gpu = torch.cuda.is_available()
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
     rows: list[Row] = []
+    without = ""
     for dtype in dtypes:
         if progress is not None:
             progress(f"{cascade.name} in {dtype}")
         inputs = random_inputs(cascade, binding, dtype, seed=seed)
         rows += judged(cascade, inputs, binding, dtype, seed=seed, schedule=schedule)
+        backward = judged_gradient(cascade, inputs, dtype, seed=seed)
+        if isinstance(backward, str):
+            without = backward
+        else:
+            rows += backward
     shown = {rank_of(v): binding.extents[rank_of(v)] for i in cascade.inputs for v in i.indices}
-    return Verification(name=cascade.name, extents=shown, where=where, rows=tuple(rows))
+    return Verification(name=cascade.name, extents=shown, where=where, rows=tuple(rows), without=without)
 
 
 def filled_extents(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, int]:
@@ -214,52 +199,3 @@ def _indexed_ranks(cascade: Cascade) -> dict[str, str]:
         for n, index in enumerate(r.indices)
         for inner in reads(index)
     }
-
-
-def judged(
-    cascade: Cascade,
-    inputs: Mapping[str, torch.Tensor],
-    binding: Binding,
-    dtype: str,
-    *,
-    seed: int,
-    schedule: Schedule | None = None,
-    counts: Collection[str] = (),
-) -> list[Row]:
-    """Run the kernels of a cascade on inputs and judge each output.
-
-    Args:
-        seed: of the conditioning. counts: inputs of whole numbers, which no rounding changes.
-    """
-    gpu = torch.cuda.is_available()
-    features = {r: binding.extents[r] for r in feature_ranks(cascade)}
-    built = build(cascade, extents=features, dtype=dtype, target=present_target(), schedule=schedule)
-    if gpu:
-        on_gpu = {n: t.cuda() for n, t in inputs.items()}
-        actual = {n: t.cpu() for n, t in run_on_gpu(built, on_gpu, binding).items()}
-    else:
-        actual = run_interpreted(built, inputs, binding)
-    arrays = {n: t.double().numpy() if t.is_floating_point() else t.numpy() for n, t in inputs.items()}
-    arrays |= {n: arrays[n].astype(np.int64) for n in counts}
-    expected = run(cascade, arrays)
-    plain = run_plain(cascade, inputs)
-    conditions = conditioning(cascade, arrays, EPS[dtype], seed=seed)
-    rows = []
-    for name, want in expected.items():
-        # A culled element of an output has no value: the reference holds NaN there, and nothing is compared.
-        hole = np.isnan(want)
-        got = np.where(hole, np.nan, actual[name].double().numpy())
-        base = np.where(hole, np.nan, plain[name].double().numpy())
-        error = np.abs(np.where(np.isfinite(want), base - want, 0.0))
-        rows.append(
-            Row(
-                dtype=dtype,
-                output=name,
-                verdict=judge(got, want, base, conditions[name]),
-                plain_max=float(error.max(initial=0.0)),
-                plain_rms=float(np.sqrt(np.mean(error**2))) if error.size else 0.0,
-                overflows=bool((np.isfinite(want) & ~np.isfinite(base)).any()),
-                largest=float(np.abs(want[np.isfinite(want)]).max(initial=0.0)) if not hole.all() else math.nan,
-            )
-        )
-    return rows

@@ -25,7 +25,9 @@ from einsumcascade.gallery.draws import drawn, extents_of, recipe
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Iter, Output, rank_of, walk
 from einsumcascade.reference.interpret import run
-from einsumcascade.verify.verify import DTYPES, Row, judged
+from einsumcascade.verify.gradients import judged_gradient
+from einsumcascade.verify.judging import Row, judged
+from einsumcascade.verify.verify import DTYPES
 
 KINDS = {
     "ones": "every extent 1 that may be",
@@ -46,7 +48,8 @@ class Trial:
 
     Args:
         name, kind, dtype: which. status: "pass", "FAIL", "ERROR" or "skip".
-        ratio: the largest error over its bound, of any output. note: what failed, or why it was left out.
+        ratio: the largest error over its bound, of any output or gradient. note: what failed, or why it was left out.
+        without: why there are no gradients, empty if there are.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Trial:
     status: str
     ratio: float = 0.0
     note: str = ""
+    without: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,9 @@ class Sweep:
         made = [t for t in self.trials if t.status != "skip"]
         cut = "" if self.is_complete else f"; INTERRUPTED after {len(self.trials)} of {self.planned}"
         total = f"{len(names)} texts, {len(made)} trials, {len(self.failures)} failed"
+        forward = [n for n in names if any(t.without for t in self.trials if t.name == n)]
+        if forward:
+            lines.append(f"forward only, for want of a gradient: {', '.join(forward)}")
         return "\n".join([*lines, f"{total}{cut}", "", "PASS" if self.passed else "FAIL"])
 
 
@@ -189,13 +196,16 @@ def _trial(name: str, kind: str, dtype: str, seed: int) -> Trial:
         counts = {n for n, x in arrays.items() if np.asarray(x).dtype.kind in "iu"}
         inputs = {n: _tensor(cascade, name, kind, dtype, n, np.asarray(x)) for n, x in arrays.items()}
         rows = judged(cascade, inputs, _bound(cascade, inputs), dtype, seed=seed, counts=counts)
+        backward = judged_gradient(cascade, inputs, dtype, seed=seed, counts=counts)
+        without = backward if isinstance(backward, str) else ""
+        rows += [] if isinstance(backward, str) else backward
         if dtype == "float16" and not all(r.verdict.passed for r in rows) and _overflows(cascade, inputs):
             note = "values beyond the range of float16, in which products take their operands"
             return Trial(name=name, kind=kind, dtype=dtype, status="skip", note=note)
     # What is no message of ours is a finding too, and must not end the other trials.
     except Exception as error:
         return _errored(name, kind, dtype, error)
-    return _verdict(name, kind, dtype, rows)
+    return _verdict(name, kind, dtype, rows, without)
 
 
 def _errored(name: str, kind: str, dtype: str, error: Exception) -> Trial:
@@ -203,7 +213,7 @@ def _errored(name: str, kind: str, dtype: str, error: Exception) -> Trial:
     return Trial(name=name, kind=kind, dtype=dtype, status="ERROR", note=note)
 
 
-def _verdict(name: str, kind: str, dtype: str, rows: Sequence[Row]) -> Trial:
+def _verdict(name: str, kind: str, dtype: str, rows: Sequence[Row], without: str) -> Trial:
     compared = [r for r in rows if r.largest == r.largest]
     if not compared:
         return Trial(name=name, kind=kind, dtype=dtype, status="skip", note="no element has a value")
@@ -214,7 +224,7 @@ def _verdict(name: str, kind: str, dtype: str, rows: Sequence[Row]) -> Trial:
     ratio = max(ratio, *(_ratio(r.verdict.rms_error, r.verdict.rms_bound) for r in rows))
     bad = [f"{r.output} {r.verdict}" for r in rows if not r.verdict.passed]
     status = "FAIL" if bad else "pass"
-    return Trial(name=name, kind=kind, dtype=dtype, status=status, ratio=ratio, note="; ".join(bad))
+    return Trial(name=name, kind=kind, dtype=dtype, status=status, ratio=ratio, note="; ".join(bad), without=without)
 
 
 def _ratio(error: float, bound: float) -> float:
