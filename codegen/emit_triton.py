@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from einsumcascade.codegen.forms import powers
-from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Segment, Stmt, Store, TileKernel, first, last
+from einsumcascade.codegen.kernel_ir import (
+    Dot,
+    Load,
+    Loop,
+    Map,
+    Reduce,
+    Segment,
+    Stmt,
+    Store,
+    TileKernel,
+    every,
+    first,
+    last,
+)
 from einsumcascade.codegen.memory import (
     INDENT,
     Memory,
+    pointer_of,
     position_of,
     position_product,
     start_name,
     stride_name,
-    suffix_of,
 )
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.texts import ATOM, Text
@@ -91,7 +105,7 @@ class _Printer(Memory):
 
     def run(self) -> KernelText:
         k = self.kernel
-        for s in _all_statements(k.body):
+        for s in every(k.body):
             if isinstance(s, Load):
                 self.texts.loads.add(s.value.name)
             if isinstance(s, Load | Map | Reduce | Dot):
@@ -124,7 +138,7 @@ class _Printer(Memory):
             if not any(a.rank == r and a.role == "loop" for a in k.axes.values())
         }
         for v, axis in k.axes.items():
-            if axis.role == "whole" and axis.extent is not None:
+            if axis.role == "whole" and axis.extent is not None and not axis.is_piece:
                 out[extent_name(axis.rank, k.tensors)] = axis.extent
             out[self.texts.size(v)] = axis.size
         return out
@@ -136,12 +150,12 @@ class _Printer(Memory):
         if k.lengths:
             rows.append(", ".join(extent_name(r, k.tensors) for r in k.lengths))
         if constexprs:
-            rows.append(", ".join(f"{n}: tl.constexpr" for n in constexprs))
+            rows += textwrap.wrap(", ".join(f"{n}:_tl.constexpr" for n in constexprs), 110)
         tensors = [f"{t}: ({', '.join(rank_of(v) for v in axes)})" for t, axes in k.tensors.items()]
         return [
             "@triton.jit",
             f"def {k.name}_kernel(",
-            *(f"{INDENT}{r}," for r in rows),
+            *(f"{INDENT}{r.rstrip(',').replace(':_', ': ')}," for r in rows),
             "):",
             f"{INDENT}# {'; '.join(tensors)}",
         ]
@@ -161,9 +175,10 @@ class _Printer(Memory):
         self._grid(body)
         for v, axis in k.axes.items():
             if axis.role != "grid":
+                start = "".join(f"{self.texts.size(b)} + " for b in axis.before)
                 for name in (f"o_{v}", f"r_{v}"):
                     if _mentions(body, name):
-                        self._line(f"{name} = tl.arange(0, {self.texts.size(v)})")
+                        self._line(f"{name} = {start}tl.arange(0, {self.texts.size(v)})")
 
     def _grid(self, body: str) -> None:
         """Which tile of the grid this program has: the last tile variable changes fastest."""
@@ -276,7 +291,7 @@ class _Printer(Memory):
         return name in self.texts.loads and self._tensor_of(name) in self._inputs()
 
     def _tensor_of(self, name: str) -> str:
-        return next(s.tensor for s in _all_statements(self.kernel.body) if isinstance(s, Load) and s.value.name == name)
+        return next(s.tensor for s in every(self.kernel.body) if isinstance(s, Load) and s.value.name == name)
 
     def _inputs(self) -> set[str]:
         return {t for t in self.kernel.tensors if t not in self.kernel.buffers and t not in self.kernel.outputs}
@@ -313,6 +328,7 @@ class _Printer(Memory):
             self._line("# tiles whose points are all live" if loop.inner is not None else f"# steps of {loop.index}")
         self._line(f"for {start_name(loop)} in tl.range({lo}, {hi}{step}):")
         self.depth += 1
+        self.pointed = ""
         mark = len(self.lines)
         for s in g.body:
             if isinstance(s, Load):
@@ -325,12 +341,16 @@ class _Printer(Memory):
             name = f"o_{variable_of(loop.rank)}"
             if any(_mentions(line, name) for line in self.lines[mark:]):
                 self.lines.insert(mark, INDENT * self.depth + f"{name} = {start_name(loop)} + r_{loop.inner}")
+        steps: dict[str, None] = {}
         for s in loads.values():
             if self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
                 _, _, moves = self._dimensions(s, loop)
                 if moves is not None:
-                    self._line(f"p_{suffix_of(s)} += {self.texts.step(loop.inner or '')} * {moves}")
+                    steps[f"p_{pointer_of(s)} += {self.texts.step(loop.inner or '')} * {moves}"] = None
+        for step_of_pointer in steps:
+            self._line(step_of_pointer)
         self.depth -= 1
+        self.pointed = ""
 
 
 def _mentions(line: str, name: str) -> bool:
@@ -353,11 +373,3 @@ def _real(expr: Expr) -> Expr:
     if not expr.row.symbol or expr.op in ("pow", "div"):
         args = tuple(apply("mul", a, Num(value=1.0)) if isinstance(a, Scalar) and a.is_extent else a for a in args)
     return Apply(op=expr.op, args=args)
-
-
-def _all_statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
-    for s in body:
-        yield s
-        if isinstance(s, Loop):
-            for g in s.segments:
-                yield from _all_statements(g.body)

@@ -23,6 +23,7 @@ class Memory:
     depth: int = 1
     described: dict[str, bool] = field(default_factory=dict)  # tensors whose loads are all by descriptors
     noted: set[str] = field(default_factory=set)  # Einsums already named in a comment
+    pointed: str = ""  # the last line that sets a pointer: pieces of a tile share it
     texts: Texts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +88,10 @@ class Memory:
             _, _, moves = self._dimensions(s, loop)
             if moves is not None:
                 start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
-        self._line(f"p_{name} = {' + '.join([safe(s.tensor), *base])}{start}")
+        pointer = f"p_{pointer_of(s)} = {' + '.join([safe(s.tensor), *base])}{start}"
+        if pointer != self.pointed:
+            self._line(pointer)
+            self.pointed = pointer
         if tile:
             parts = [
                 self.texts.expand(
@@ -109,7 +113,7 @@ class Memory:
             self._assign(s.value.name, f"d_{name}.load([{at}])", s.value.axes, "")
             return
         tiled = bool(s.value.axes)
-        text = f"p_{name} + o_{name}" if tiled else f"p_{name}"
+        text = f"p_{pointer_of(s)} + o_{name}" if tiled else f"p_{name}"
         if s.mask:
             mask = self.texts.inside(conjunction(s.mask), s.value.axes)
             text += f", mask={mask}, other=0.0"
@@ -126,7 +130,7 @@ class Memory:
             s.axes,
         )
         text = f"({text})" if " " in text and not text.startswith("tl.") else text
-        where = f"p_{name} + o_{name}" if s.axes else f"p_{name}"
+        where = f"p_{pointer_of(s)} + o_{name}" if s.axes else f"p_{name}"
         mask = f", mask={self.texts.inside(conjunction(s.mask), s.axes)}" if s.mask else ""
         self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
 
@@ -147,7 +151,10 @@ class Memory:
         if loop is not None and i == position_of(loop):
             return start_name(loop)
         assert isinstance(i, Var)
-        return f"i_{i.name} * {self.texts.size(i.name)}" if self.kernel.axes[i.name].role == "grid" else "0"
+        axis = self.kernel.axes[i.name]
+        if axis.role == "grid":
+            return f"i_{i.name} * {self.texts.size(i.name)}"
+        return " + ".join(map(self.texts.size, axis.before)) or "0"
 
     def _describe(self, s: Load, base: list[str], loop: Loop | None) -> None:
         name = suffix_of(s)
@@ -182,4 +189,10 @@ def stride_name(tensor: str, variable: str) -> str:
 
 
 def suffix_of(s: Load | Store) -> str:
-    return s.value.name.removeprefix("b_") if isinstance(s, Load) else s.tensor
+    """The end of the names of a load's or a store's offsets."""
+    return s.value.name.removeprefix("b_") if isinstance(s, Load) else s.tensor + s.piece
+
+
+def pointer_of(s: Load | Store) -> str:
+    """The end of the name of its pointer, which the pieces of a tile share."""
+    return suffix_of(s).removesuffix(s.piece)
