@@ -115,7 +115,7 @@ class _Printer(Memory):
             self._statement(s)
         body, self.lines = self.lines, []
         self._prologue("\n".join(body))
-        constexprs = self._constexprs()
+        constexprs = self._constexprs("\n".join([*self.lines, *body]))
         head = self._signature(constexprs)
         text = "\n".join([*head, *self.lines, *body]) + "\n"
         return KernelText(
@@ -130,7 +130,8 @@ class _Printer(Memory):
 
     # --- the frame ----------------------------------------------------------------------------------------------
 
-    def _constexprs(self) -> dict[str, int]:
+    def _constexprs(self, text: str) -> dict[str, int]:
+        """Sizes of tiles, and extents that are fixed; that of a cut rank only where the text needs it."""
         k = self.kernel
         out = {
             extent_name(r, k.tensors): n
@@ -138,8 +139,9 @@ class _Printer(Memory):
             if not any(a.rank == r and a.role == "loop" for a in k.axes.values())
         }
         for v, axis in k.axes.items():
-            if axis.role == "whole" and axis.extent is not None and not axis.is_piece:
-                out[extent_name(axis.rank, k.tensors)] = axis.extent
+            name = extent_name(axis.rank, k.tensors)
+            if axis.role == "whole" and (not axis.is_piece or _mentions(text, name)):
+                out[name] = sum(a.extent or 0 for a in k.axes.values() if a.rank == axis.rank)
             out[self.texts.size(v)] = axis.size
         return out
 
