@@ -316,9 +316,22 @@ class _Printer(Memory):
         for s in loads.values():
             if self._is_fixed(s, loop):
                 self._address(s, loop)
+        for pointer, stride in self._moving(loads, loop).items():
+            # A stride is 32 bits wide where it fits, a tile of strides need not be.
+            self._line(f"step_{pointer} = tl.cast({stride}, tl.int64) * {self.texts.step(loop.inner or '')}")
         for g in loop.segments:
             self._segment(loop, g, loads)
         self.texts.positions = around
+
+    def _moving(self, loads: Mapping[str, Load], loop: Loop) -> dict[str, str]:
+        """The pointers that move on with each step of a loop, and the strides along it."""
+        found = {}
+        for s in loads.values():
+            if self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
+                _, _, moves = self._dimensions(s, loop)
+                if moves is not None:
+                    found[pointer_of(s)] = moves
+        return found
 
     def _segment(self, loop: Loop, g: Segment, loads: Mapping[str, Load]) -> None:
         lo, hi = self.texts.plain(g.lo), self.texts.plain(g.hi)
@@ -343,14 +356,8 @@ class _Printer(Memory):
             name = f"o_{variable_of(loop.rank)}"
             if any(_mentions(line, name) for line in self.lines[mark:]):
                 self.lines.insert(mark, INDENT * self.depth + f"{name} = {start_name(loop)} + r_{loop.inner}")
-        steps: dict[str, None] = {}
-        for s in loads.values():
-            if self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
-                _, _, moves = self._dimensions(s, loop)
-                if moves is not None:
-                    steps[f"p_{pointer_of(s)} += {self.texts.step(loop.inner or '')} * {moves}"] = None
-        for step_of_pointer in steps:
-            self._line(step_of_pointer)
+        for pointer in self._moving(loads, loop):
+            self._line(f"p_{pointer} += step_{pointer}")
         self.depth -= 1
         self.pointed = ""
 

@@ -62,7 +62,7 @@ class Memory:
                 tile.append((t, stride))
             elif not (isinstance(i, Num) and i.value == 0):
                 text = t.text
-                if not (isinstance(i, Num) or (isinstance(i, Var) and i.name in self.kernel.batch)):
+                if not (isinstance(i, Var) and i.name in self.kernel.batch):
                     text = f"tl.cast({text}, tl.int64)"
                 base.append(f"{text} * {stride}")
         return base, tile, moves
