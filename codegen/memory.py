@@ -122,6 +122,7 @@ class Memory:
     def _store(self, s: Store) -> None:
         self._address(s, None)
         if s.note and s.note not in self.noted:
+            self.noted.add(s.note)
             self._line(f"# {s.note}")
         name = suffix_of(s)
         text = self._grown(

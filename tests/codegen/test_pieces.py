@@ -15,7 +15,7 @@ import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.inspect import KernelReport
 from einsumcascade.codegen.kernel_ir import Dot, Load, Store, every
-from einsumcascade.codegen.launch import build, run_interpreted
+from einsumcascade.codegen.launch import build, feature_ranks, run_interpreted
 from einsumcascade.codegen.pieces import cut
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind
@@ -53,7 +53,7 @@ def both(cascade: Cascade, dtype: str, **extents: int) -> None:
     """Judge the text in the interpreter and the op on CPU tensors, both against float64."""
     inputs = inputs_of(cascade, dtype, **extents)
     binding = bind(cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()})
-    features = {r: binding.extents[r] for r in ("E", "F")}
+    features = {r: binding.extents[r] for r in feature_ranks(cascade)}
     built = build(cascade, extents=features, dtype=dtype, target=gpu_target("cuda:90"), tile_limit=16)
     assert len(built.kernels) == len(build(cascade, extents={}, dtype=dtype, target=built.target).kernels)
     found = run_interpreted(built, inputs, binding)
