@@ -66,6 +66,7 @@ class KernelText:
         tensors: tensors in parameter order. strides: (tensor, axis number) in order. lengths: extents in order.
         constexprs: compile-time parameters and their values.
         descriptors: (tensor, axes) loaded by descriptors: their last axis must be contiguous and aligned.
+        unspecialised: lengths of which one machine code serves all values.
     """
 
     name: str
@@ -75,6 +76,7 @@ class KernelText:
     lengths: tuple[str, ...]
     constexprs: Mapping[str, int]
     descriptors: tuple[str, ...]
+    unspecialised: tuple[str, ...]
 
 
 def emit(kernel: TileKernel, *, precision: str = "ieee") -> KernelText:
@@ -126,6 +128,7 @@ class _Printer(Memory):
             strides=tuple((t, n) for t, axes in k.tensors.items() for n in range(len(axes))),
             constexprs=constexprs,
             descriptors=tuple(t for t, yes in self.described.items() if yes),
+            unspecialised=self._unspecialised(),
         )
 
     # --- the frame ----------------------------------------------------------------------------------------------
@@ -145,6 +148,15 @@ class _Printer(Memory):
             out[self.texts.size(v)] = axis.size
         return out
 
+    def _unspecialised(self) -> tuple[str, ...]:
+        """Lengths that Triton shall not compile anew for where they are 1 or a multiple of 16.
+
+        A mask over the last axis of a tensor is wider where its length is such a multiple; no other length matters.
+        """
+        k = self.kernel
+        last = {rank_of(axes[-1]) for axes in k.tensors.values() if axes}
+        return tuple(extent_name(r, k.tensors) for r in k.lengths if r not in last)
+
     def _signature(self, constexprs: Mapping[str, int]) -> list[str]:
         k = self.kernel
         rows = [", ".join(safe(t) for t in k.tensors)]
@@ -154,8 +166,9 @@ class _Printer(Memory):
         if constexprs:
             rows += textwrap.wrap(", ".join(f"{n}:_tl.constexpr" for n in constexprs), 110)
         tensors = [f"{t}: ({', '.join(rank_of(v) for v in axes)})" for t, axes in k.tensors.items()]
+        general = ", ".join(f'"{n}"' for n in self._unspecialised())
         return [
-            "@triton.jit",
+            f"@triton.jit(do_not_specialize=[{general}])" if general else "@triton.jit",
             f"def {k.name}_kernel(",
             *(f"{INDENT}{r.rstrip(',').replace(':_', ': ')}," for r in rows),
             "):",

@@ -12,7 +12,6 @@ from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.launch import Built, selectors
 from einsumcascade.codegen.memory import stride_name
 from einsumcascade.codegen.names import extent_name, safe
-from einsumcascade.language.ir import rank_of
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import Schedule
 
@@ -99,14 +98,13 @@ class Kernel:
                 for v in axes[-1:]:
                     constexprs[stride_name(t, v)] = 1
                     del signature[stride_name(t, v)]
-            batch = {extent_name(rank_of(v), text.tensors) for v in tile.batch}
             compiled = compile_kernel(
                 self.source,
                 kernel=text.name,
                 signature=signature,
                 constexprs=constexprs,
                 target=self.target,
-                divisible=[p for p in signature if p not in batch],
+                divisible=[p for p in signature if p not in text.unspecialised],
                 num_warps=tile.schedule.warps,
                 num_stages=tile.schedule.stages,
             )

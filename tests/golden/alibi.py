@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "P", "M"])
 def alibi_kernel(
     Q, K, V, SLOPE, AV,
     stride_Q_b, stride_Q_h, stride_Q_p, stride_Q_e,

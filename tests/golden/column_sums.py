@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def column_sums_0_kernel(
     X, C,
     stride_X_p, stride_X_m,
@@ -53,7 +53,7 @@ def column_sums_0_kernel(
     tl.store(p_C + o_C, b_RC.to(C.dtype.element_ty), mask=o_m < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def column_sums_1_kernel(
     X, V, C, Y,
     stride_X_p, stride_X_m,

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "H", "M"])
 def linear_0_kernel(
     K, V, KV, KS,
     stride_K_b, stride_K_h, stride_K_m, stride_K_e,
@@ -86,7 +86,7 @@ def linear_0_kernel(
     tl.store(p_KS + o_KS, b_RKS.to(KS.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "H", "P"])
 def linear_1_kernel(
     Q, KV, KS, AV,
     stride_Q_b, stride_Q_h, stride_Q_p, stride_Q_e,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def max_plus_kernel(
     A, W, Y,
     stride_A_p, stride_A_k,

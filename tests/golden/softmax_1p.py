@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "H", "P", "M", "M1"])
 def softmax_1p_kernel(
     Q, K, V, AV,
     stride_Q_b, stride_Q_h, stride_Q_p, stride_Q_e,

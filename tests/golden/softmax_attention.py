@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "H", "P", "M"])
 def softmax_attention_kernel(
     Q, K, V, AV,
     stride_Q_b, stride_Q_h, stride_Q_p, stride_Q_e,
