@@ -187,8 +187,8 @@ class Values:
             elif bound in self.cascade.constraints and is_natural(i):
                 if bound not in free_of:
                     mask.append(bound)
-            elif not (isinstance(i, Num) and i.value == 0) and self.in_range.get(i) != rank_of(d):
-                checks = (apply("ge", i, Num(value=0)), bound)
+            elif not self._is_within(i, rank_of(d)):
+                checks = (bound,) if is_natural(i) else (apply("ge", i, Num(value=0)), bound)
                 mask += checks
                 if conditions is not None:
                     conditions += [c for c in checks if c not in conditions]
@@ -210,6 +210,17 @@ class Values:
         elif known.name not in self.facts.of:
             self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
         return Read(tensor=self.live.get(known.name, known.name))
+
+    def _is_within(self, i: Expr, rank: str) -> bool:
+        """Whether an index is always within a rank: 0, a place of loop form, `h // R` within G where `rank r = H / G`."""
+        match i:
+            case Apply(op="floordiv", args=(Var() as v, Scalar() as n)):
+                quotient = apply("div", Scalar(name=rank_of(v.name)), Scalar(name=rank))
+                return any(rank_of(d.name) == n.name and d.expr == quotient for d in self.cascade.ranks)
+            case Num():
+                return i.value == 0
+            case _:
+                return self.in_range.get(i) == rank
 
     def _new_load(self, tensor: str, indices: tuple[Expr, ...], mask: tuple[Expr, ...], out: list[Stmt]) -> Value:
         """A load under a name that the same elements always have, whatever their mask."""
