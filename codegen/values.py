@@ -212,7 +212,7 @@ class Values:
         return Read(tensor=self.live.get(known.name, known.name))
 
     def _is_within(self, i: Expr, rank: str) -> bool:
-        """Whether an index is always within a rank: 0, a place of loop form, `h // R` within G where `rank r = H / G`."""
+        """Whether an index is always within a rank: 0, a place of loop form, `h // R` in G where `rank r = H / G`."""
         match i:
             case Apply(op="floordiv", args=(Var() as v, Scalar() as n)):
                 quotient = apply("div", Scalar(name=rank_of(v.name)), Scalar(name=rank))
