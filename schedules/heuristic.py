@@ -112,7 +112,7 @@ def _narrowed(k: Kernel, sizes: Mapping[str, int], features: Mapping[str, int], 
             out[v] = max(min(n, 16), n >> halvings)
         else:
             out[v] = n
-            while out[v] > 16 and out[v] * width > STREAMED:
+            while out[v] > 16 and out[v] * max(width, 2 * kept) > STREAMED:
                 out[v] //= 2
     return out
 

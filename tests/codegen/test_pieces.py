@@ -139,6 +139,17 @@ def assert_it_fits(report: KernelReport) -> None:
     assert hot.count("STL") == 0 and hot.count("LDL") <= hot.instructions // 100, str(report)
 
 
+def test_latent_keys_are_loaded_once_and_are_the_values_too() -> None:
+    kernel = ec.compile("mla_absorbed").kernel(extents={"C": 512, "R": 64}, dtype="bfloat16", target="cuda:90")
+    assert len(kernel.program.kernels) == 1 and not kernel.program.buffers
+    (tiles,) = (k.tiles["m"] for k in kernel.schedule.kernels.values())
+    assert products(kernel.built) == Counter({(512, tiles): 2, (64, tiles): 2, (tiles, 512): 2})
+    for loop in kernel.source.split("# tiles ")[1:]:
+        assert loop.count("tl.load(p_C ") == 1 and loop.count("tl.load(p_KR ") == 1
+    (report,) = kernel.inspect().kernels.values()
+    assert_it_fits(report)
+
+
 @pytest.mark.parametrize("target", ["cuda:80", "cuda:100", "hip:gfx942"])
 @pytest.mark.parametrize(("e", "f"), [(80, 80), (192, 128), (576, 512)])
 def test_heads_fit_other_targets(target: str, e: int, f: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from einsumcascade.language.ir import Cascade, rank_of
 from tests.gallery import draws_state
-from tests.gallery.drawing import Array, Recipe, between, chance, normal, whole
+from tests.gallery.drawing import Array, Recipe, between, chance, normal, up_to, whole
 
 # Several tiles of 16, none of them full at the end.
 USUAL = {"B": 2, "G": 2, "H": 3, "R": 3, "S": 2, "P": 23, "M": 37, "T": 13, "N": 11, "E": 5, "F": 3, "D": 7, "X": 9}
@@ -21,6 +21,10 @@ DRAWS: dict[str, Recipe] = {
     "softmax_1p": Recipe(extents={"H": 1, "P": 7, "M": 150}),
     "sliding_window": Recipe(extents={"B": 1, "H": 1, "P": 290, "M": 301}),
     "mla": Recipe(extents={"C": 7, "R": 4}, large=("Q", "QR")),
+    "mla_absorbed": Recipe(extents={"C": 7, "R": 4}, large=("QC", "QR")),
+    # Bounds in any order, so some hold no key.
+    "varlen": Recipe(draws={"LO": whole(0, "M"), "HI": up_to("M")}),
+    "varlen_causal": Recipe(draws={"LO": whole(0, "M"), "HI": up_to("M"), "FIRST": whole(0, "P")}),
     "paged": Recipe(
         extents={"B": 5, "T": 3},
         fixed={"X": 20},
