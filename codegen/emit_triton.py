@@ -54,6 +54,15 @@ MULTIPLY = """
 def _multiply(x, y):
     return x * y
 """
+UNIFORM = """
+
+@triton.jit
+def _uniform(seed, a, b, c, d):
+    # Philox 4x32-10 keyed by the seed; the 24 high bits of its first word make a number of [0, 1)
+    seed = tl.cast(seed, tl.int64)
+    x, _, _, _ = tl.philox(seed, tl.cast(a, tl.int32), tl.cast(b, tl.int32), tl.cast(c, tl.int32), tl.cast(d, tl.int32))
+    return (x >> 8).to(tl.float32) * 5.9604644775390625e-08
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +104,7 @@ def emit(kernel: TileKernel, *, precision: str = "ieee") -> KernelText:
 def module(kernels: tuple[KernelText, ...], *, title: str, cascade: str) -> str:
     """One importable text with several kernels, and the cascade they compute in its header."""
     body = "".join("\n\n" + k.text for k in kernels)
-    helper = MULTIPLY if "_multiply)" in body else ""
+    helper = (MULTIPLY if "_multiply)" in body else "") + (UNIFORM if "_uniform(" in body else "")
     indented = "\n".join("    " + line for line in cascade.splitlines())
     imports = LIBDEVICE if "libdevice." in body else ""
     return HEADER.format(title=title, cascade=indented) + imports + helper + body

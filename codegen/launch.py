@@ -21,7 +21,9 @@ from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Definition, Num, rank_of
 from einsumcascade.rewrites.derive import simplify
+from einsumcascade.rewrites.shifted import recompute_shifted
 from einsumcascade.rewrites.split_form import split_form
+from einsumcascade.rewrites.unroll import unroll
 from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Program, bounded_variables, identifier, partition
 from einsumcascade.schedules.schedule import Schedule, check_schedule
@@ -34,6 +36,8 @@ LENGTH = 1 << 20
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 # Those that kernels take; float64 is for tensors on a CPU.
 KERNEL_DTYPES = ("float16", "bfloat16", "float32")
+# What a tensor that only indexes, compares or counts may hold besides.
+WHOLE_DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +120,14 @@ def selectors(cascade: Cascade) -> frozenset[str]:
 
 
 def text_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:
-    """Bind what may enter a text: the extents of feature ranks, 64 where not given; every length counts as unbounded.
+    """Bind what may enter a text: extents of feature ranks, 64 where nothing says; every length counts as unbounded.
 
     Raises: InputError: an extent names no rank of the cascade, or is not a whole number >= 0.
     """
     features = feature_ranks(cascade)
     named = [rank_of(v) for i in cascade.inputs for v in i.indices]
-    given = {r: extents.get(r, 64) if r in features else LENGTH for r in named}
+    told = {rank_of(d.name): int(d.expr.value) for d in cascade.ranks if isinstance(d.expr, Num)}
+    given = {r: extents.get(r, told.get(r, 64)) if r in features else LENGTH for r in named}
     return bind(cascade, extents={**{r: n for r, n in extents.items() if r not in given}, **given})
 
 
@@ -270,10 +275,14 @@ def _program(
     given = {i.tensor for i in cascade.inputs}
     written = tuple(o for o in cascade.outputs if o.tensor not in given)
     bound = dict(extents) if reference == "bound" else None
-    simple = simplify(replace(cascade, outputs=written), bound=bound).cascade
+    whole = bounded_variables(cascade, dict(extents))
+    simple = simplify(replace(cascade, outputs=written), bound=bound, whole=whole).cascade
+    simple = unroll(simple, extents=dict(extents)).cascade
     for v, parts in split:
         simple = split_form(simple, variable=v, parts=parts).cascade
-    return partition(simple, bounded=bounded_variables(simple, dict(extents)))
+    bounded = bounded_variables(simple, dict(extents))
+    simple = recompute_shifted(simple, kept=lambda e: bool(set(e.ranks) - set(bounded))).cascade
+    return partition(simple, bounded=bounded)
 
 
 def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) -> list[Call]:

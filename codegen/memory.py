@@ -32,10 +32,14 @@ class Memory:
     def _line(self, text: str, *, comment: str = "") -> None:
         self.lines.append(INDENT * self.depth + text + (f"  # {comment}" if comment else ""))
 
-    def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
+    def _temporaries(self) -> None:
+        """Write what the next line uses by name."""
         for t, name in self.texts.temporaries.items():
             self._line(f"{name} = {t}")
         self.texts.temporaries.clear()
+
+    def _assign(self, value: str, text: str, axes: tuple[str, ...], note: str) -> None:
+        self._temporaries()
         if note and note not in self.noted:
             self.noted.add(note)
             self._line(f"# {note}")
@@ -88,18 +92,19 @@ class Memory:
             _, _, moves = self._dimensions(s, loop)
             if moves is not None:
                 start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
+        parts = [
+            self.texts.expand(
+                Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM, t.axes), axes
+            ).text
+            + f" * {stride}"
+            for t, stride in tile
+        ]
+        self._temporaries()
         pointer = f"p_{pointer_of(s)} = {' + '.join([safe(s.tensor), *base])}{start}"
         if pointer != self.pointed:
             self._line(pointer)
             self.pointed = pointer
-        if tile:
-            parts = [
-                self.texts.expand(
-                    Text(f"{t.text if t.precedence == ATOM else f'({t.text})'}.to(tl.int64)", ATOM, t.axes), axes
-                ).text
-                + f" * {stride}"
-                for t, stride in tile
-            ]
+        if parts:
             self._line(f"o_{name} = {' + '.join(parts)}")
 
     def _load(self, s: Load, loop: Loop | None) -> None:
@@ -133,6 +138,7 @@ class Memory:
         text = f"({text})" if " " in text and not text.startswith("tl.") else text
         where = f"p_{pointer_of(s)} + o_{name}" if s.axes else f"p_{name}"
         mask = f", mask={self.texts.inside(conjunction(s.mask), s.axes)}" if s.mask else ""
+        self._temporaries()
         self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
 
     def _spans(self, i: Expr, loop: Loop | None) -> bool:

@@ -8,7 +8,9 @@ import re
 from collections.abc import Collection
 
 # Forms of the names that a kernel makes for itself.
-MADE = re.compile(r"(b|p|o|i|r|d|m)_|(BLOCK|stride|step|start|first|last|lo|hi|full_lo|full_hi|tmp)_|_multiply$")
+MADE = re.compile(
+    r"(b|p|o|i|r|d|m)_|(BLOCK|stride|step|start|first|last|lo|hi|full_lo|full_hi|tmp)_|_(multiply|uniform)$"
+)
 RESERVED = frozenset({"tl", "triton", "libdevice", "pid", *dir(builtins)})
 
 

@@ -9,9 +9,11 @@ from functools import partial
 import torch
 
 from einsumcascade.analysis.targets import TARGETS, GpuTarget, gpu_target
+from einsumcascade.codegen.autograd import Pair, library, recorded
 from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.launch import (
     KERNEL_DTYPES,
+    WHOLE_DTYPES,
     Built,
     build,
     feature_ranks,
@@ -27,6 +29,7 @@ from einsumcascade.errors import Diagnostic, InputError, ScheduleError, nearest
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.derive import Derivation, derive
+from einsumcascade.rewrites.differentiate import differentiable, differentiate
 from einsumcascade.schedules.schedule import PRECISIONS, Schedule
 
 DEFAULT_TARGET = "cuda:90"
@@ -94,33 +97,72 @@ class Op:
         cascade: what it computes.
         fixed_schedule: used for every call, or None for the default by rule.
         precision: see `compile`.
+        wide: inputs that may be float32 whatever their axes: what a forward saves for its gradient.
     """
 
     cascade: Cascade
     fixed_schedule: Schedule | None = None
     precision: str | None = None
+    wide: frozenset[str] = frozenset()
     _built: dict[object, Built] = field(default_factory=dict, repr=False)
     _last: Callable[[], Built] | None = field(default=None, repr=False)
     _derivation: Derivation | None = field(default=None, repr=False)
+    _pairs: dict[tuple[str, ...], Pair] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.__name__ = self.cascade.name
         choices = f"{self.precision}\n{self.fixed_schedule.to_json() if self.fixed_schedule else ''}"
         run = partial(_run_hidden, self.cascade, self.precision, self.fixed_schedule)
         self._library = registered(self.cascade, choices=choices, run=run)
+        pair = partial(_hidden_pair, self.cascade, self.precision, self.fixed_schedule)
+        self._recording = library(self.cascade, choices=choices, pair=pair)
 
     def __call__(self, *tensors: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Compute the outputs, in the order of `out`: one tensor, or a tuple.
 
-        Raises: InputError: a tensor is missing, unknown, of a wrong rank, extent, dtype or device, or requires grad
-            where gradients are recorded.
+        Where gradients are recorded and a tensor requires one, the forward saves what the gradient needs.
+
+        Raises: InputError: a tensor is missing, unknown, of a wrong rank, extent, dtype or device; LoweringError: a
+            gradient is wanted of a construct that has none yet.
         """
         ordered = self._ordered(tensors, named)
+        wrt = self._recorded(ordered)
         if torch.compiler.is_compiling():
+            if wrt:
+                found = self._recording(*ordered, ",".join(wrt))
+                count = len(self.cascade.outputs)
+                return found[0] if count == 1 else tuple(found[:count])
             result: torch.Tensor | tuple[torch.Tensor, ...] = self._library(*ordered)
             return result
+        if wrt:
+            return recorded(self._pair(wrt), ordered)
         outputs = self._run(ordered)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _recorded(self, ordered: list[torch.Tensor]) -> tuple[str, ...]:
+        """The inputs whose gradient this call records."""
+        if not torch.is_grad_enabled():
+            return ()
+        return tuple(
+            i.tensor
+            for i, t in zip(self.cascade.inputs, ordered, strict=True)
+            if isinstance(t, torch.Tensor) and t.requires_grad
+        )
+
+    def _pair(self, wrt: tuple[str, ...]) -> Pair:
+        """The ops behind calls that record gradients in some inputs."""
+        if wrt not in self._pairs:
+            reached = set(differentiable(self.cascade))
+            gradient = differentiate(self.cascade, wrt=tuple(t for t in wrt if t in reached))
+            given = frozenset(gradient.received.values()) | set(gradient.saved)
+
+            def op(cascade: Cascade, wide: frozenset[str] = frozenset()) -> Op:
+                return Op(cascade=cascade, precision=self.precision, wide=wide)
+
+            self._pairs[wrt] = Pair(
+                gradient=gradient, forward=op(gradient.forward), backward=op(gradient.backward, given)
+            )
+        return self._pairs[wrt]
 
     @property
     def derivation(self) -> Derivation:
@@ -216,17 +258,7 @@ class Op:
         missing = [n for n in names if n not in out]
         if missing:
             raise _wrong("missing-input", f"{', '.join(missing)} not given", rule=f"the inputs are {signature}")
-        ordered = [out[n] for n in names]
-        if torch.is_grad_enabled():
-            for name, t in zip(names, ordered, strict=True):
-                if isinstance(t, torch.Tensor) and t.requires_grad:
-                    raise _wrong(
-                        "requires-grad",
-                        f"{name} requires grad, but this op has no gradient yet",
-                        rule="a result without its gradient is never handed out silently",
-                        hint="call it under torch.no_grad(), or pass detached tensors",
-                    )
-        return ordered
+        return [out[n] for n in names]
 
     def _run(self, ordered: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         inputs = {i.tensor: t for i, t in zip(self.cascade.inputs, ordered, strict=True)}
@@ -296,7 +328,8 @@ class Op:
                     rule="all inputs are on one device",
                     hint=f"{name}.to({str(first.device)!r})",
                 )
-        values = {n: t for n, t in inputs.items() if n not in index_only or t.is_floating_point()}
+        whole = {getattr(torch, n) for n in WHOLE_DTYPES}
+        values = {n: t for n, t in inputs.items() if n not in index_only or t.dtype not in whole}
         known = {getattr(torch, n) for n in KERNEL_DTYPES} | ({torch.float64} if first.device.type == "cpu" else set())
         for name, t in values.items():
             if t.dtype not in known:
@@ -314,7 +347,7 @@ class Op:
             )
         main_name, main = next(iter(values.items()))
         for name, t in values.items():
-            if t.dtype != main.dtype and not (t.dtype == torch.float32 and t.dim() < 2):
+            if t.dtype != main.dtype and not (t.dtype == torch.float32 and (t.dim() < 2 or name in self.wide)):
                 raise _wrong(
                     "wrong-dtype",
                     f"{name} is {t.dtype}, but {main_name} is {main.dtype}",
@@ -349,8 +382,16 @@ def _run_hidden(
     cascade: Cascade, precision: str | None, schedule: Schedule | None, tensors: list[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
     """Run a library call: gradients are the library's business."""
+    with torch.no_grad():
+        return _hidden(cascade, precision, schedule)._run(tensors)
+
+
+def _hidden(cascade: Cascade, precision: str | None, schedule: Schedule | None) -> Op:
     key = (cascade, precision, schedule.to_json() if schedule else "")
     if key not in _HIDDEN:
         _HIDDEN[key] = Op(cascade=cascade, precision=precision, fixed_schedule=schedule)
-    with torch.no_grad():
-        return _HIDDEN[key]._run(tensors)
+    return _HIDDEN[key]
+
+
+def _hidden_pair(cascade: Cascade, precision: str | None, schedule: Schedule | None, wrt: tuple[str, ...]) -> Pair:
+    return _hidden(cascade, precision, schedule)._pair(wrt)

@@ -28,18 +28,6 @@ def registered(
         choices: text of what else tells two ops apart; the op is named by the digest of both.
         run: computes all outputs from the tensors in the order of `in`; none may share memory with an input.
     """
-    text = f"{cascade}\n{choices}"
-    name = f"{_clean(cascade.name)}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    with _REGISTERING:
-        # A definition that failed half-way is replaced by the next, so only a whole one may be remembered.
-        if name not in _OPS:
-            _OPS[name] = _register(name, cascade, run)
-        return _OPS[name]
-
-
-def _register(
-    name: str, cascade: Cascade, run: Callable[[list[torch.Tensor]], tuple[torch.Tensor, ...]]
-) -> Callable[..., Any]:
     count = len(cascade.outputs)
     arguments = ", ".join(f"Tensor t{n}" for n in range(len(cascade.inputs)))
     result = "Tensor" if count == 1 else "(" + ", ".join(["Tensor"] * count) + ")"
@@ -49,17 +37,33 @@ def _register(
         return outputs[0] if count == 1 else outputs
 
     def fake(*tensors: torch.Tensor) -> Any:
-        shapes = _output_shapes(cascade, tensors)
-        main = value_dtype(tensors)
-        outputs = tuple(
-            tensors[0].new_empty(shape, dtype=getattr(torch, o.dtype) if o.dtype else main)
-            for shape, o in zip(shapes, cascade.outputs, strict=True)
-        )
-        return outputs[0] if count == 1 else outputs
+        outputs = outputs_like(cascade, tensors)
+        return outputs[0] if count == 1 else tuple(outputs)
 
-    op = torch.library.custom_op(f"{NAMESPACE}::{name}", real, mutates_args=(), schema=f"({arguments}) -> {result}")
-    op.register_fake(fake)
+    op: Callable[..., Any] = define(cascade, choices, f"({arguments}) -> {result}", real, fake)
     return op
+
+
+def define(cascade: Cascade, choices: str, schema: str, real: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define an operator once, whole or not at all; it is named by the digest of the cascade and the choices."""
+    digest = hashlib.sha256(f"{cascade}\n{choices}".encode()).hexdigest()[:16]
+    name = f"{_clean(cascade.name)}_{digest}"
+    with _REGISTERING:
+        # A definition that failed half-way is replaced by the next, so only a whole one may be remembered.
+        if name not in _OPS:
+            op = torch.library.custom_op(f"{NAMESPACE}::{name}", real, mutates_args=(), schema=schema)
+            op.register_fake(fake)
+            _OPS[name] = op
+        return _OPS[name]
+
+
+def outputs_like(cascade: Cascade, tensors: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Empty tensors of the shapes and dtypes of the outputs."""
+    main = value_dtype(tensors)
+    return [
+        tensors[0].new_empty(shape, dtype=getattr(torch, o.dtype) if o.dtype else main)
+        for shape, o in zip(_output_shapes(cascade, tensors), cascade.outputs, strict=True)
+    ]
 
 
 def _output_shapes(cascade: Cascade, tensors: tuple[torch.Tensor, ...]) -> list[list[Any]]:

@@ -299,7 +299,9 @@ class _Machine:
                 args = [v for v, _ in found]
                 symbol, condition = expr.row.symbol, expr.row.condition
                 simple = top and len(args) == 2 and symbol in ("+", "-", "*", "/")
-                if not (simple and all(isinstance(a.data, Tensor) and a.data.dtype == self.dtype for a in args)):
+                if not expr.row.counts and not (
+                    simple and all(isinstance(a.data, Tensor) and a.data.dtype == self.dtype for a in args)
+                ):
                     args = self.widen(args, integers=condition or symbol in ("+", "-", "*", "//", "%"))
                 return self.join(operation(expr), *args), inside
             case _:

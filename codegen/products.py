@@ -48,6 +48,7 @@ class Products(Values):
             Einsum(tensor=e.tensor, indices=e.indices, expr=shown, reduce="sum", ranks=over),
             tuple(self.axes),
             tuple(self.axes),
+            lambda f: is_positive(f, self.cascade) or self._from_exp(f),
         )
         if c is None:
             return None
@@ -191,10 +192,12 @@ class Products(Values):
         return {c.name: c.expr for c in self.cascade.constants if isinstance(c.expr, Num)}
 
     def _quotients(self, expr: Expr) -> Expr:
-        """`x / y` with y a sum of terms >= 0 that are factors of the terms of x: both are 0 together."""
+        """`x / y` with y > 0, or a sum of terms >= 0 that are factors of the terms of x: both are 0 together."""
         if not isinstance(expr, Apply):
             return expr
         args = tuple(self._quotients(a) for a in expr.args)
+        if expr.op == "div" and reads(args[1]) and is_positive(self._named_as_written(args[1]), self.cascade):
+            return apply("ieee_div", *args)
         if expr.op == "div" and isinstance(args[1], Read):
             below = self._summand(args[1])
             above = next(
@@ -221,6 +224,11 @@ class Products(Values):
         local = self._local(read.tensor.removeprefix("b_"))
         found = self.summands.get(local.tensor) if local is not None else None
         return found[0] if found is not None and found[1] == "sum" else None
+
+    def _named_as_written(self, expr: Expr) -> Expr:
+        """An expression over values as one over the tensors that they are of."""
+        written = {f"b_{e.tensor}": Read(tensor=e.tensor, indices=e.indices) for e in self.cascade.einsums}
+        return transform(expr, lambda x: written.get(x.tensor) if isinstance(x, Read) else None)
 
     def _from_exp(self, f: Expr) -> bool:
         if not isinstance(f, Read):

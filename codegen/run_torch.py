@@ -317,12 +317,14 @@ class _Run:
         )
         exact = expr.row.symbol not in ("", "/", "**") or expr.op in ("ieee_sub", "quotient", "max", "min", "abs")
         counts = whole and exact
-        parts = [p if counts else self._wide(p) for p in parts]
+        parts = [p if counts or expr.row.counts else self._wide(p) for p in parts]
         if not expr.row.condition:
             parts = [p if expr.op == "select" and n == 0 else self._counted(p) for n, p in enumerate(parts)]
         axes = self._union(parts)
         args = [self._aligned(p, axes) for p in parts]
         # Of two Python numbers PyTorch's `where` makes float32; a quotient chooses its divisor by one.
+        if expr.row.counts:
+            return Tile(expr.row.array(torch, *args).to(self.dtype), axes)
         if expr.op == "div" or (not expr.row.symbol and not expr.op.startswith("ieee")):
             args = [
                 a

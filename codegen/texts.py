@@ -136,8 +136,9 @@ class Texts:
         if rounded_up is not None:
             return Text(f"tl.cdiv({', '.join(self.plain(e) for e in rounded_up)})", ATOM, ())
         compares = expr.row.condition and expr.op not in ("and", "or", "not")
-        parts = [self.of(a, raw=raw or compares) for a in expr.args]
-        parts = [self._as_number(expr, n, t, raw=raw or compares) for n, t in enumerate(parts)]
+        kept = raw or compares or expr.row.counts
+        parts = [self.of(a, raw=kept) for a in expr.args]
+        parts = [self._as_number(expr, n, t, raw=kept) for n, t in enumerate(parts)]
         axes = self._union(parts)
         if expr.op in ("floordiv", "mod") and not all(map(is_natural, expr.args)):
             return self._floored(expr, [self.expand(t, axes) for t in parts], axes)
@@ -171,7 +172,7 @@ class Texts:
             parts[0] = self._mask(parts[0])
         expanded = [self.expand(p, axes) for p in parts]
         repeated = any(template.count(f"{{{n}}}") > 1 for n in range(len(parts)))
-        calls = template.startswith(("tl.", "libdevice.")) and template.count("(") == 1 and not repeated
+        calls = template.startswith(("tl.", "libdevice.", "_")) and template.count("(") == 1 and not repeated
         texts = [e.text if calls else self._bracketed(self._once(e) if repeated else e, 13) for e in expanded]
         text = template.format(*texts)
         return Text(text, ATOM if calls else 1, axes)
@@ -182,14 +183,19 @@ class Texts:
         truth = isinstance(arg, Apply) and arg.row.condition
         if truth and not expr.row.condition and not (expr.op == "select" and n == 0):
             return Text(f"tl.cast({t.text}, tl.float32)", ATOM, t.axes)
-        function = not expr.row.symbol and expr.op not in (
-            "select",
-            "max",
-            "min",
-            "abs",
-            "ieee_sub",
-            "ieee_div",
-            "quotient",
+        function = (
+            not expr.row.symbol
+            and not expr.row.counts
+            and expr.op
+            not in (
+                "select",
+                "max",
+                "min",
+                "abs",
+                "ieee_sub",
+                "ieee_div",
+                "quotient",
+            )
         )
         product = expr.op == "mul" and not raw and all(_is_whole(a) and variables(a) for a in expr.args)
         if _is_whole(arg) and (product or function or expr.op == "pow"):

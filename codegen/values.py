@@ -188,7 +188,7 @@ class Values:
                 if bound not in free_of:
                     mask.append(bound)
             elif not self._is_within(i, rank_of(d)):
-                checks = (bound,) if is_natural(i) else (apply("ge", i, Num(value=0)), bound)
+                checks = self._range_checks(i, d)
                 mask += checks
                 if conditions is not None:
                     conditions += [c for c in checks if c not in conditions]
@@ -221,6 +221,14 @@ class Values:
                 return i.value == 0
             case _:
                 return self.in_range.get(i) == rank
+
+    def _range_checks(self, index: Expr, axis: str) -> tuple[Expr, ...]:
+        """The conditions for an index to be one of an axis; of two numbers the answer is known."""
+        low, high = apply("ge", index, Num(value=0)), apply("lt", index, Scalar(name=rank_of(axis)))
+        extent = next((d.expr for d in self.cascade.ranks if d.name == axis), None)
+        if isinstance(index, Num) and index.value >= 0:
+            return () if isinstance(extent, Num) and index.value < extent.value else (high,)
+        return (high,) if is_natural(index) else (low, high)
 
     def _new_load(self, tensor: str, indices: tuple[Expr, ...], mask: tuple[Expr, ...], out: list[Stmt]) -> Value:
         """A load under a name that the same elements always have, whatever their mask."""

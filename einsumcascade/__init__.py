@@ -14,21 +14,25 @@ from einsumcascade import errors
 if TYPE_CHECKING:
     from einsumcascade import reference
     from einsumcascade.analysis.report import analyse
+    from einsumcascade.codegen.flex import flex_attention
     from einsumcascade.codegen.op import compile
     from einsumcascade.gallery import load
+    from einsumcascade.language.compose import mask
     from einsumcascade.language.parser import parse
     from einsumcascade.rewrites.derive import derive
 
 __version__ = "0.1.0"
 
-__all__ = ["analyse", "compile", "derive", "errors", "load", "parse", "reference"]
+__all__ = ["analyse", "compile", "derive", "errors", "flex_attention", "load", "mask", "parse", "reference"]
 
 # The module that defines each lazy name; `reference` is itself a module.
 _HOMES = {
     "analyse": "einsumcascade.analysis.report",
     "compile": "einsumcascade.codegen.op",
     "derive": "einsumcascade.rewrites.derive",
+    "flex_attention": "einsumcascade.codegen.flex",
     "load": "einsumcascade.gallery",
+    "mask": "einsumcascade.language.compose",
     "parse": "einsumcascade.language.parser",
     "reference": "einsumcascade.reference",
 }

@@ -103,6 +103,10 @@ class InputError(DiagnosedError):
     """A value handed to a cascade or an op does not fit: its shape, dtype, rank, device or name."""
 
 
+class TraceError(DiagnosedError):
+    """A callable handed to `flex_attention` does what no cascade can say; the place is that of the callable."""
+
+
 class SpecFileError(DiagnosedError):
     """A spec file is missing, empty, not text, or of no known name."""
 

@@ -40,9 +40,8 @@ def _kernel(
 ) -> KernelSchedule:
     tiled = tiled_variables(program, k.name)
     grid = grid_tiles(k)
-    features = {
-        v: held(extents.get(rank_of(v), 64)) for v in program.bounded if any(v in e.space for e in k.cascade.einsums)
-    }
+    bounded = {v: held(extents.get(rank_of(v), 64)) for v in program.bounded}
+    features = {v: n for v, n in bounded.items() if any(v in e.space for e in k.cascade.einsums)}
     widest = max(features.values(), default=1)
     if dtype_bytes >= 4:
         sizes = dict.fromkeys(tiled, 32 if widest <= 64 else 16)
@@ -54,9 +53,9 @@ def _kernel(
         sizes[k.loops[-1]] = 1
     looped, own = set(k.loops[-1:]), {d.name for d in k.cascade.ranks}
     # Keys and values, or as many rows of features as the loop reads.
-    streamed = _widths(k, looped, features)
-    width = sum(streamed) if len(streamed) > 1 else 2 * widest
-    resident = sum(_widths(k, set(grid), features))
+    streamed = _widths(k, looped, bounded)
+    width = sum(streamed) if len(streamed) > 1 else max(*streamed, 2 * widest, 0)
+    resident = sum(_widths(k, set(grid), bounded))
     if widest > WIDE:
         sizes = _narrowed(k, sizes, features, width)
         room = target.shared_memory_bytes // dtype_bytes
@@ -81,7 +80,7 @@ def _kernel(
     stage = width * dtype_bytes * max(steps, default=0)
     # Beside narrow heads a second block finds room; wide ones take all registers, so all of the memory too.
     share = target.shared_memory_bytes // 2
-    if widest > WIDE:
+    if widest > WIDE and dtype_bytes < 4:
         share = target.shared_memory_bytes - resident * _rows(sizes, grid) * dtype_bytes
     while stages > 1 and stages * stage > share:
         stages -= 1

@@ -80,14 +80,16 @@ def bounded_variables(cascade: Cascade, extents: Mapping[str, int], *, limit: in
     A feature rank is the innermost axis of every input of two or more axes that has it, as `e` and `f` are in
     Q[b,h,p,e], K[b,h,m,e], V[b,h,m,f]: memory is contiguous along it, so a tile holds all of it. A rank that is
     innermost in one input and not in another (k of A[i,k] B[k,j]) is a length; so is one whose variable is compared or
-    counts as a number (m <= p), and a feature rank longer than `limit`.
+    counts as a number (m <= p), a rank that no Einsum iterates (a table that is only gathered from), and a feature rank
+    longer than `limit`.
     """
     out = []
     compared = set(_numbers(cascade))
+    iterated = {v for e in cascade.einsums for v in e.space}
     matrices = [i for i in cascade.inputs if len(i.indices) > 1]
     for v in dict.fromkeys(v for i in matrices for v in i.indices):
         innermost = all(i.indices[-1] == v for i in matrices if v in i.indices)
-        if innermost and v not in compared and extents.get(rank_of(v), 0) <= limit:
+        if innermost and v in iterated and v not in compared and extents.get(rank_of(v), 0) <= limit:
             out.append(v)
     fixed = {rank_of(v) for v in out} | {c.name for c in cascade.constants}
     for d in cascade.ranks:

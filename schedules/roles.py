@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Iter, reads, subexpressions, variables, walk
@@ -23,13 +23,19 @@ class Contraction:
     axes: tuple[str, str]
 
 
-def contraction(einsum: Einsum, tiled: Collection[str], order: tuple[str, ...]) -> Contraction | None:
+def contraction(
+    einsum: Einsum,
+    tiled: Collection[str],
+    order: tuple[str, ...],
+    positive: Callable[[Expr], bool] = lambda factor: False,
+) -> Contraction | None:
     """See a sum as one product of two 2-D tiles, or None where it is not one.
 
     Args:
         einsum: a reduction.
         tiled: variables that are axes of tiles in this kernel; others are scalars here.
         order: the axis order of computed tiles.
+        positive: whether a factor is above 0 wherever it counts.
     """
     over = [v for v in einsum.ranks if v in tiled]
     left = sorted((v for v in einsum.free if v in tiled), key=order.index)
@@ -54,6 +60,10 @@ def contraction(einsum: Einsum, tiled: Collection[str], order: tuple[str, ...]) 
         return None
     # A factor along r alone joins the side that is computed anyway, else the left one.
     host = 1 if len(sides[1]) > 1 and len(sides[0]) == 1 else 0
+    whole = [all(positive(f) for f, _ in side) for side in sides]
+    if any(n < 0 for _, n in loose) and any(whole):
+        # 0/0 is 0: a divisor stays with what may be 0 where it is, not with weights, which would then be infinite.
+        host = 0 if whole[1] and not whole[0] else 1
     sides[host].extend(loose)
     return Contraction(left=product(tuple(sides[0])), right=product(tuple(sides[1])), over=r, axes=(left[0], left[1]))
 

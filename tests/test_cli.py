@@ -51,6 +51,22 @@ def test_list_names_every_variant_with_its_passes_and_paper() -> None:
     assert "M: 2" in next(line for line in lines if line.startswith("softmax_2p "))
 
 
+def test_list_counts_again_where_what_is_kept_is_not_of_these_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EINSUMCASCADE_CACHE", str(tmp_path))
+    first = succeed("list", "--json").stdout
+    kept = tmp_path / "gallery.json"
+    good = kept.read_text(encoding="utf-8")
+    stale = good.replace('"digest": "', '"digest": "0').replace('"M": 3', '"M": 9')
+    kept.write_text(good.replace('"M": 3', '"M": 9'), encoding="utf-8")
+    assert succeed("list", "--json").stdout != first
+    for bad in (stale, good[: len(good) // 2], "[]"):
+        kept.write_text(bad, encoding="utf-8")
+        assert succeed("list", "--json").stdout == first
+        assert kept.read_text(encoding="utf-8") == good
+
+
 def test_list_as_json_holds_the_same() -> None:
     rows = json.loads(succeed("list", "--json").stdout)
     assert [row["name"] for row in rows] == list(names())
@@ -255,6 +271,26 @@ def test_a_wrong_constant_is_one_message(text: str) -> None:
 
 def test_a_constant_that_nothing_uses_is_one_message() -> None:
     assert "did you mean 'scale'?" in refuse("option-const", "analyse", "gqa", "--const", "scal=2")
+
+
+def test_a_score_changes_the_cascade_of_every_command(tmp_path: Path) -> None:
+    arguments = ["--score", "QK = cap * tanh(QK / cap) + SLOPE[h] * (m - p)", "--const", "cap=20"]
+    assert call("report", "softmax_attention", *arguments, "-o", str(tmp_path / "page.html")).exit_code == 0
+    assert "SLOPE" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "SLOPE" in succeed("analyse", "softmax_attention", *arguments).stdout
+    assert "3 passes -> 1 over M" in succeed("derive", "softmax_attention", *arguments).stdout
+    assert (
+        "in Q[b, h, p, e], K[b, h, m, e], V[b, h, m, f], SLOPE[h]"
+        in succeed("compile", "softmax_attention", *arguments).stdout
+    )
+
+
+def test_a_wrong_score_is_one_message() -> None:
+    refuse("option-score", "derive", "gqa", "--score", "QK + 1")
+    refuse("option-score", "derive", "gqa", "--score", "QK == 1")
+    refuse("unknown-tensor", "derive", "gqa", "--score", "QQ = QK + 1")
+    refuse("score-rank", "derive", "gqa", "--score", "QK = QK + f")
+    refuse("option-const", "derive", "gqa", "--score", "QK = QK + 1", "--const", "w=3")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ The texts are in golden/error_messages.txt, one after the other, each after a li
 from __future__ import annotations
 
 import ast
+import linecache
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
 from einsumcascade.analysis.spatial.mapping import load_mapping
 from einsumcascade.analysis.spatial.model import model
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.cli import app, parse_extents, write_atomically
+from einsumcascade.codegen.flex import flex_attention
 from einsumcascade.codegen.inspect import _cuobjdump
 from einsumcascade.codegen.op import compile as compile_cascade
 from einsumcascade.errors import (
@@ -32,10 +35,12 @@ from einsumcascade.errors import (
     nearest,
 )
 from einsumcascade.gallery import load
+from einsumcascade.language.compose import mask
 from einsumcascade.language.extents import bind
 from einsumcascade.language.parser import parse
 from einsumcascade.report.model_plots import plot_evaluation
 from einsumcascade.rewrites.derive import derive
+from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.rewrites.monoid import running_state
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.verify.certificate import check
@@ -182,8 +187,38 @@ def disassembled() -> object:
         return _cuobjdump("-sass", Path("kernel.cubin"))
 
 
+def traced(body: str, *, mask: bool = False, **names: object) -> Callable[[], object]:
+    """Attend with a callable of one line, in a file that is only said to be there."""
+    text = f"def mod({'' if mask else 'score, '}b, h, q_idx, kv_idx):\n    return {body}\n"
+
+    def attend() -> object:
+        linecache.cache["mine.py"] = (len(text), None, text.splitlines(keepends=True), "mine.py")
+        names["torch"] = torch
+        exec(compile(text, "mine.py", "exec"), names)
+        q = torch.zeros(1, 2, 5, 4)
+        mod = names["mod"]
+        return flex_attention(q, q, q, **({"mask_mod": mod} if mask else {"score_mod": mod}))  # type: ignore[arg-type]
+
+    return attend
+
+
+def flexed(*, heads: int = 2, block_mask: object = None) -> object:
+    """Attend to keys of one head."""
+    q = torch.zeros(1, heads, 256, 4)
+    return flex_attention(q, q[:, :1], q[:, :1], block_mask=block_mask, enable_gqa=True)
+
+
+def listed() -> object:
+    """Attend to the keys of a list of blocks."""
+    number = torch.ones(1, 1, 2, dtype=torch.int32)
+    return flexed(block_mask=BlockMask.from_kv_blocks(number, torch.zeros(1, 1, 2, 2, dtype=torch.int32)))
+
+
 CASES: dict[str, Callable[[], object]] = {
     **{code: lambda text=text: parse(text) for code, text in TEXTS.items()},  # type: ignore[misc]
+    "score-target": lambda: load("softmax_1p").score("RD", "RD"),
+    "score-rank": lambda: KV.score("S", "S + m"),
+    "mask-truth": lambda: mask("m <= p") and mask("p - m < 3"),
     "extent-mismatch": lambda: bind(KV, shapes={"K": (4096, 64), "V": (2048, 64)}),
     "rank-count": lambda: bind(KV, shapes={"K": (1, 4096, 64), "V": (4096, 64)}),
     "unknown-input": lambda: bind(KV, shapes={"K": (8, 4), "V": (8, 4), "v": (8, 4)}),
@@ -204,7 +239,9 @@ CASES: dict[str, Callable[[], object]] = {
     "spec-too-large": spec(b"#" * (1 << 21)),
     "unknown-target": lambda: gpu_target("cuda:91"),
     "option-extents": lambda: parse_extents("P=3, m=4,K=0"),
+    "option-all": command("verify", "gqa", "--all"),
     "option-const": command("analyse", "gqa", "--const", "w=wide"),
+    "option-score": command("analyse", "gqa", "--score", "QK + 1"),
     "option-value": lambda: derive(KV, reference="runing"),  # type: ignore[arg-type]
     "output-file": lambda: write_atomically(Path("no/such/kernel.py"), ""),
     "certificate": lambda: check("{}"),
@@ -214,11 +251,23 @@ CASES: dict[str, Callable[[], object]] = {
     "wrong-type": lambda: call(zeros(), [1.0]),
     "wrong-dtype": lambda: call(zeros(dtype="bfloat16"), zeros(dtype="float16")),
     "wrong-device": lambda: call(zeros(), zeros("meta")),
-    "requires-grad": lambda: call(zeros(grad=True), zeros()),
+    "no-gradient": lambda: differentiate(KV, wrt=("W",)),
     "shape-mismatch": judged,
+    "head-count": lambda: flex_attention(torch.zeros(1, 6, 5, 4), *[torch.zeros(1, 2, 5, 4)] * 2),
+    "block-list": listed,
+    "trace-branch": traced("score if q_idx > kv_idx else 0.0"),
+    "trace-number": traced("score + table[int(q_idx)]", table=[0.5, 0.25]),
+    "trace-operation": traced("torch.cumsum(score, 0)"),
+    "trace-write": traced("score.add_(1.0)"),
+    "trace-index": traced("score + bias[h, :]", bias=torch.zeros(2, 5)),
+    "trace-dtype": traced("score.to(torch.bfloat16)"),
+    "trace-value": traced("torch.where(q_idx >= kv_idx, score, float('nan'))"),
+    "trace-result": traced("q_idx - kv_idx", mask=True),
+    "capture-length": traced("score + bias[h, q_idx - kv_idx + 4]", bias=torch.zeros(2, 8)),
     "unknown-precision": lambda: compile_cascade(KV, precision="tf31"),
     "schedule-illegal": lambda: of_kernel(schedule=Schedule(kernels={"vk": KernelSchedule()})),
     "not-lowered-yet": lambda: compile_cascade(parse("rank m = 4\nS[m] = m + 1\nout S")),
+    "not-differentiated-yet": lambda: differentiate(load("linattn")),
     "not-streamed": lambda: running_state(HINGE, rank="M"),
     "kernel-rejected": lambda: compiled("g"),
     "target-rejected": lambda: compiled(side_effect=RuntimeError("ptxas error: too many registers")),

@@ -199,8 +199,8 @@ def count_operations(cascade: Cascade) -> Counts:
 def index_tensors(cascade: Cascade) -> tuple[str, ...]:
     """Return the inputs that nothing is computed with: page tables, lengths, document numbers.
 
-    They stand only in index expressions and conditions (Definition T2 of docs/analysis.md), or nowhere and give an
-    extent alone.
+    They stand only in index expressions and conditions (Definition T2 of docs/analysis.md), or count, as a seed does,
+    or stand nowhere and give an extent alone.
     """
     values = {t for s in walk(cascade.body) if isinstance(s, Einsum | Init) for t in _value_reads(s.expr)}
     return tuple(i.tensor for i in cascade.inputs if i.tensor not in values)
@@ -210,7 +210,7 @@ def _value_reads(expr: Expr) -> Iterator[str]:
     match expr:
         case Read(tensor=tensor):
             yield tensor
-        case Apply() if not expr.row.condition:
+        case Apply() if not expr.row.condition and not expr.row.counts:
             for a in expr.args:
                 yield from _value_reads(a)
         case _:

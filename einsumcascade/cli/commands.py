@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from einsumcascade.cli.options import given_of, keep, parse_extents, schedule_of, spec_of, text_of
-from einsumcascade.cli.output import ending, print_json, progress, show, write_atomically
+from einsumcascade.cli.options import given_of, keep, parse_extents, refuse, schedule_of, spec_of, text_of
+from einsumcascade.cli.output import counted, ending, print_json, progress, show, write_atomically
 from einsumcascade.errors import EinsumCascadeError, EinsumCascadeWarning
 
 
@@ -65,11 +65,22 @@ app = typer.Typer(
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A gallery name, or the path of a .cascade file.")]
 Constraints = Annotated[
     list[str] | None,
-    typer.Option("--constraint", metavar="TEXT", help="One more condition, as 'm <= p'. Repeatable."),
+    typer.Option(
+        "--constraint", metavar="TEXT", help="One more condition, as 'm <= p' or 'm <= p and p - m < w'. Repeatable."
+    ),
 ]
 Constants = Annotated[
     list[str] | None,
     typer.Option("--const", metavar="NAME=VALUE", help="The value of a constant. Repeatable."),
+]
+Scores = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--score",
+        metavar="'QK = TEXT'",
+        help="An expression in place of a tensor, as 'QK = QK + SLOPE[h] * (m - p)'; a new name with ranks is a new "
+        "input. Repeatable.",
+    ),
 ]
 Over = Annotated[
     list[str] | None,
@@ -85,10 +96,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_gallery(as_json: AsJson = False) -> None:
     """List the gallery: name, paper, passes over each rank."""
     from einsumcascade import gallery
-    from einsumcascade.analysis.passes import passes_of
+    from einsumcascade.cli.listing import gallery_passes
 
     heads = {name: gallery.header(name) for name in gallery.names()}
-    passes = {name: passes_of(gallery.load(name)) for name in heads}
+    with progress("counting passes"):
+        passes = gallery_passes()
     if as_json:
         print_json(
             [
@@ -109,6 +121,7 @@ def list_gallery(as_json: AsJson = False) -> None:
 def analyse(
     spec: Spec,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -120,7 +133,7 @@ def analyse(
 ) -> None:
     """Analyse a cascade: passes, levels, barriers, footprints, counts, and the roofline of a target."""
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     from einsumcascade.analysis.report import analyse as analyse_cascade
 
     show(analyse_cascade(cascade, dtype=dtype.value, **given_of(extents=bound, target=target)), as_json=as_json)
@@ -130,6 +143,7 @@ def analyse(
 def derive(
     spec: Spec,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -154,7 +168,7 @@ def derive(
 ) -> None:
     """Derive the cascade of fewest passes, step by step."""
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     from einsumcascade.rewrites.derive import derive as derive_cascade
 
     with progress("deriving"):
@@ -179,6 +193,7 @@ def derive(
 def compile_kernel(
     spec: Spec,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -198,7 +213,7 @@ def compile_kernel(
     Without -o the text goes to stdout, and what --inspect adds follows it as comments, so the whole is Python still.
     """
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     from einsumcascade.analysis.targets import gpu_target
 
     gpu_target(target)
@@ -237,6 +252,7 @@ def report(
     spec: Spec,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page to write.")],
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -248,7 +264,7 @@ def report(
 ) -> None:
     """Write a page of HTML that shows all there is: text, graph, passes, footprints, costs, derivation, kernels."""
     bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    cascade = spec_of(spec, constraint, const, over, score)
     keep(spec, output)
     from einsumcascade import gallery
 
@@ -267,8 +283,14 @@ def report(
 
 @app.command()
 def verify(
-    spec: Spec,
+    spec: Annotated[
+        str | None, typer.Argument(metavar="[SPEC]", help="A gallery name, or the path of a .cascade file.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Verify every gallery text that has a kernel, on every kind of input.")
+    ] = False,
     constraint: Constraints = None,
+    score: Scores = None,
     const: Constants = None,
     over: Over = None,
     extents: Extents = "",
@@ -276,12 +298,35 @@ def verify(
         list[Dtype] | None, typer.Option(help="A dtype to verify; repeatable. All of them unless one is named.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the random inputs.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes for --all; one a core unless told.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify the generated kernels against float64: errors, bounds and the verdict."""
-    bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over)
+    """Verify the generated kernels against float64: errors, bounds and the verdict.
+
+    With --all, of the whole gallery: extents of 1, primes, a tile and one more or less, rows without a key, scores of
+    hundreds, slices, offsets. Ctrl-C ends it with what is known.
+    """
     dtypes = tuple(dict.fromkeys(d.value for d in dtype or Dtype))
+    if (spec is None) != every or (every and (constraint or score or const or over or extents)):
+        refuse(
+            "option-all",
+            "--all stands beside a SPEC or its changes" if every else "verify has neither a SPEC nor --all",
+            rule="verify takes one SPEC, with its changes, or --all, which verifies the gallery as it is",
+            hint="einsumcascade verify --all, or einsumcascade verify gqa",
+        )
+    if spec is None:
+        with counted("verifying") as step:
+            from einsumcascade.verify.whole import verify_gallery
+
+            sweep = verify_gallery(dtypes=dtypes, seed=seed, jobs=jobs, progress=step)
+        show(sweep, as_json=as_json)
+        if not sweep.passed:
+            raise typer.Exit(1)
+        return
+    bound = parse_extents(extents)
+    cascade = spec_of(spec, constraint, const, over, score)
     with progress("verifying"):
         from einsumcascade.verify.verify import verify as verify_cascade
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from einsumcascade.errors import Diagnostic, InputError, ScheduleError, SourceText, Span, nearest
@@ -63,12 +64,15 @@ def _extent_hint(part: str) -> str:
 
 
 def spec_of(
-    spec: str, constraints: Sequence[str] | None, constants: Sequence[str] | None, over: Sequence[str] | None = None
+    spec: str,
+    constraints: Sequence[str] | None,
+    constants: Sequence[str] | None,
+    over: Sequence[str] | None = None,
+    scores: Sequence[str] | None = None,
 ) -> Cascade:
-    """Load SPEC and apply --constraint, --const and --over."""
+    """Load SPEC and apply --constraint, --score, --const and --over."""
     from einsumcascade import gallery
     from einsumcascade.language.ir import Num
-    from einsumcascade.language.parser import constrained
 
     cascade = gallery.load(spec)
     given = dict(_constant(text) for text in constants or ())
@@ -77,17 +81,23 @@ def spec_of(
         cascade,
         constants=tuple(replace(c, expr=Num(value=given[c.name])) if c.name in given else c for c in cascade.constants),
     )
-    # What the text does not declare, a constraint may use; the first that does declares it.
+    # What the text does not declare, a constraint or a score may use; the first that does declares it.
     new = {name: value for name, value in given.items() if name not in declared}
+
+    def used_by(text: str) -> dict[str, float]:
+        return {name: new.pop(name) for name in list(new) if re.search(rf"\b{name}\b", text)}
+
     for text in constraints or ():
-        used = {name: new.pop(name) for name in list(new) if re.search(rf"\b{name}\b", text)}
-        cascade = constrained(cascade, text, used)
+        cascade = cascade.constrain(text, **used_by(text))
+    for text in scores or ():
+        tensor, expression, inputs = _score(text, cascade)
+        cascade = cascade.score(tensor, expression, **used_by(expression), **inputs)
     if new:
         name = next(iter(new))
         refuse(
             "option-const",
             f"nothing uses a constant '{name}'",
-            rule="--const changes a constant of the text, or gives one that a --constraint uses",
+            rule="--const changes a constant of the text, or gives one that a --constraint or a --score uses",
             hint=nearest(name, sorted(declared)),
         )
     for text in over or ():
@@ -95,6 +105,21 @@ def spec_of(
         named = [name.strip() for name in tensors.split(",")] if equals else []
         cascade = cascade.over(variable.strip(), *named)
     return cascade
+
+
+def _score(text: str, cascade: Cascade) -> tuple[str, str, dict[str, EllipsisType]]:
+    """Take `QK = QK + BIAS[h]` apart: the tensor, the expression, and the inputs that the cascade lacks."""
+    match = re.fullmatch(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*=(?!=)(.*)", text, flags=re.DOTALL)
+    if match is None:
+        refuse(
+            "option-score",
+            f"'{text}' is no score",
+            rule="--score takes TENSOR = expression; the bare name of the tensor in it is its element",
+            hint="for instance --score 'QK = QK + SLOPE[h] * (m - p)'",
+        )
+    known = {i.tensor for i in cascade.inputs} | {e.tensor for e in cascade.einsums}
+    indexed = dict.fromkeys(re.findall(r"\b([A-Z][A-Za-z0-9_]*)\s*\[", match[2]))
+    return match[1], match[2].strip(), {name: ... for name in indexed if name not in known}
 
 
 def _constant(text: str) -> tuple[str, float]:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,3 +86,26 @@ def progress(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(f"{what} ..."):
         yield
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int, Any], None] | None]:
+    """Show on stderr a bar of how much is done, if a person is looking; yields what to call after each step."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        failed = 0
+
+        def step(made: int, planned: int, trial: Any) -> None:
+            nonlocal failed
+            failed += trial.status in ("FAIL", "ERROR")
+            label = f"{what} {trial.name}" + (f", {failed} failed" if failed else "")
+            bar.update(task, completed=made, total=planned, description=label)
+
+        yield step

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from types import EllipsisType
+from typing import TYPE_CHECKING, TypeAlias
 
 from einsumcascade.errors import SourceText, Span
 from einsumcascade.language.ops import FIBERWISE, OPS, REDUCTIONS, Op, Reduction
+
+if TYPE_CHECKING:
+    from einsumcascade.language.compose import Mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,14 +237,45 @@ class Cascade:
         """The declaration of an input, or None."""
         return next((i for i in self.inputs if i.tensor == tensor), None)
 
-    def constrain(self, condition: str, /, **constants: float) -> Cascade:
-        """Return the cascade with one more constraint, given as text over its rank variables.
+    def constrain(self, condition: str | Mask, /, **constants: float) -> Cascade:
+        """Return the cascade with one more constraint: text over its rank variables, or a mask.
+
+        Args:
+            condition: `m <= p`, or what `einsumcascade.mask` makes.
+            constants: values of the constants that a text names and the cascade lacks.
 
         Raises: CascadeError: the text is not a condition over ranks of this cascade.
         """
+        from einsumcascade.language.compose import Mask, masked
         from einsumcascade.language.parser import constrained
 
+        if isinstance(condition, Mask):
+            return masked(self, condition, constants)
         return constrained(self, condition, constants)
+
+    def score(self, tensor: str, expression: str, /, **given: float | str | EllipsisType) -> Cascade:
+        """Return the cascade with an expression of a tensor in place of what later Einsums read of it.
+
+        Args:
+            tensor: written by one Einsum; the expression calls its element by the bare name.
+            expression: text over the element, its rank variables, and the names of the cascade.
+            given: what else the expression names: the value of a constant, `cap=30.0`; the ranks of a new input,
+                `SLOPE="h"`, or `SLOPE=...` for those that index it. An input comes after the others.
+
+        Raises: CascadeError: the text is no expression, has a rank that the tensor lacks, or a name nobody knows.
+
+        >>> from einsumcascade.language.parser import parse
+        >>> cascade = parse("in X[h,p], Y[h,m]\\nQK[h,p,m] = X[h,p] * Y[h,m]\\nG[h,p] = QK[h,p,m] :: max(m)\\nout G")
+        >>> print(cascade.score("QK", "QK + SLOPE[h] * (m - p)", SLOPE=...))
+        in X[h, p], Y[h, m], SLOPE[h]
+        QK[h, p, m] = X[h, p] * Y[h, m]
+        S[h, p, m] = QK[h, p, m] + SLOPE[h] * (m - p)
+        G[h, p] = S[h, p, m] :: max(m)
+        out G
+        """
+        from einsumcascade.language.compose import scored
+
+        return scored(self, tensor, expression, given)
 
     def over(self, variable: str, /, *tensors: str) -> Cascade:
         """Return the cascade with a batch rank, outermost, on some inputs and on all that is computed from them.

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from einsumcascade.language.philox import uniform
+
 INF = math.inf
 
 
@@ -21,7 +23,7 @@ class Op:
 
     Args:
         name: the name in texts, `name(x, y)`; infix operators have a `symbol` too.
-        arity: number of operands.
+        arity: number of operands; of these the last `optional` ones are 0 where a text leaves them out.
         array: value on arrays; first argument is the array module (NumPy or PyTorch), with the value rules of the
             language: (-inf) - (-inf) = -inf, 0/0 = 0, log 0 = -inf.
         sympy: expression on SymPy arguments; first argument is the module. None: opaque to algebra.
@@ -36,7 +38,10 @@ class Op:
         monotone: non-decreasing in its only operand.
         positive: the value is > 0 for every finite operand.
         internal: for lowerings only: no text may write it.
+        counts: its operands are whole numbers, which no lowering may round to a floating-point dtype.
         fiberwise: takes whole fibers: `array` has matrices on its last two axes; stands alone on the right side.
+        gradient: what each operand receives, as texts over G (what the value receives), the operands X, Y, Z and the
+            value V; "" for nothing. Finite wherever the value is, also at 0/0, log 0 and sqrt 0, where it is 0.
     """
 
     name: str
@@ -59,7 +64,10 @@ class Op:
     monotone: bool = False
     positive: bool = False
     internal: bool = False
+    optional: int = 0
+    counts: bool = False
     fiberwise: bool = False
+    gradient: tuple[str, ...] = ()
 
 
 def _sub(xp: Any, x: Any, y: Any) -> Any:
@@ -93,29 +101,39 @@ _ROWS = (
     # arithmetic
     Op(name="add", arity=2, symbol="+", precedence=5, array=lambda xp, x, y: x + y, sympy=lambda sp, x, y: x + y,
        triton="{0} + {1}", cost="add", identity=0.0, is_associative=True, is_commutative=True,
-       distributes_over=("max", "min")),
+       distributes_over=("max", "min"),
+       gradient=("G", "G")),
     Op(name="sub", arity=2, symbol="-", precedence=5, array=_sub, sympy=lambda sp, x, y: x - y,
        triton="tl.where(({0} == float('-inf')) & ({1} == float('-inf')), float('-inf'), {0} - {1})",
-       ieee="{0} - {1}", cost="add"),
+       ieee="{0} - {1}", cost="add",
+       gradient=("G", "-G")),
     Op(name="mul", arity=2, symbol="*", precedence=6, array=lambda xp, x, y: x * y, sympy=lambda sp, x, y: x * y,
        triton="{0} * {1}", cost="multiply", identity=1.0, is_associative=True, is_commutative=True,
-       distributes_over=("sum", "mean")),
+       distributes_over=("sum", "mean"),
+       gradient=("G * Y", "G * X")),
     Op(name="div", arity=2, symbol="/", precedence=6, array=_div, sympy=lambda sp, x, y: x / y,
-       triton="tl.where({0} == 0, tl.where({1} == 0, 0.0, {0} / {1}), {0} / {1})", ieee="{0} / {1}", cost="divide"),
+       triton="tl.where({0} == 0, tl.where({1} == 0, 0.0, {0} / {1}), {0} / {1})", ieee="{0} / {1}", cost="divide",
+       gradient=("select(Y == 0, 0, G / Y)", "select(Y == 0, 0, -G * V / Y)")),
     Op(name="floordiv", arity=2, symbol="//", precedence=6, array=lambda xp, x, y: xp.floor_divide(x, y),
-       sympy=lambda sp, x, y: sp.floor(x / y), triton="{0} // {1}"),
+       sympy=lambda sp, x, y: sp.floor(x / y), triton="{0} // {1}",
+       gradient=("", "")),
     Op(name="mod", arity=2, symbol="%", precedence=6, array=lambda xp, x, y: xp.remainder(x, y),
-       sympy=lambda sp, x, y: x - y * sp.floor(x / y), triton="{0} % {1}"),
+       sympy=lambda sp, x, y: x - y * sp.floor(x / y), triton="{0} % {1}",
+       gradient=("G", "-G * floor(X / Y)")),
     Op(name="pow", arity=2, symbol="**", precedence=8, array=lambda xp, x, y: x**y, sympy=lambda sp, x, y: x**y,
-       triton="tl.exp2({1} * tl.log2({0}))"),
+       triton="tl.exp2({1} * tl.log2({0}))",
+       gradient=("G * Y * X ** (Y - 1)", "G * V * log(X)")),
     Op(name="neg", arity=1, symbol="-", precedence=7, array=lambda xp, x: x * -1, sympy=lambda sp, x: -x,
-       triton="-{0}", cost="add"),
+       triton="-{0}", cost="add",
+       gradient=("-G",)),
     Op(name="max", arity=2, array=lambda xp, x, y: xp.maximum(x, y), sympy=lambda sp, x, y: sp.Max(x, y),
        triton="tl.maximum({0}, {1})", cost="max", identity=-INF, is_associative=True, is_commutative=True,
-       is_idempotent=True),
+       is_idempotent=True,
+       gradient=("select(X > Y, G, select(X == Y, G / 2, 0))", "select(Y > X, G, select(X == Y, G / 2, 0))")),
     Op(name="min", arity=2, array=lambda xp, x, y: xp.minimum(x, y), sympy=lambda sp, x, y: sp.Min(x, y),
        triton="tl.minimum({0}, {1})", cost="max", identity=INF, is_associative=True, is_commutative=True,
-       is_idempotent=True),
+       is_idempotent=True,
+       gradient=("select(X < Y, G, select(X == Y, G / 2, 0))", "select(Y < X, G, select(X == Y, G / 2, 0))")),
     # plain IEEE forms, which lowerings use where the value rules cannot bite
     Op(name="ieee_sub", arity=2, array=lambda xp, x, y: x - y, sympy=lambda sp, x, y: x - y, triton="{0} - {1}",
        cost="add", internal=True),
@@ -140,53 +158,78 @@ _ROWS = (
        condition=True, identity=0.0, is_associative=True, is_commutative=True, is_idempotent=True),
     Op(name="not", arity=1, symbol="not", precedence=3, array=lambda xp, x: xp.logical_not(x), triton="~{0}",
        condition=True),
-    Op(name="select", arity=3, array=lambda xp, c, x, y: xp.where(c, x, y), triton="tl.where({0}, {1}, {2})"),
+    Op(name="select", arity=3, array=lambda xp, c, x, y: xp.where(c, x, y), triton="tl.where({0}, {1}, {2})",
+       gradient=("", "select(X, G, 0)", "select(X, 0, G)")),
     # functions
     Op(name="exp", arity=1, array=lambda xp, x: xp.exp(x), sympy=lambda sp, x: sp.exp(x), triton="tl.exp({0})",
-       cost="exp", low=0.0, monotone=True, positive=True),
+       cost="exp", low=0.0, monotone=True, positive=True,
+       gradient=("G * V",)),
     Op(name="exp2", arity=1, array=lambda xp, x: xp.exp2(x), sympy=lambda sp, x: sp.exp(x * sp.log(2)),
-       triton="tl.math.exp2({0})", cost="exp", low=0.0, monotone=True, positive=True),
+       triton="tl.math.exp2({0})", cost="exp", low=0.0, monotone=True, positive=True,
+       gradient=("0.6931471805599453 * G * V",)),
     Op(name="log", arity=1, array=lambda xp, x: xp.log(x), sympy=lambda sp, x: sp.log(x), triton="tl.log({0})",
-       monotone=True),
+       monotone=True,
+       gradient=("select(X == 0, 0, G / X)",)),
     Op(name="log2", arity=1, array=lambda xp, x: xp.log2(x), sympy=lambda sp, x: sp.log(x) / sp.log(2),
-       triton="tl.log2({0})", monotone=True),
+       triton="tl.log2({0})", monotone=True,
+       gradient=("select(X == 0, 0, 1.4426950408889634 * G / X)",)),
     Op(name="sqrt", arity=1, array=lambda xp, x: xp.sqrt(x), sympy=lambda sp, x: sp.sqrt(x), triton="tl.sqrt({0})",
-       monotone=True, low=0.0),
+       monotone=True, low=0.0,
+       gradient=("select(V == 0, 0, G / (2 * V))",)),
     Op(name="rsqrt", arity=1, array=lambda xp, x: 1.0 / xp.sqrt(x), sympy=lambda sp, x: 1 / sp.sqrt(x),
-       triton="tl.rsqrt({0})", low=0.0),
+       triton="tl.rsqrt({0})", low=0.0,
+       gradient=("-0.5 * G * V * V * V",)),
     Op(name="abs", arity=1, array=lambda xp, x: xp.abs(x), sympy=lambda sp, x: sp.Abs(x), triton="tl.abs({0})",
-       low=0.0),
+       low=0.0,
+       gradient=("G * sign(X)",)),
     Op(name="sign", arity=1, array=lambda xp, x: xp.sign(x), sympy=lambda sp, x: sp.sign(x),
-       triton="tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, 0.0))", low=-1.0, high=1.0, monotone=True),
+       triton="tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, 0.0))", low=-1.0, high=1.0, monotone=True,
+       gradient=("",)),
     Op(name="floor", arity=1, array=lambda xp, x: xp.floor(x), sympy=lambda sp, x: sp.floor(x),
-       triton="tl.floor({0})", monotone=True),
+       triton="tl.floor({0})", monotone=True,
+       gradient=("",)),
     Op(name="ceil", arity=1, array=lambda xp, x: xp.ceil(x), sympy=lambda sp, x: sp.ceiling(x),
-       triton="tl.ceil({0})", monotone=True),
+       triton="tl.ceil({0})", monotone=True,
+       gradient=("",)),
     Op(name="tanh", arity=1, array=lambda xp, x: xp.tanh(x), sympy=lambda sp, x: sp.tanh(x),
-       triton="libdevice.tanh({0})", low=-1.0, high=1.0, monotone=True),
+       triton="libdevice.tanh({0})", low=-1.0, high=1.0, monotone=True,
+       gradient=("G * (1 - V * V)",)),
     Op(name="sigmoid", arity=1, array=_sigmoid, sympy=lambda sp, x: 1 / (1 + sp.exp(-x)),
-       triton="tl.sigmoid({0})", low=0.0, high=1.0, monotone=True, positive=True),
+       triton="tl.sigmoid({0})", low=0.0, high=1.0, monotone=True, positive=True,
+       gradient=("G * V * (1 - V)",)),
     Op(name="silu", arity=1, array=lambda xp, x: xp.where(x == -INF, 0.0, x * _sigmoid(xp, x)),
        sympy=lambda sp, x: x / (1 + sp.exp(-x)),
-       triton="{0} * tl.sigmoid({0})", low=-0.28),
+       triton="{0} * tl.sigmoid({0})", low=-0.28,
+       gradient=("G * sigmoid(X) * (1 + X * (1 - sigmoid(X)))",)),
     Op(name="softplus", arity=1, array=lambda xp, x: xp.where(x > 0, x, 0.0) + xp.log1p(xp.exp(-xp.abs(x))),
        sympy=lambda sp, x: sp.log(1 + sp.exp(x)),
-       triton="tl.maximum({0}, 0.0) + tl.log(1.0 + tl.exp(-tl.abs({0})))", low=0.0, monotone=True, positive=True),
+       triton="tl.maximum({0}, 0.0) + tl.log(1.0 + tl.exp(-tl.abs({0})))", low=0.0, monotone=True, positive=True,
+       gradient=("G * sigmoid(X)",)),
     Op(name="relu", arity=1, array=lambda xp, x: xp.where(x <= 0, 0.0, x), sympy=lambda sp, x: sp.Max(x, 0),
-       triton="tl.maximum({0}, 0.0)", cost="max", low=0.0, monotone=True),
+       triton="tl.maximum({0}, 0.0)", cost="max", low=0.0, monotone=True,
+       gradient=("select(X > 0, G, 0)",)),
     Op(name="lrelu", arity=1, array=lambda xp, x: xp.where(x >= 0, x, 0.2 * x),
-       triton="tl.where({0} >= 0, {0}, 0.2 * {0})", monotone=True),
+       triton="tl.where({0} >= 0, {0}, 0.2 * {0})", monotone=True,
+       gradient=("select(X > 0, G, 0.2 * G)",)),
     Op(name="elu", arity=1, array=lambda xp, x: xp.where(x > 0, x, xp.expm1(xp.where(x < 0, x, 0.0))),
-       triton="tl.where({0} > 0, {0}, tl.exp(tl.minimum({0}, 0.0)) - 1.0)", low=-1.0, monotone=True),
+       triton="tl.where({0} > 0, {0}, tl.exp(tl.minimum({0}, 0.0)) - 1.0)", low=-1.0, monotone=True,
+       gradient=("select(X > 0, G, G * (V + 1))",)),
     Op(name="sin", arity=1, array=lambda xp, x: xp.sin(x), sympy=lambda sp, x: sp.sin(x), triton="tl.sin({0})",
-       low=-1.0, high=1.0),
+       low=-1.0, high=1.0,
+       gradient=("G * cos(X)",)),
     Op(name="cos", arity=1, array=lambda xp, x: xp.cos(x), sympy=lambda sp, x: sp.cos(x), triton="tl.cos({0})",
-       low=-1.0, high=1.0),
+       low=-1.0, high=1.0,
+       gradient=("-G * sin(X)",)),
     Op(name="erf", arity=1, array=_erf, sympy=lambda sp, x: sp.erf(x), triton="tl.erf({0})", low=-1.0, high=1.0,
-       monotone=True),
+       monotone=True,
+       gradient=("1.1283791670955126 * G * exp(-X * X)",)),
     Op(name="clamp", arity=3, array=lambda xp, x, low, high: xp.minimum(xp.maximum(x, low), high),
        sympy=lambda sp, x, low, high: sp.Min(sp.Max(x, low), high),
-       triton="tl.minimum(tl.maximum({0}, {1}), {2})", cost="max"),
+       triton="tl.minimum(tl.maximum({0}, {1}), {2})", cost="max",
+       gradient=("select(X < Y, 0, select(X > Z, 0, G))", "select(X < Y, G, 0)", "select(X > Z, G, 0)")),
+    # a random number of [0, 1) from a seed and up to four coordinates
+    Op(name="uniform", arity=5, optional=3, array=uniform, triton="_uniform({0}, {1}, {2}, {3}, {4})", low=0.0,
+       high=1.0, counts=True, gradient=("", "", "", "", "")),
     # of whole fibers: solve(A, B) is X with A X = B; trisolve(L, B) is X with (I + L) X = B, L strictly lower
     Op(name="solve", arity=2, array=lambda xp, a, b: xp.linalg.solve(a, b), fiberwise=True),
     Op(name="trisolve", arity=2, array=_trisolve, fiberwise=True),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -46,7 +43,7 @@ from einsumcascade.language.syntax import (
     span_of,
     syntax_mistake,
 )
-from einsumcascade.language.terms import Names, conjuncts, expression
+from einsumcascade.language.terms import Names, conjuncts, expression, number
 
 
 def parse(text: str, *, name: str = "<text>") -> Cascade:
@@ -104,23 +101,8 @@ def constrained(cascade: Cascade, condition: str, constants: Mapping[str, float]
     """Add constraints given as text; see `Cascade.constrain`."""
     source = SourceText(text=condition, name="<constraint>")
     try:
-        if re.fullmatch(r"\s*", condition):
-            raise Mistake(
-                "empty-text",
-                "the constraint is empty",
-                None,
-                rule="a constraint is a condition",
-                hint="for instance 'm <= p'",
-            )
-        numbers = {k: _number(k, v) for k, v in constants.items()}
-        tree = parse_line("constraint " + condition, 1, column=-len("constraint "))
-        names = Names(
-            tensors={i.tensor for i in cascade.inputs} | {e.tensor for e in cascade.einsums},
-            constants={c.name for c in cascade.constants} | set(constants),
-            variables=set(_known_variables(cascade)),
-            indexed=_indexed(cascade),
-        )
-        conditions = tuple(expression(t, names) for t in tree.children if isinstance(t, Tree | Token))
+        conditions = conditions_of(condition, Names.of(cascade, constants=constants))
+        numbers = {k: number(k, v) for k, v in constants.items()}
     except Mistake as m:
         raise CascadeError(diagnostics=(m.diagnostic,), source=source) from None
     new = replace(
@@ -134,25 +116,18 @@ def constrained(cascade: Cascade, condition: str, constants: Mapping[str, float]
     return new
 
 
-def _number(name: str, value: float) -> int | float:
-    """Take a number of any library over as Python's own, which prints as the language writes it."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        raise Mistake("syntax", f"'{name}' is no name", None, rule="a name is an ASCII word")
-    if isinstance(value, bool) or not hasattr(value, "__float__") or math.isnan(value):
-        raise Mistake("number-range", f"the constant {name} is {value!r}", None, rule="a constant is a number")
-    # The sum turns -0.0, which the language has no way to write, into 0.0.
-    return operator.index(value) if hasattr(value, "__index__") else float(value) + 0.0
-
-
-def _known_variables(cascade: Cascade) -> tuple[str, ...]:
-    named = [v for i in cascade.inputs for v in i.indices] + [variable_of(r.name) for r in cascade.ranks]
-    return tuple(dict.fromkeys(named))
-
-
-def _indexed(cascade: Cascade) -> frozenset[str]:
-    """Tensors that have ranks."""
-    inputs = {i.tensor for i in cascade.inputs if i.indices}
-    return frozenset(inputs | {e.tensor for e in cascade.einsums if e.indices})
+def conditions_of(text: str, names: Names) -> tuple[Expr, ...]:
+    """Read the conditions of a constraint. Raises: Mistake."""
+    if not text.strip():
+        raise Mistake(
+            "empty-text",
+            "the constraint is empty",
+            None,
+            rule="a constraint is a condition",
+            hint="for instance 'm <= p'",
+        )
+    tree = parse_line("constraint " + text, 1, column=-len("constraint "))
+    return tuple(expression(t, names) for t in tree.children if isinstance(t, Tree | Token))
 
 
 def _ordered(problems: list[Diagnostic]) -> list[Diagnostic]:
@@ -381,12 +356,7 @@ def parse_expr(text: str, *, names_of: Cascade) -> Expr:
     Raises: CascadeError: the text is not an expression, or uses a name the cascade lacks.
     """
     source = SourceText(text=text, name="<expression>")
-    names = Names(
-        tensors={i.tensor for i in names_of.inputs} | {e.tensor for e in names_of.einsums},
-        constants={c.name for c in names_of.constants},
-        variables=set(_known_variables(names_of)) | {v for e in names_of.einsums for v in e.space},
-        indexed=_indexed(names_of),
-    )
+    names = Names.of(names_of, variables=[v for e in names_of.einsums for v in e.space])
     try:
         tree = grammar().parse(text, start="expr")
         limit_depth(tree)

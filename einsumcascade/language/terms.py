@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
+from collections.abc import Iterable
 
 from lark import Token, Tree
 
 from einsumcascade.errors import Span, nearest
-from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply, variable_of
+from einsumcascade.language.ir import Apply, Cascade, Expr, Num, Read, Scalar, Var, apply, variable_of
 from einsumcascade.language.ops import FUNCTIONS, INFIX, OPS
 from einsumcascade.language.syntax import Mistake, fail, span_of
 
@@ -22,6 +24,26 @@ class Names:
         self.tensors, self.constants, self.variables = tensors, constants, variables
         # Of a tensor with ranks no bare name is an element: there the name is the extent, if there is one.
         self.indexed = indexed
+
+    @classmethod
+    def of(
+        cls,
+        cascade: Cascade,
+        *,
+        tensors: Iterable[str] = (),
+        constants: Iterable[str] = (),
+        variables: Iterable[str] = (),
+    ) -> Names:
+        """The names of a cascade, and more of each kind."""
+        inputs = {i.tensor for i in cascade.inputs if i.indices}
+        return cls(
+            tensors={i.tensor for i in cascade.inputs} | {e.tensor for e in cascade.einsums} | set(tensors),
+            constants={c.name for c in cascade.constants} | set(constants),
+            variables={v for i in cascade.inputs for v in i.indices}
+            | {variable_of(r.name) for r in cascade.ranks}
+            | set(variables),
+            indexed=frozenset(inputs | {e.tensor for e in cascade.einsums if e.indices}),
+        )
 
     def resolve(self, name: str, span: Span | None) -> Expr:
         is_extent = name[0].isupper() and variable_of(name) in self.variables
@@ -41,6 +63,16 @@ class Names:
             rule="a bare name is a constant, a rank variable, an extent (upper case) or a scalar tensor",
             hint=nearest(name, known),
         )
+
+
+def number(name: str, value: float) -> int | float:
+    """Take a number of any library over as Python's own, which prints as the language writes it."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise Mistake("syntax", f"'{name}' is no name", None, rule="a name is an ASCII word")
+    if isinstance(value, bool) or not hasattr(value, "__float__") or math.isnan(value):
+        raise Mistake("number-range", f"the constant {name} is {value!r}", None, rule="a constant is a number")
+    # The sum turns -0.0, which the language has no way to write, into 0.0.
+    return operator.index(value) if hasattr(value, "__index__") else float(value) + 0.0
 
 
 def expression(node: Tree[Token] | Token, names: Names) -> Expr:
@@ -96,19 +128,21 @@ def _call(node: Tree[Token], names: Names) -> Expr:
             hint=nearest(name, FUNCTIONS),
         )
     args = [expression(a, names) for a in rest]
-    arity = OPS[name].arity
+    arity, optional = OPS[name].arity, OPS[name].optional
     if arity == 2 and len(args) > 2 and OPS[name].is_associative:
         out = args[0]
         for a in args[1:]:
             out = apply(name, out, a)
         return out
-    if len(args) != arity:
+    if not arity - optional <= len(args) <= arity:
         fail(
             "operand-count",
-            f"{name} takes {arity} operands, here are {len(args)}",
+            f"{name} takes {f'{arity - optional} to ' if optional else ''}{arity} operands, here are {len(args)}",
             node,
-            rule=f"{name} is written {name}({', '.join('xyz'[:arity])})",
+            rule=f"{name} is written {name}({', '.join('xyzuv'[:arity])})",
+            hint=f"the last {optional} may be left out" if optional else "",
         )
+    args += [Num(value=0)] * (arity - len(args))
     return Apply(op=name, args=tuple(args), span=span_of(node))
 
 

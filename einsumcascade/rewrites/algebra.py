@@ -157,6 +157,20 @@ def drop_dead(cascade: Cascade) -> Cascade:
     return cascade.with_body(tuple(reversed(kept)))
 
 
+def ordered(body: tuple[Statement, ...]) -> tuple[Einsum, ...]:
+    """Statements in an order in which each reads what is there already, as near to theirs as can be."""
+    made = {s.tensor for s in body if isinstance(s, Einsum)}
+    left = [s for s in body if isinstance(s, Einsum)]
+    out: list[Einsum] = []
+    done: set[str] = set()
+    while left:
+        s = next(x for x in left if {r.tensor for r in reads(x.expr, *x.where)} & made <= done)
+        left.remove(s)
+        out.append(s)
+        done.add(s.tensor)
+    return tuple(out)
+
+
 def is_positive(expr: Expr, cascade: Cascade, *, strict: bool = True, live: bool = False) -> bool:
     """Whether the value is > 0 (>= 0 unless `strict`) for all finite inputs, by the facts of the operator table.
 
@@ -185,7 +199,7 @@ def is_positive(expr: Expr, cascade: Cascade, *, strict: bool = True, live: bool
                 if live and d.reduce in ("sum", "mean"):
                     return go(d.expr, strict, depth + 1)
                 return not strict and d.reduce in ("sum", "mean", "prod") and go(d.expr, False, depth + 1)
-            case Apply(op="mul" | "div"):
+            case Apply(op="mul" | "div" | "ieee_div"):
                 if e.op == "mul" and e.args[0] == e.args[1] and not strict:
                     return True
                 return go(e.args[0], strict, depth + 1) and go(e.args[1], strict, depth + 1)

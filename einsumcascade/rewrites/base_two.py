@@ -168,11 +168,14 @@ def _unit(update: Einsum, block: Iter, cascade: Cascade) -> Expr | None:
         and update.expr.args[0].tensor == update.tensor
     ):
         return None
+    if any(e.tensor in cascade.output_names and _is_scaled(e.expr, update.tensor) for e in cascade.einsums):
+        # Another kernel reads it in exponents of its own: there and here it must be one number, to the last digit.
+        return None
     units: list[Expr] = []
     # Where another loop subtracts the maximum itself from something, a rounded unit would cost digits.
     blocks = [b for b in cascade.body if isinstance(b, Iter)]
     for s in walk(tuple(blocks)):
-        if s is update or not isinstance(s, Einsum):
+        if s == update or not isinstance(s, Einsum):
             continue
         everywhere = sum(r.tensor == update.tensor for x in _exprs(s) for r in _all_reads(x))
         inside = [u for x in _exprs(s) for u in _exponent_units(x, update.tensor)]
@@ -183,6 +186,12 @@ def _unit(update: Einsum, block: Iter, cascade: Cascade) -> Expr | None:
     if unit is None or any(_multiple(u, unit) is None for u in units) or not is_positive(unit, cascade):
         return None
     return unit
+
+
+def _is_scaled(expr: Expr, tensor: str) -> bool:
+    """Whether an expression is a tensor times a number."""
+    rest = _split(expr)[1]
+    return len(rest) == 1 and isinstance(rest[0][0], Read) and rest[0][0].tensor == tensor
 
 
 def _multiple(factor: Expr, unit: Expr) -> Expr | None:

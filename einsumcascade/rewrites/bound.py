@@ -42,7 +42,7 @@ from einsumcascade.rewrites.algebra import (
     producers,
     product,
 )
-from einsumcascade.rewrites.loop_form import _LoopForm
+from einsumcascade.rewrites.loop_form import _LoopForm, prepared
 from einsumcascade.rewrites.proofs import PRIME
 from einsumcascade.rewrites.step import Rewritten, Step
 
@@ -140,6 +140,23 @@ def invariant(cascade: Cascade, *, variable: str, reference: str) -> bool:
     form = _LoopForm(cascade, (variable,), 1)
     form.prepare()
     return _invariant(form, cascade, reference)
+
+
+def references(cascade: Cascade, *, variable: str) -> tuple[str, ...]:
+    """Name the maxima and minima over a rank that no output depends on, and what joins one with its seed.
+
+    Args:
+        cascade: simplified. variable: of the rank.
+
+    Cost: as `invariant` for each of them.
+    """
+    form = prepared(cascade, (variable,), 1)
+    out = []
+    for name, state in form.states.items():
+        if state.einsum.reduce in ("max", "min") and _invariant(form, form.cascade, name):
+            joins = form.seeds[name].joins if name in form.seeds else {}
+            out += [name, *(e.tensor for e in cascade.einsums if is_map(e) and e.expr in joins)]
+    return tuple(out)
 
 
 def _invariant(form: _LoopForm, cascade: Cascade, reference: str) -> bool:
@@ -283,4 +300,4 @@ def _number(e: Expr, cascade: Cascade, extents: Mapping[str, int]) -> float | No
     return float(Binding(extents=extents, constants=known).value(e))
 
 
-__all__ = ["Interval", "bound_references", "interval", "invariant", "norm_squared"]
+__all__ = ["Interval", "bound_references", "interval", "invariant", "norm_squared", "references"]

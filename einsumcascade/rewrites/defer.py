@@ -10,6 +10,7 @@ for a product under a maximum the factor must be positive. Source: FuseMax secti
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from einsumcascade.analysis.dependence import ancestors
@@ -175,11 +176,13 @@ def localise(cascade: Cascade) -> Rewritten:
     return Rewritten(cascade=replace(cascade, body=body, constraints=kept), steps=tuple(steps))
 
 
-def defer(cascade: Cascade, *, immediate: bool = False) -> Rewritten:
+def defer(cascade: Cascade, *, immediate: bool = False, whole: Collection[str] = ()) -> Rewritten:
     """Apply R1 and R8 wherever they hold, to a fixed point.
 
     Args:
         immediate: leave inside what depends on a reduction over the same rank.
+        whole: variables of ranks that a tile holds whole. A sum over these alone waits for nothing, so what a
+            definition below it multiplies stays there, once for each row of an operand, not for each pair of rows.
 
     Returns: the cascade, equal in value, and one step for each Einsum changed. Never more passes than before.
     Cost: O(Einsums^2) in the number of Einsums.
@@ -191,7 +194,7 @@ def defer(cascade: Cascade, *, immediate: bool = False) -> Rewritten:
             if not isinstance(s, Einsum) or s.tensor in done or s.reduction is None:
                 continue
             done.add(s.tensor)
-            new = _split(s, cascade, immediate=immediate)
+            new = _split(s, cascade, immediate=immediate, held=frozenset(whole))
             if new is None:
                 continue
             raw, outer, rule = new
@@ -208,7 +211,7 @@ def _sentence(raw: Einsum, outer: Einsum) -> str:
     return f"what does not vary along {', '.join(raw.ranks)} leaves the reduction of {outer.tensor}"
 
 
-def _split(s: Einsum, cascade: Cascade, *, immediate: bool) -> tuple[Einsum, Einsum, str] | None:
+def _split(s: Einsum, cascade: Cascade, *, immediate: bool, held: frozenset[str]) -> tuple[Einsum, Einsum, str] | None:
     assert s.reduction is not None
     defs = producers(cascade)
     reduced = set(s.ranks)
@@ -223,7 +226,10 @@ def _split(s: Einsum, cascade: Cascade, *, immediate: bool) -> tuple[Einsum, Ein
     def opens(e: Expr, join: str) -> bool:
         """Whether a map's definition, seen from this reduction, has a part that lacks the reduced ranks."""
         found = _parts(e, join)
-        return len(found) > 1 and any(not set(variables(p)) & reduced and not stays(p) for p, _ in found)
+        leaving = [p for p, _ in found if not set(variables(p)) & reduced and not stays(p)]
+        if reduced <= held and any(variables(p) or reads(p) for p in leaving):
+            return False
+        return len(found) > 1 and bool(leaving)
 
     for join in ("mul", "add"):
         if s.reduce == "mean" or not _lets_through(join, s):

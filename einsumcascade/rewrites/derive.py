@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class Choice:
 
     Args:
         division: whether factors known only after the rank was read leave its reductions ("deferred").
+        whole: variables of ranks that a tile of a kernel holds whole, as `defer` takes them.
         reassociated: whether sums over a rank became sums over features against values that the cascade computes.
         passes: over all ranks that are streamed, added up.
         corrections: reductions whose state is moved from tile to tile.
@@ -121,6 +122,7 @@ def simplify(
     bound: Mapping[str, int] | None = None,
     saved: tuple[Einsum, ...] = (),
     reassociated: bool = False,
+    whole: Collection[str] = (),
 ) -> Rewritten:
     """Apply the rewrites that need no choice of tile: means, known sums, deferral, positive factors, monotone maps.
 
@@ -145,9 +147,9 @@ def simplify(
     if bound is not None:
         for v in dict.fromkeys(v for e in cascade.einsums if e.reduce == "max" for v in e.ranks):
             cascade = take(bound_references(cascade, variable=v, extents=bound))
-    cascade = take(defer(cascade, immediate=division == "immediate"))
+    cascade = take(defer(cascade, immediate=division == "immediate", whole=whole))
     if division != "immediate":
-        cascade = take(separate(cascade))
+        cascade = take(separate(cascade, whole=whole))
     cascade = take(lift_monotone(cascade))
     return Rewritten(cascade=cascade, steps=tuple(steps))
 

@@ -86,13 +86,18 @@ def loop_form(cascade: Cascade, *, over: tuple[str, ...], tile: int) -> LoopForm
     Raises: LoweringError: a tensor that varies along the rank is read at an offset of it.
     Cost: one SymPy derivation a reduction, cached by its summand.
     """
+    return _complete(prepared(cascade, over, tile).written(), cascade)
+
+
+def prepared(cascade: Cascade, over: tuple[str, ...], tile: int) -> _LoopForm:
+    """Place every reduction in its loop, each state begun at its seed where it has one."""
     seeds = seeds_of(cascade, over)
     while True:
         form = _LoopForm(planted(cascade, seeds), over, tile, seeds=seeds)
         form.prepare()
         wrong = form.unmoved()
         if not wrong:
-            return _complete(form.written(), cascade)
+            return form
         seeds = {t: x for t, x in seeds.items() if t not in wrong}
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from einsumcascade.analysis.dependence import ancestors, conditions
 from einsumcascade.analysis.passes import passes_of
 from einsumcascade.analysis.sizes import long_ranks
-from einsumcascade.language.ir import Cascade, Einsum, Expr, Iter, Read, Statement, Var, rank_of, reads, variables
+from einsumcascade.language.ir import Cascade, Einsum, Expr, Iter, Read, Var, rank_of, reads, variables
 from einsumcascade.rewrites.algebra import (
     Factor,
     drop_dead,
@@ -26,6 +26,7 @@ from einsumcascade.rewrites.algebra import (
     inline,
     inline_reads,
     is_map,
+    ordered,
     producers,
     product,
 )
@@ -49,7 +50,7 @@ def reassociate(cascade: Cascade, *, saved: tuple[Einsum, ...] = (), computed: b
         if found is None:
             continue
         new, known = found
-        rewritten = cascade.with_body(_ordered(tuple(new if x is s else x for x in cascade.body)))
+        rewritten = cascade.with_body(ordered(tuple(new if x is s else x for x in cascade.body)))
         if not _helps(cascade, rewritten, s, new):
             continue
         cascade = rewritten
@@ -89,7 +90,10 @@ def _summed(s: Einsum, cascade: Cascade, saved: tuple[Einsum, ...], computed: bo
         own = factors(d.expr)
         fixed = tuple(f for f in own if not set(variables(f[0])) & set(s.ranks))
         along = tuple(f for f in own if f not in fixed)
-        weights = (*parts[:n], *parts[n + 1 :])
+        others = (*parts[:n], *parts[n + 1 :])
+        numbers = tuple(f for f in others if not reads(f[0]) and not variables(f[0]))
+        fixed += numbers
+        weights = tuple(f for f in others if f not in numbers)
         left = {v for f, _ in (*weights, *along) for v in variables(f)} - set(s.ranks)
         for known in _known(s, cascade, saved, computed):
             if set(known.free) != left or not _same_points(s, d, known, cascade):
@@ -135,17 +139,3 @@ def _factors(expr: Expr, defs: dict[str, Einsum], over: set[str]) -> tuple[Facto
 
 def _whole(expr: Expr, cascade: Cascade) -> Expr:
     return inline_reads(expr, producers(cascade), lambda r, d: True)
-
-
-def _ordered(body: tuple[Statement, ...]) -> tuple[Statement, ...]:
-    """Statements in an order in which each reads what is there already, as near to theirs as can be."""
-    made = {s.tensor for s in body if isinstance(s, Einsum)}
-    left = [s for s in body if isinstance(s, Einsum)]
-    out: list[Statement] = []
-    done: set[str] = set()
-    while left:
-        s = next(x for x in left if {r.tensor for r in reads(x.expr, *x.where)} & made <= done)
-        left.remove(s)
-        out.append(s)
-        done.add(s.tensor)
-    return tuple(out)

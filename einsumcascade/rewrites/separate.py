@@ -11,6 +11,7 @@ the summand is, by algebra, a sum of products G(x) u(r) with u a power of r time
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -36,13 +37,17 @@ from einsumcascade.rewrites.span import canonical, opened
 from einsumcascade.rewrites.step import Rewritten, Step
 
 
-def separate(cascade: Cascade) -> Rewritten:
-    """Apply the rule wherever it holds. Returns: a cascade of equal value. Cost: some SymPy for each late reduction."""
+def separate(cascade: Cascade, *, whole: Collection[str] = ()) -> Rewritten:
+    """Apply the rule wherever it holds, but for sums over ranks that a tile holds `whole`, which wait for nothing.
+
+    Returns: a cascade of equal value. Cost: some SymPy for each late reduction.
+    """
     steps: list[Step] = []
     taken = names_taken(cascade)
     body: list[Statement] = []
     for s in cascade.body:
-        new = _separated(s, cascade, taken) if isinstance(s, Einsum) and s.reduce == "sum" else None
+        sums = isinstance(s, Einsum) and s.reduce == "sum" and not set(s.ranks) <= set(whole)
+        new = _separated(s, cascade, taken) if sums and isinstance(s, Einsum) else None
         body += new or (s,)
         if new and isinstance(s, Einsum):
             steps.append(

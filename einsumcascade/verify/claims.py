@@ -29,6 +29,7 @@ from einsumcascade.language.ir import (
     substitute,
     transform,
 )
+from einsumcascade.language.ops import OPS
 from einsumcascade.language.parser import parse_expr
 
 POINTS = 20
@@ -303,4 +304,19 @@ _FUNCTIONS: dict[str, Any] = {
     "softplus": lambda x: mpmath.log(1 + mpmath.exp(x)),
     **{name: getattr(mpmath, name) for name in ("exp", "log", "sqrt", "tanh", "sin", "cos", "erf", "sign", "floor")},
     "ceil": mpmath.ceil,
+    "floordiv": lambda x, y: mpmath.floor(x / y),
+    "mod": lambda x, y: x - y * mpmath.floor(x / y),
+    "lt": lambda x, y: x < y,
+    "le": lambda x, y: x <= y,
+    "gt": lambda x, y: x > y,
+    "ge": lambda x, y: x >= y,
+    "eq": lambda x, y: x == y,
+    "ne": lambda x, y: x != y,
+    "and": lambda x, y: bool(x) and bool(y),
+    "or": lambda x, y: bool(x) or bool(y),
+    "not": lambda x: not x,
+    "select": lambda c, x, y: x if c else y,
+    "lrelu": lambda x: x if x >= 0 else x / 5,
+    "elu": lambda x: x if x > 0 else mpmath.expm1(x),
+    "uniform": lambda *counts: mpmath.mpf(float(OPS["uniform"].array(np, *(int(c) for c in counts)))),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +34,20 @@ DEFAULT_LENGTH, DEFAULT_FEATURE = 77, 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One output in one dtype."""
+    """One output in one dtype.
+
+    Args:
+        largest: largest finite element expected, NaN if none has a value.
+        overflows: whether the plain formula has no finite value where there is one.
+    """
 
     dtype: str
     output: str
     verdict: Verdict
     plain_max: float
     plain_rms: float
+    largest: float
+    overflows: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +163,8 @@ def verify(
     for dtype in dtypes:
         if progress is not None:
             progress(f"{cascade.name} in {dtype}")
-        rows += _rows(cascade, binding, dtype, seed=seed, schedule=schedule, gpu=gpu)
+        inputs = random_inputs(cascade, binding, dtype, seed=seed)
+        rows += judged(cascade, inputs, binding, dtype, seed=seed, schedule=schedule)
     shown = {rank_of(v): binding.extents[rank_of(v)] for i in cascade.inputs for v in i.indices}
     return Verification(name=cascade.name, extents=shown, where=where, rows=tuple(rows))
 
@@ -207,10 +216,22 @@ def _indexed_ranks(cascade: Cascade) -> dict[str, str]:
     }
 
 
-def _rows(
-    cascade: Cascade, binding: Binding, dtype: str, *, seed: int, schedule: Schedule | None, gpu: bool
+def judged(
+    cascade: Cascade,
+    inputs: Mapping[str, torch.Tensor],
+    binding: Binding,
+    dtype: str,
+    *,
+    seed: int,
+    schedule: Schedule | None = None,
+    counts: Collection[str] = (),
 ) -> list[Row]:
-    inputs = random_inputs(cascade, binding, dtype, seed=seed)
+    """Run the kernels of a cascade on inputs and judge each output.
+
+    Args:
+        seed: of the conditioning. counts: inputs of whole numbers, which no rounding changes.
+    """
+    gpu = torch.cuda.is_available()
     features = {r: binding.extents[r] for r in feature_ranks(cascade)}
     built = build(cascade, extents=features, dtype=dtype, target=present_target(), schedule=schedule)
     if gpu:
@@ -219,6 +240,7 @@ def _rows(
     else:
         actual = run_interpreted(built, inputs, binding)
     arrays = {n: t.double().numpy() if t.is_floating_point() else t.numpy() for n, t in inputs.items()}
+    arrays |= {n: arrays[n].astype(np.int64) for n in counts}
     expected = run(cascade, arrays)
     plain = run_plain(cascade, inputs)
     conditions = conditioning(cascade, arrays, EPS[dtype], seed=seed)
@@ -236,6 +258,8 @@ def _rows(
                 verdict=judge(got, want, base, conditions[name]),
                 plain_max=float(error.max(initial=0.0)),
                 plain_rms=float(np.sqrt(np.mean(error**2))) if error.size else 0.0,
+                overflows=bool((np.isfinite(want) & ~np.isfinite(base)).any()),
+                largest=float(np.abs(want[np.isfinite(want)]).max(initial=0.0)) if not hole.all() else math.nan,
             )
         )
     return rows

@@ -30,6 +30,25 @@ def causal_alibi(x: Inputs) -> Outputs:
     return {"AV": softmax(scores(x) - penalty, mask=causal_of(x)) @ x["V"]}
 
 
+def dropout(x: Inputs, *, rate: float = 0.1) -> Outputs:
+    """Weights dropped after a causal softmax: those whose number, of seed and place, is below the rate."""
+    numbers = [philox(int(x["SEED"]), *place) for place in np.ndindex(scores(x).shape)]
+    words = np.array(numbers, dtype=np.float64).reshape(scores(x).shape)
+    kept = np.floor(words / 256) / 2**24 >= rate
+    return {"AV": (softmax(scores(x), mask=causal_of(x)) * kept / (1 - rate)) @ x["V"]}
+
+
+def philox(seed: int, *counter: int) -> int:
+    """The first word of Philox 4x32-10 (Salmon et al., SC 2011) in Python's own whole numbers."""
+    word = 2**32
+    (a, b, c, d), key, other = counter, seed % word, seed // word % word
+    for _ in range(10):
+        left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = right // word ^ b ^ key, right % word, left // word ^ d ^ other, left % word
+        key, other = (key + 0x9E3779B9) % word, (other + 0xBB67AE85) % word
+    return a
+
+
 def softcap(x: Inputs, *, cap: float = 30.0) -> Outputs:
     """Scores squeezed into `(-cap, cap)`."""
     return {"AV": softmax(cap * np.tanh(scores(x) / cap)) @ x["V"]}
@@ -102,6 +121,7 @@ def pointer(x: Inputs) -> Outputs:
 CLOSED_FORMS: dict[str, Closed] = {
     "alibi": alibi,
     "causal_alibi": causal_alibi,
+    "dropout": dropout,
     "softcap": softcap,
     "causal_softcap": causal_softcap,
     "qknorm": qknorm,

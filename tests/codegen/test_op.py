@@ -187,13 +187,13 @@ def test_float32_products_are_exact_unless_the_caller_allows_less() -> None:
 # --- mistakes ---------------------------------------------------------------------------------------------------
 
 
-def test_a_tensor_that_requires_grad_is_one_clear_error() -> None:
-    op = ec.compile("softmax_attention")
-    q, k, v = qkv()
-    q.requires_grad_()
-    assert "Q requires grad" in refuse("requires-grad", op, q, k, v)
+def test_a_gradient_that_cannot_be_given_is_one_clear_error() -> None:
+    op = ec.compile("linattn")
+    x = [t.requires_grad_() for t in variant_inputs("linattn", "float32").values()]
+    with pytest.raises(LoweringError, match="an iteration has no gradient yet"):
+        op(*x)
     with torch.no_grad():
-        assert torch.equal(op(q, k, v), op(q.detach(), k, v))
+        assert not op(*x).requires_grad
 
 
 def test_mistakes_in_a_call_are_one_message_each() -> None:

@@ -37,7 +37,9 @@ def test_what_was_derived_is_verified_again(name: str) -> None:
     assert found.passed, str(found)
 
 
-@pytest.mark.parametrize("name", ["softmax_attention", "softcap", "sink", "alibi", "kronecker", "gda", "mla"])
+@pytest.mark.parametrize(
+    "name", ["softmax_attention", "softcap", "sink", "alibi", "kronecker", "gda", "mla", "dropout", "var"]
+)
 def test_derivations_of_gallery_texts_are_verified_again(name: str) -> None:
     found = check(derive(name).certificate)
     assert found.passed, str(found)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[Any]
+# NumPy's arrays and its generator of random numbers, which the caller brings: a text is loaded without NumPy.
+Array: TypeAlias = Any
+Generator: TypeAlias = Any
 # Takes the generator, the shape and all extents.
-Draw = Callable[[np.random.Generator, tuple[int, ...], Mapping[str, int]], Array]
+Draw = Callable[[Generator, tuple[int, ...], Mapping[str, int]], Array]
 
 SETS = ("odd", "swapped", "ones", "large")
 
@@ -55,7 +54,7 @@ def normal(deviation: float) -> Draw:
 
 def chance(share: float) -> Draw:
     """Ones with the given chance, and zeros."""
-    return lambda rng, shape, extents: (rng.random(shape) < share).astype(np.int64)
+    return lambda rng, shape, extents: (rng.random(shape) < share).astype("int64")
 
 
 def between(low: float, high: float) -> Draw:
@@ -66,8 +65,8 @@ def between(low: float, high: float) -> Draw:
 def unit(axis: int = -1) -> Draw:
     """Vectors of length 1."""
 
-    def draw(rng: np.random.Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
+    def draw(rng: Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
         x = rng.standard_normal(shape)
-        return x / np.linalg.norm(x, axis=axis, keepdims=True)
+        return x / (x * x).sum(axis=axis, keepdims=True) ** 0.5
 
     return draw

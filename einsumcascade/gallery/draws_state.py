@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from tests.gallery.drawing import Array, Draw, Recipe, between, unit, whole
+from einsumcascade.gallery.drawing import Array, Draw, Generator, Recipe, between, unit, whole
 
 # Sequences have one length, not two.
 ONE = ("odd", "ones", "large")
@@ -21,26 +19,29 @@ CHUNKS = {"T": 18}
 LOGS = between(-0.5, 0.0)
 
 
-def segments(rng: np.random.Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
+def segments(rng: Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
     """Four stretches of vectors, each around a direction of its own: the matrix between their means is far from
     singular, and stays so when the scores are large."""
-    return 2 * np.eye(4, shape[1])[np.arange(shape[0]) * 4 // shape[0]] + 0.3 * rng.standard_normal(shape)
+    x = 0.3 * rng.standard_normal(shape)
+    for row in range(shape[0]):
+        x[row, row * 4 // shape[0]] += 2
+    return x
 
 
-def steps(rng: np.random.Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
+def steps(rng: Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
     """What only gives its extent."""
-    return np.zeros(shape)
+    return 0.0 * rng.random(shape)
 
 
 def levels(low: int, high: int) -> Draw:
     """Whole numbers from `low` to below `high` in float64."""
-    return lambda rng, shape, extents: rng.integers(low, high, size=shape).astype(np.float64)
+    return lambda rng, shape, extents: rng.integers(low, high, size=shape).astype("float64")
 
 
-def simplex(rng: np.random.Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
+def simplex(rng: Generator, shape: tuple[int, ...], extents: Mapping[str, int]) -> Array:
     """Rows that sum to 1, no element near zero."""
     x = rng.uniform(0.5, 1.5, size=shape)
-    return np.asarray(x / x.sum(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
 
 
 DRAWS: dict[str, Recipe] = {

@@ -1,0 +1,150 @@
+"""Compute again what is read at another place than it was written.
+
+    VF[h] = sqrt(Q[h]);  RK[h] = select(VF[g] > VF[h], 1, 0) :: sum(g)    ->   VF_g[g] = sqrt(Q[g]), read as VF_g[g]
+    A[p,m] = E[p,m] / Z[p];  D[p,m] = A[p,m] - A[p-1,m]                   ->   A_p[p,m] = E_p[p,m] / Z[p-1], and E_p
+
+A tile in registers can be read where its program stands and nowhere else, so its definition is written once more at the
+other place, and what it reads in turn, down to inputs and to what another kernel leaves in memory. Precondition: the
+tensor is defined outside iterations, over plain variables; a read that may be out of range stands in no `select`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from einsumcascade.analysis.dependence import canonical_sizes
+from einsumcascade.language.ir import (
+    Apply,
+    Cascade,
+    Einsum,
+    Expr,
+    Num,
+    Read,
+    Scalar,
+    Statement,
+    Var,
+    apply,
+    rank_of,
+    reads,
+    substitute,
+    variables,
+)
+from einsumcascade.rewrites.algebra import fresh, names_taken
+from einsumcascade.rewrites.step import Rewritten, Step
+
+
+def recompute_shifted(cascade: Cascade, *, kept: Callable[[Einsum], bool]) -> Rewritten:
+    """Write definitions again wherever an Einsum reads one at another place.
+
+    Args:
+        cascade: after the rewrites that need no tile.
+        kept: whether an Einsum's result is in memory for others, so that it can be read anywhere.
+
+    Returns: a cascade of equal value, and a step for each definition written again.
+    Cost: O(Einsums) definitions for each place; what they compute is computed again.
+    """
+    return _Shifted(cascade, kept).run()
+
+
+class _Shifted:
+    def __init__(self, cascade: Cascade, kept: Callable[[Einsum], bool]) -> None:
+        self.cascade, self.kept = cascade, kept
+        self.sizes = canonical_sizes(cascade)
+        self.taken = names_taken(cascade)
+        self.defs = {s.tensor: s for s in cascade.body if isinstance(s, Einsum)}
+        self.copies: dict[tuple[str, tuple[Expr, ...]], Read] = {}
+        self.after: dict[str, list[Einsum]] = {}
+        self.steps: list[Step] = []
+        # Indices that are in range wherever the definition that is being written again is read.
+        self.covered: frozenset[tuple[Expr, str]] = frozenset()
+
+    def run(self) -> Rewritten:
+        body: list[Statement] = []
+        for s in self.cascade.body:
+            if isinstance(s, Einsum) and not s.is_fiberwise:
+                s = self._reader(s)
+            body.append(s)
+        placed = tuple(x for s in body for x in (s, *(self.after.get(s.tensor, ()) if isinstance(s, Einsum) else ())))
+        return Rewritten(cascade=self.cascade.with_body(placed), steps=tuple(self.steps))
+
+    def _reader(self, s: Einsum) -> Einsum:
+        conditions: list[Expr] = []
+
+        def at(e: Expr, chosen: bool) -> Expr:
+            match e:
+                case Read():
+                    found = self._copy(e, chosen)
+                    if found is None:
+                        return replace(e, indices=tuple(at(i, chosen) for i in e.indices))
+                    conditions.extend(self._inside(e))
+                    return found
+                case Apply():
+                    inner = chosen or e.op == "select"
+                    return replace(e, args=tuple(at(a, inner) for a in e.args))
+                case _:
+                    return e
+
+        expr = at(s.expr, False)
+        where = tuple(at(c, True) for c in s.where)
+        new = [c for c in dict.fromkeys(conditions) if c not in where]
+        if expr == s.expr and where == s.where:
+            return s
+        return replace(s, expr=expr, where=(*where, *new))
+
+    def _copy(self, read: Read, chosen: bool) -> Read | None:
+        """What stands for a read at another place; None where the read stays."""
+        d = self.defs.get(read.tensor)
+        if d is None or read.indices == d.indices or d.is_fiberwise or self.kept(d):
+            return None
+        own = [i.name for i in d.indices if isinstance(i, Var)]
+        used = variables(*read.indices)
+        inner = {v for v in d.space if v not in own}
+        computed = any(r.tensor in self.defs for r in reads(*read.indices))
+        if len(own) < len(d.indices) or len(set(own)) < len(own) or inner & set(used) or computed:
+            return None
+        if chosen and self._inside(read):
+            return None
+        at = dict(zip(own, read.indices, strict=True))
+        new = [v for v in used if v not in own]
+        culled = (c for c in self.cascade.constraints if set(variables(c)) & set(new))
+        if any(set(variables(c)) <= {*used, *inner} for c in culled):
+            return None
+        key = (read.tensor, read.indices)
+        if key not in self.copies:
+            moved = variables(*(i for i in read.indices if not isinstance(i, Var)))
+            name = fresh("_".join((read.tensor, *(new or moved))), self.taken)
+            self.copies[key] = Read(tensor=name, indices=tuple(Var(name=v) for v in used))
+            shared = tuple(c for c in self.cascade.constraints if set(variables(c)) <= set(d.space))
+            # A condition over the new place would hold for the old one too.
+            copy = Einsum(
+                tensor=name,
+                indices=self.copies[key].indices,
+                expr=substitute(d.expr, at),
+                reduce=d.reduce,
+                ranks=d.ranks,
+                where=tuple(substitute(c, at) for c in (*shared, *d.where)),
+            )
+            around = self.covered
+            self.covered = around | {(i, self._size(v)) for v, i in at.items()}
+            copy = self._reader(copy)
+            self.covered = around
+            self.after.setdefault(d.tensor, []).append(copy)
+            self.steps.append(
+                Step(rule="computed again", what=f"{read} is computed where it is read", after=(str(copy),))
+            )
+        return self.copies[key]
+
+    def _inside(self, read: Read) -> list[Expr]:
+        """The conditions for a read to be in range."""
+        out: list[Expr] = []
+        for own, index in zip(self.defs[read.tensor].indices, read.indices, strict=True):
+            assert isinstance(own, Var)
+            same = isinstance(index, Var) and self._size(index.name) == self._size(own.name)
+            if same or (index, self._size(own.name)) in self.covered:
+                continue
+            out += [apply("ge", index, Num(value=0)), apply("lt", index, Scalar(name=rank_of(own.name)))]
+        return out
+
+    def _size(self, variable: str) -> str:
+        return self.sizes.get(rank_of(variable), rank_of(variable))

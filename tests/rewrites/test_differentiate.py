@@ -1,0 +1,222 @@
+"""Gradients of cascades, against differences of the reference and against PyTorch's own autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, example, given
+
+from einsumcascade.codegen.plain import run_plain
+from einsumcascade.errors import EinsumCascadeError, InputError, LoweringError
+from einsumcascade.gallery import load
+from einsumcascade.language.ir import Cascade, Iter, Read, apply, walk
+from einsumcascade.language.ops import OPS
+from einsumcascade.language.parser import parse
+from einsumcascade.reference.interpret import run
+from einsumcascade.rewrites.adjoint import adjoints
+from einsumcascade.rewrites.differentiate import Gradient, differentiate
+from tests.codegen.calls import VARIANTS, variant_inputs
+from tests.codegen.found import CANCELLED
+from tests.strategies import Case, cases, examples
+
+STRAIGHT = tuple(n for n in VARIANTS if not any(isinstance(s, Iter) for s in walk(load(n).body)))
+# Where PyTorch multiplies 0 by an infinity of its own: a branch that `where` leaves out, with an infinite slope.
+UNSURE = {"hpnet", "t5bias", "tin"}
+SOFTMAX = (
+    "in Q[p,e], K[m,e], V[m,f]\nS[p,m] = Q[p,e] * K[m,e]\nGM[p] = S[p,m] :: max(m)\nSN[p,m] = exp(S[p,m] - GM[p])\n"
+    "SD[p] = SN[p,m]\nO[p,f] = SN[p,m] * V[m,f] / SD[p] :: sum(m)\n"
+)
+
+
+def drawn(**shapes: tuple[int, ...]) -> dict[str, Any]:
+    rng = np.random.default_rng(2)
+    return {k: rng.normal(size=s) for k, s in shapes.items()}
+
+
+def arrays(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    return {k: v.numpy() for k, v in inputs.items()}
+
+
+def received(cascade: Cascade, values: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(3)
+    return {o: rng.standard_normal(values[o].shape) for o in cascade.output_names}
+
+
+def backward(gradient: Gradient, inputs: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The gradients by input, run by the reference."""
+    forward = run(gradient.forward, inputs)
+    known = {**inputs, **forward, **{gradient.received[o]: given[o] for o in gradient.received}}
+    found = run(gradient.backward, {i.tensor: known[i.tensor] for i in gradient.backward.inputs})
+    # A culled point has no value, which the reference writes as NaN; ops write 0, and so is its gradient.
+    maps = {e.tensor for e in gradient.backward.einsums if e.reduce is None}
+    return {x: np.nan_to_num(found[d], nan=0.0) if d in maps else found[d] for x, d in gradient.gradients.items()}
+
+
+def total(cascade: Cascade, inputs: dict[str, Any], given: dict[str, Any]) -> float:
+    found = run(cascade, inputs)
+    return float(sum((np.where(np.isfinite(found[o]), found[o], 0.0) * given[o]).sum() for o in given))
+
+
+def slope(cascade: Cascade, inputs: dict[str, Any], name: str, way: Any, given: dict[str, Any], h: float) -> float:
+    ends = [total(cascade, {**inputs, name: inputs[name] + s * h * way}, given) for s in (1, -1)]
+    return (ends[0] - ends[1]) / (2 * h)
+
+
+def assert_slopes(cascade: Cascade, inputs: dict[str, Any]) -> None:
+    """Every gradient agrees with the slope of the reference along a random direction."""
+    gradient = differentiate(cascade)
+    given = received(cascade, run(cascade, inputs))
+    found = backward(gradient, inputs, given)
+    rng = np.random.default_rng(5)
+    for name, value in found.items():
+        assert value.shape == inputs[name].shape
+        assert np.isfinite(value).all(), name
+        way = rng.standard_normal(value.shape)
+        # Central differences of float64 are good to about 1e-9 of what is added up; a shorter step may miss a kink that
+        # a longer one has in it.
+        size = 1e-3 + abs(total(cascade, inputs, given)) + float(np.abs(value * way).sum())
+        slopes = [slope(cascade, inputs, name, way, given, h) for h in (1e-5, 1e-6, 1e-7)]
+        assert min(abs(float((value * way).sum()) - s) for s in slopes) < 1e-6 * size, (name, slopes)
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_the_gradient_of_a_gallery_text_is_its_slope(name: str) -> None:
+    assert_slopes(load(name), arrays(variant_inputs(name, "float64")))
+
+
+@pytest.mark.parametrize("name", [n for n in STRAIGHT if n not in UNSURE])
+def test_the_gradient_of_a_gallery_text_is_that_of_autograd(name: str) -> None:
+    cascade = load(name)
+    inputs = variant_inputs(name, "float64", "odd")
+    gradient = differentiate(cascade)
+    leaves = {k: v.clone().requires_grad_() if v.is_floating_point() else v for k, v in inputs.items()}
+    outputs = run_plain(cascade, leaves)
+    given = received(cascade, {o: outputs[o].detach() for o in cascade.output_names})
+    reached = [o for o in given if outputs[o].requires_grad]
+    torch.autograd.backward(
+        [torch.where(torch.isfinite(outputs[o]), outputs[o], 0.0) for o in reached],
+        [torch.from_numpy(given[o]).to(outputs[o].dtype) for o in reached],
+    )
+    # An output that the text makes float32 gives its gradient no more digits.
+    room = 1e-6 if any(o.dtype == "float32" for o in cascade.outputs) else 1e-11
+    for name_, value in backward(gradient, arrays(inputs), given).items():
+        found = leaves[name_].grad
+        assert found is not None
+        expected = found.numpy()
+        assert np.max(np.abs(value - expected)) <= room * max(1.0, np.abs(expected).max()), name_
+
+
+@examples(60)
+@given(cases())
+@example(CANCELLED)
+def test_the_gradient_of_a_random_cascade_is_its_slope(case: Case) -> None:
+    inputs = case.inputs()
+    try:
+        differentiate(case.cascade)
+    except (InputError, LoweringError):
+        assume(False)
+    found = run(case.cascade, inputs)
+    assume(all(np.isfinite(v).all() for v in found.values()))
+    assert_slopes(case.cascade, inputs)
+
+
+def test_softmax_saves_one_number_a_row_and_its_output() -> None:
+    found = differentiate(parse(SOFTMAX + "out O"))
+    assert found.saved == ("LSE", "O") or found.saved == ("O", "LSE")
+    assert [str(e) for e in found.backward.einsums if e.tensor == "DLSE"] == ["DLSE[p] = -DO[p, f] * O[p, f] :: sum(f)"]
+    assert any(s.rule == "reference" for s in found.steps)
+
+
+def test_a_maximum_that_an_output_depends_on_keeps_its_gradient() -> None:
+    for text in (SOFTMAX + "out O, GM", SOFTMAX.replace("/ SD[p]", "/ (SD[p] + 0.5)") + "out O"):
+        assert not any(s.rule == "reference" for s in differentiate(parse(text)).steps)
+        assert_slopes(parse(text), drawn(Q=(5, 3), K=(7, 3), V=(7, 2)))
+
+
+def test_elements_that_share_a_maximum_share_its_gradient() -> None:
+    gradient = differentiate(parse("in X[p,m]\nG[p] = X[p,m] :: max(m)\nout G"))
+    x = np.array([[1.0, 2.0, 2.0], [3.0, 3.0, 3.0]])
+    found = backward(gradient, {"X": x}, {"G": np.array([1.0, 6.0])})["X"]
+    torch_x = torch.from_numpy(x).requires_grad_()
+    torch_x.amax(1).backward(torch.tensor([1.0, 6.0], dtype=torch.float64))
+    assert torch_x.grad is not None
+    assert np.array_equal(found, torch_x.grad.numpy())
+
+
+@pytest.mark.parametrize(
+    "row", [[2.0, 3.0, 4.0], [2.0, 0.0, 4.0], [0.0, 0.0, 4.0]], ids=["no zero", "one zero", "two zeros"]
+)
+def test_a_product_of_zeros_has_the_gradient_of_the_others(row: list[float]) -> None:
+    gradient = differentiate(parse("in X[m]\nP = X[m] :: prod(m)\nout P"))
+    found = backward(gradient, {"X": np.array(row)}, {"P": np.array(1.0)})["X"]
+    x = torch.tensor(row, dtype=torch.float64, requires_grad=True)
+    x.prod().backward()
+    assert x.grad is not None
+    assert np.allclose(found, x.grad.numpy(), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes"),
+    [
+        ("in X[p], Y[p]\nZ[p] = X[p - 1] * Y[p]\nout Z", {"X": (6,), "Y": (6,)}),
+        ("in X[p], Y[p]\nZ[p] = X[P - 1 - p] * Y[p]\nout Z", {"X": (6,), "Y": (6,)}),
+        ("in X[g], Y[p]\nconst r = 3\nZ[p] = X[p // r] * Y[p]\nout Z", {"X": (2,), "Y": (5,)}),
+        ("in X[g], Y[p]\nconst r = 3\nZ[p] = X[p % r] * Y[p]\nout Z", {"X": (3,), "Y": (7,)}),
+        ("in T[j], Y[p,m]\nconstraint m <= p\nZ[p] = T[p - m] * Y[p,m] :: sum(m)\nout Z", {"T": (4,), "Y": (6, 5)}),
+        ("in X[p], Y[p]\nZ[p] = X[0] * Y[p] + X[P - 1]\nout Z", {"X": (6,), "Y": (6,)}),
+        ("in X[p,q]\nrank q = P\nZ[p] = X[p,p]\nout Z", {"X": (4, 4)}),
+        ("in K[m,e], Q[p,e]\nrank n = M\nZ[p,m] = Q[p,e] * K[m,e]\nY[p] = Z[p,n] * Z[p,n] :: sum(n)\nout Y",
+         {"K": (5, 2), "Q": (3, 2)}),
+    ],
+    ids=["shift", "mirror", "quotient", "remainder", "difference", "ends", "diagonal", "another name"],
+)  # fmt: skip
+def test_what_is_read_elsewhere_is_given_back_there(text: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    assert_slopes(parse(text), drawn(**shapes))
+
+
+def test_rows_without_a_key_have_no_gradient() -> None:
+    cascade = parse(SOFTMAX + "out O").constrain("m < p")
+    x = drawn(Q=(5, 3), K=(7, 3), V=(7, 2))
+    found = backward(differentiate(cascade), x, {"O": np.ones((5, 2))})
+    assert not found["Q"][0].any()
+    assert all(np.isfinite(v).all() for v in found.values())
+    assert_slopes(cascade, x)
+
+
+@pytest.mark.parametrize("name", [o.name for o in OPS.values() if o.gradient and o.arity == 1 and any(o.gradient)])
+@pytest.mark.parametrize("x", [-1.7, -0.3, 0.4, 2.2])
+def test_the_gradient_of_an_operator_is_its_slope(name: str, x: float) -> None:
+    if name in ("log", "log2", "sqrt", "rsqrt"):
+        x = abs(x)
+    cascade = parse(f"in X[m]\nY[m] = {name}(X[m])\nout Y" if name != "neg" else "in X[m]\nY[m] = -X[m]\nout Y")
+    assert_slopes(cascade, {"X": np.array([x])})
+
+
+@pytest.mark.parametrize("text", ["sqrt(X[m])", "X[m] / X[m]", "log(X[m] + 0 * Y[m])"])
+def test_a_gradient_at_nothing_is_finite(text: str) -> None:
+    cascade = parse(f"in X[m], Y[m]\nZ[m] = {text} * Y[m]\nout Z")
+    found = backward(differentiate(cascade), {"X": np.zeros(2), "Y": np.ones(2)}, {"Z": np.ones(2)})
+    assert np.isfinite(found["X"]).all()
+
+
+def test_every_operator_of_numbers_has_a_gradient() -> None:
+    numbers = {o.name for o in OPS.values() if not o.condition and not o.internal and not o.fiberwise}
+    assert numbers == {o.name for o in OPS.values() if o.gradient}
+    assert all(len(o.gradient) == o.arity for o in OPS.values() if o.gradient)
+    assert adjoints(apply("floor", Read(tensor="X")), Read(tensor="G")) == ()
+
+
+def test_an_input_that_no_gradient_reaches_is_an_error() -> None:
+    cascade = parse("in X[m], I[p], Y[p]\nZ[p] = X[I[p]] * Y[p]\nout Z")
+    with pytest.raises(InputError, match="no gradient reaches 'I'"):
+        differentiate(cascade, wrt=("I",))
+    assert set(differentiate(cascade).gradients) == {"X", "Y"}
+
+
+def test_what_has_no_gradient_yet_says_so() -> None:
+    for name in ("deltanet", "routing"):
+        with pytest.raises(EinsumCascadeError, match="no gradient yet"):
+            differentiate(load(name))
