@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from einsumcascade.codegen.facts import Facts, FactTable
 from einsumcascade.codegen.forms import conjunction, is_scaled, number, powers
-from einsumcascade.codegen.kernel_ir import Map, Reduce, Stmt, Store, Value
+from einsumcascade.codegen.kernel_ir import Map, Reduce, Stmt, Store, Table, Value
 from einsumcascade.codegen.products import Products
 from einsumcascade.codegen.values import not_lowered
 from einsumcascade.language.ir import (
@@ -40,6 +40,7 @@ class Body(Products):
     """The state of a kernel while its Einsums are placed one by one."""
 
     shared: set[Expr] = field(default_factory=set)  # constraints of the whole cascade, over values
+    tables: dict[str, Table] = field(default_factory=dict)  # what bounds of loops read of inputs
     outer: list[tuple[str | None, frozenset[str], dict[str, str]]] = field(default_factory=list)  # loops around
 
     # --- loops --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from einsumcascade.codegen.forms import powers
 from einsumcascade.codegen.kernel_ir import (
+    Count,
     Dot,
     Load,
     Loop,
@@ -18,7 +19,7 @@ from einsumcascade.codegen.kernel_ir import (
     Stmt,
     Store,
     TileKernel,
-    every,
+    all_statements,
     first,
     last,
 )
@@ -30,6 +31,7 @@ from einsumcascade.codegen.memory import (
     position_product,
     start_name,
     stride_name,
+    suffix_of,
 )
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.texts import ATOM, Text
@@ -48,6 +50,31 @@ import triton
 import triton.language as tl
 '''
 LIBDEVICE = "from triton.language.extra import libdevice\n"
+WHOLE = """
+
+@triton.jit
+def _{name}(x):
+    # The whole number at or {name} x, as a bound of a loop; what is no number bounds nothing.
+    if x.dtype.is_floating():
+        x = tl.where(x == x, x.to(tl.float32), {unknown})
+        x = tl.{rounded}(tl.minimum(tl.maximum(x, -4611686018427387904.0), 4611686018427387904.0))
+    return x.to(tl.int64)
+"""
+WHOLE_ROWS = (("below", "floor", "-4611686018427387904.0"), ("above", "ceil", "4611686018427387904.0"))
+COUNT = """
+
+@triton.jit
+def _count(row, stride, length, limit):
+    # How many numbers of a row in ascending order are at most the limit.
+    low = tl.cast(0, tl.int32)
+    high = tl.cast(length, tl.int32)
+    while low < high:
+        middle = (low + high) // 2
+        is_counted = tl.load(row + middle.to(tl.int64) * stride) <= limit
+        low = tl.where(is_counted, middle + 1, low)
+        high = tl.where(is_counted, high, middle)
+    return low
+"""
 MULTIPLY = """
 
 @triton.jit
@@ -105,6 +132,10 @@ def module(kernels: tuple[KernelText, ...], *, title: str, cascade: str) -> str:
     """One importable text with several kernels, and the cascade they compute in its header."""
     body = "".join("\n\n" + k.text for k in kernels)
     helper = (MULTIPLY if "_multiply)" in body else "") + (UNIFORM if "_uniform(" in body else "")
+    helper += COUNT if "_count(" in body else ""
+    for name, rounded, unknown in WHOLE_ROWS:
+        if f"_{name}(" in body:
+            helper += WHOLE.format(name=name, rounded=rounded, unknown=unknown)
     indented = "\n".join("    " + line for line in cascade.splitlines())
     imports = LIBDEVICE if "libdevice." in body else ""
     return HEADER.format(title=title, cascade=indented) + imports + helper + body
@@ -116,7 +147,7 @@ class _Printer(Memory):
 
     def run(self) -> KernelText:
         k = self.kernel
-        for s in every(k.body):
+        for s in all_statements(k.body):
             if isinstance(s, Load):
                 self.texts.loads.add(s.value.name)
             if isinstance(s, Load | Map | Reduce | Dot):
@@ -240,6 +271,8 @@ class _Printer(Memory):
             case Load():
                 self._address(s, None)
                 self._load(s, None)
+            case Count():
+                self._count(s)
             case Map():
                 self._map(s)
             case Reduce():
@@ -250,6 +283,19 @@ class _Printer(Memory):
                 self._store(s)
             case Loop():
                 self._loop(s)
+
+    def _count(self, s: Count) -> None:
+        name, axes = suffix_of(s), self.kernel.tensors[s.tensor]
+        base = [safe(s.tensor)]
+        along = ""
+        for i, d in zip(s.indices, axes, strict=True):
+            if i is None:
+                along = stride_name(s.tensor, d)
+            else:
+                base.append(f"{self.texts.plain(i)} * {stride_name(s.tensor, d)}")
+        self._line(f"p_{name} = {' + '.join(base)}")
+        limit, length = self.texts.plain(s.limit), self.texts.plain(s.length)
+        self._assign(s.value.name, f"_count(p_{name}, {along}, {length}, {limit})", (), "")
 
     def _map(self, s: Map) -> None:
         t = self.texts.of(s.expr)
@@ -315,7 +361,7 @@ class _Printer(Memory):
         return name in self.texts.loads and self._tensor_of(name) in self._inputs()
 
     def _tensor_of(self, name: str) -> str:
-        return next(s.tensor for s in every(self.kernel.body) if isinstance(s, Load) and s.value.name == name)
+        return next(s.tensor for s in all_statements(self.kernel.body) if isinstance(s, Load) and s.value.name == name)
 
     def _inputs(self) -> set[str]:
         return {t for t in self.kernel.tensors if t not in self.kernel.buffers and t not in self.kernel.outputs}
@@ -338,11 +384,19 @@ class _Printer(Memory):
         for s in loads.values():
             if self._is_fixed(s, loop):
                 self._address(s, loop)
-        for pointer, stride in self._moving(loads, loop).items():
-            # A stride is 32 bits wide where it fits, a tile of strides need not be.
-            self._line(f"step_{pointer} = tl.cast({stride}, tl.int64) * {self.texts.step(loop.inner or '')}")
+        if loop.parts > 1:
+            self._line(f"# the live tiles lie in at most {loop.parts} parts")
+            self._line(f"for part in tl.range(0, {loop.parts}):")
+            self.depth += 1
+        else:
+            for pointer, stride in self._moving(loads, loop).items():
+                # A stride is 32 bits wide where it fits, a tile of strides need not be.
+                self._line(f"step_{pointer} = tl.cast({stride}, tl.int64) * {self.texts.step(loop.inner or '')}")
+        for head in loop.heads:
+            self._map(head)
         for g in loop.segments:
             self._segment(loop, g, loads)
+        self.depth -= loop.parts > 1
         self.texts.positions = around
 
     def _moving(self, loads: Mapping[str, Load], loop: Loop) -> dict[str, str]:
@@ -367,6 +421,11 @@ class _Printer(Memory):
         self.depth += 1
         self.pointed = ""
         mark = len(self.lines)
+        for s in g.tile:
+            self._statement(s)
+        if g.live is not None:
+            self._line(f"if {self._test(g.live)}:", comment="else no point of the tile is live")
+            self.depth += 1
         for s in g.body:
             if isinstance(s, Load):
                 if not self._is_fixed(s, loop):
@@ -374,14 +433,23 @@ class _Printer(Memory):
                 self._load(s, loop if self._is_fixed(s, loop) else None)
             else:
                 self._statement(s)
+        self.depth -= g.live is not None
         if loop.inner is not None:
             name = f"o_{variable_of(loop.rank)}"
             if any(_mentions(line, name) for line in self.lines[mark:]):
                 self.lines.insert(mark, INDENT * self.depth + f"{name} = {start_name(loop)} + r_{loop.inner}")
-        for pointer in self._moving(loads, loop):
+        for pointer in self._moving(loads, loop) if loop.parts == 1 else ():
             self._line(f"p_{pointer} += step_{pointer}")
         self.depth -= 1
         self.pointed = ""
+
+    def _test(self, condition: Expr) -> str:
+        """A condition of numbers, in parts that each stand in brackets."""
+        text = self.texts.plain(condition)
+        for t, name in self.texts.temporaries.items():
+            self._line(f"{name} = {t}")
+        self.texts.temporaries.clear()
+        return text
 
 
 def _mentions(line: str, name: str) -> bool:

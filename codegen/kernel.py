@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.emit_triton import KernelText
@@ -15,6 +16,11 @@ from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import Schedule
 
+if TYPE_CHECKING:
+    import torch
+
+    from einsumcascade.codegen.tiles import TileMap
+
 TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64"}
 
 
@@ -23,10 +29,11 @@ def parameter_types(built: Built, kernel: TileKernel, text: KernelText) -> dict[
     outputs = {o.tensor: o.dtype for o in built.cascade.outputs}
     inputs = {i.tensor for i in built.cascade.inputs}
     index_only = selectors(built.cascade)
+    whole = {*index_only, *(x.name for x in kernel.tables if x.tensor in index_only)}
     out: dict[str, str] = {}
     for t in text.tensors:
         own = outputs.get(t, "float32") or built.dtype
-        out[safe(t)] = "*i32" if t in index_only else TYPES[built.dtype if t in inputs else own]
+        out[safe(t)] = "*i32" if t in whole else TYPES[built.dtype if t in inputs else own]
     out |= {stride_name(t, kernel.tensors[t][n]): "i32" for t, n in text.strides}
     return out | {extent_name(r, text.tensors): "i32" for r in text.lengths}
 
@@ -78,6 +85,21 @@ class Kernel:
         """Its kernels as cascades, and the buffers between them."""
         return self.built.program
 
+    def tiles(self, *, extents: Mapping[str, int], **tensors: torch.Tensor) -> tuple[TileMap, ...]:
+        """Say which tiles each loop of the kernels skips, tests, and takes as full.
+
+        Args:
+            extents: of all ranks that no given tensor shows.
+            tensors: those that conditions read, on a CPU.
+
+        Returns: a map for each loop over tiles, in the order of the text.
+        Raises: InputError: an extent is missing or contradicts a tensor, or a tensor that a bound reads is not given.
+        Cost: one step of Python a tile; nothing is computed.
+        """
+        from einsumcascade.codegen.tiles import tile_maps
+
+        return tile_maps(self.built, tensors, extents)
+
     def inspect(self) -> Inspection:
         """Compile every kernel for the target and report registers, spills, shared memory and hot loops.
 
@@ -97,7 +119,7 @@ class Kernel:
             for t, axes in tile.tensors.items():
                 for v in axes[-1:]:
                     constexprs[stride_name(t, v)] = 1
-                    del signature[stride_name(t, v)]
+                    signature.pop(stride_name(t, v), None)
             compiled = compile_kernel(
                 self.source,
                 kernel=text.name,

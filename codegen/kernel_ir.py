@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from einsumcascade.language.ir import Cascade, Definition, Expr, Scalar, rank_of
+from einsumcascade.language.ir import Cascade, Definition, Expr, Scalar, rank_of, reads, variables
 from einsumcascade.schedules.schedule import KernelSchedule
 
 
@@ -89,6 +89,20 @@ class Reduce:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """How many of the first `length` elements of a row of a table in ascending order are at most `limit`.
+
+    `indices`: of the row; None stands for the axis along which it lies.
+    """
+
+    value: Value
+    tensor: str
+    indices: tuple[Expr | None, ...]
+    length: Expr
+    limit: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dot:
     """Multiply two tiles over one axis, added to `accumulate` if given."""
 
@@ -117,7 +131,8 @@ class Store:
 class Segment:
     """A run of tiles: positions from `lo` up to `hi`, with the conditions still tested inside (none: full tiles).
 
-    `carries` are the states: each holds its old generation when the body begins and its new one when it ends.
+    `carries` are the states: each holds its old generation when the body begins and its new one when it ends. Where
+    `live` fails, given the values of `tile`, a tile has no live point and the body is skipped.
     """
 
     lo: Expr
@@ -125,6 +140,8 @@ class Segment:
     tested: tuple[Expr, ...]
     body: tuple[Stmt, ...]
     carries: tuple[Value, ...]
+    tile: tuple[Stmt, ...] = ()
+    live: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +152,8 @@ class Loop:
         index: the iterative variable. inner: the axis of its tile, if it has one.
         step: elements a tile covers where positions are counted in elements, else 1: positions count tiles.
         rank: name of the extent that positions run over.
+        parts: how often the segments are walked, each time over another part of the tiles.
+        heads: bounds of a part; the last one tells the next part where this one ends.
     """
 
     index: str
@@ -142,9 +161,25 @@ class Loop:
     step: int
     rank: str
     segments: tuple[Segment, ...]
+    parts: int = 1
+    heads: tuple[Map, ...] = ()
 
 
-Stmt: TypeAlias = Load | Map | Reduce | Dot | Store | Loop
+Stmt: TypeAlias = Load | Count | Map | Reduce | Dot | Store | Loop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The least ("min") or the most ("max") of a tensor in each block; `sizes`: of a block along each axis.
+
+    Along `ascending`, if given, whole numbers: at most ("min") or at least ("max") those of a block, that never fall.
+    """
+
+    name: str
+    tensor: str
+    reduce: str
+    sizes: tuple[int, ...]
+    ascending: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +199,7 @@ class TileKernel:
         tensors: variables of each tensor it reads or writes, in the order of its parameters.
         outputs: the tensors it writes. buffers: tensors between kernels, float32.
         firsts: grid variables whose first and last coordinate a loop bound needs.
+        tables: what is computed of inputs before the kernel runs, and is read like them.
     """
 
     name: str
@@ -181,15 +217,7 @@ class TileKernel:
     outputs: tuple[str, ...]
     buffers: tuple[str, ...] = field(default=())
     firsts: tuple[str, ...] = field(default=())
-
-
-def every(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
-    """Every statement, those inside loops after their loop."""
-    for s in body:
-        yield s
-        if isinstance(s, Loop):
-            for g in s.segments:
-                yield from every(g.body)
+    tables: tuple[Table, ...] = field(default=())
 
 
 def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:
@@ -199,6 +227,10 @@ def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:
             case Load():
                 yield from s.indices
                 yield from s.mask
+            case Count():
+                yield from (i for i in s.indices if i is not None)
+                yield s.length
+                yield s.limit
             case Map():
                 yield s.expr
             case Reduce():
@@ -212,10 +244,49 @@ def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:
                 yield from s.mask
             case Loop():
                 yield Scalar(name=s.rank)
+                yield from expressions(s.heads)
                 for g in s.segments:
                     yield g.lo
                     yield g.hi
+                    yield from expressions(g.tile)
+                    if g.live is not None:
+                        yield g.live
                     yield from expressions(g.body)
+
+
+def all_statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    """Every statement, those of loops included."""
+    for s in body:
+        yield s
+        if isinstance(s, Loop):
+            yield from s.heads
+            for g in s.segments:
+                yield from g.tile
+                yield from all_statements(g.body)
+
+
+def bounding(body: tuple[Stmt, ...]) -> tuple[frozenset[str], frozenset[str]]:
+    """The values that bounds of loops are made of, and the variables, by name."""
+    statements = list(all_statements(body))
+    names: set[str] = set()
+    found: set[str] = set()
+    exprs: list[Expr] = []
+    for loop in (s for s in statements if isinstance(s, Loop)):
+        own = (*loop.heads, *(x for g in loop.segments for x in g.tile))
+        names |= {x.value.name for x in own if isinstance(x, Load | Count | Map | Reduce)}
+        exprs += expressions(own)
+        for g in loop.segments:
+            exprs += [g.lo, g.hi, *([] if g.live is None else [g.live])]
+    made: dict[str, list[Stmt]] = {}
+    for s in statements:
+        if isinstance(s, Load | Count | Map | Reduce):
+            made.setdefault(s.value.name, []).append(s)
+    while exprs:
+        found |= set(variables(*exprs))
+        new = {r.tensor for r in reads(*exprs)} - names
+        names |= new
+        exprs = [e for n in new for s in made.get(n, ()) for e in expressions((s,))]
+    return frozenset(names), frozenset(found)
 
 
 def first(var: str) -> str:

@@ -17,6 +17,7 @@ from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.pieces import cut
 from einsumcascade.codegen.place import lower
+from einsumcascade.codegen.tables import tables_of
 from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Definition, Num, rank_of
@@ -317,7 +318,7 @@ def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) ->
 def allocate(
     built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding, *, poison: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Inputs beside fresh buffers and outputs, uninitialised, or NaN where `poison`."""
+    """Inputs and tables of them beside fresh buffers and outputs, uninitialised, or NaN where `poison`."""
     import torch
 
     binding = program_binding(built.program, binding)
@@ -331,6 +332,7 @@ def allocate(
             dtype = default if name is None else getattr(torch, name)
             new = torch.empty(shape, dtype=dtype, device=device)
             out[t] = new.fill_(float("nan")) if poison else new
+        out |= tables_of(kernel, inputs)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from einsumcascade.codegen.forms import conjunction
-from einsumcascade.codegen.kernel_ir import Load, Loop, Store, TileKernel
+from einsumcascade.codegen.kernel_ir import Count, Load, Loop, Store, TileKernel
 from einsumcascade.codegen.names import safe
 from einsumcascade.codegen.texts import ATOM, Text, Texts
 from einsumcascade.language.ir import Expr, Num, Scalar, Var, apply, rank_of, reads, variable_of, variables
@@ -88,7 +88,7 @@ class Memory:
             self._describe(s, base, loop)
             return
         start = ""
-        if loop is not None and loop.segments[0].lo != Num(value=0) and loop.inner is not None:
+        if loop is not None and loop.parts == 1 and loop.segments[0].lo != Num(value=0) and loop.inner is not None:
             _, _, moves = self._dimensions(s, loop)
             if moves is not None:
                 start = f" + {self.texts.plain(loop.segments[0].lo)}.to(tl.int64) * {moves}"
@@ -119,6 +119,8 @@ class Memory:
             return
         tiled = bool(s.value.axes)
         text = f"p_{pointer_of(s)} + o_{name}" if tiled else f"p_{name}"
+        if loop is not None and loop.parts > 1 and (moves := self._dimensions(s, loop)[2]) is not None:
+            text += f" + tl.cast({start_name(loop)}, tl.int64) * {moves}"
         if s.mask:
             mask = self.texts.inside(conjunction(s.mask), s.value.axes)
             text += f", mask={mask}, other=0.0"
@@ -195,11 +197,11 @@ def stride_name(tensor: str, variable: str) -> str:
     return f"stride_{tensor}_{variable}"
 
 
-def suffix_of(s: Load | Store) -> str:
+def suffix_of(s: Load | Count | Store) -> str:
     """The end of the names of a load's or a store's offsets."""
-    return s.value.name.removeprefix("b_") if isinstance(s, Load) else s.tensor + s.piece
+    return s.value.name.removeprefix("b_") if isinstance(s, Load | Count) else s.tensor + s.piece
 
 
-def pointer_of(s: Load | Store) -> str:
+def pointer_of(s: Load | Count | Store) -> str:
     """The end of the name of its pointer, which the pieces of a tile share."""
-    return suffix_of(s).removesuffix(s.piece)
+    return suffix_of(s) if isinstance(s, Count) else suffix_of(s).removesuffix(s.piece)

@@ -9,9 +9,10 @@ from collections.abc import Collection
 
 # Forms of the names that a kernel makes for itself.
 MADE = re.compile(
-    r"(b|p|o|i|r|d|m)_|(BLOCK|stride|step|start|first|last|lo|hi|full_lo|full_hi|tmp)_|_(multiply|uniform)$"
+    r"(b|p|o|i|r|d|m)_|(BLOCK|stride|step|start|first|last|least|most|lo|hi|low|high|end|second|full|side|upto|tmp)_"
+    r"|_(multiply|uniform|below|above|count)$"
 )
-RESERVED = frozenset({"tl", "triton", "libdevice", "pid", *dir(builtins)})
+RESERVED = frozenset({"tl", "triton", "libdevice", "pid", "part", *dir(builtins)})
 
 
 def extent_name(rank: str, tensors: Collection[str]) -> str:

@@ -11,7 +11,20 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from einsumcascade.codegen.kernel_ir import Axis, Dot, Load, Loop, Map, Reduce, Stmt, Store, TileKernel, Value, every
+from einsumcascade.codegen.kernel_ir import (
+    Axis,
+    Count,
+    Dot,
+    Load,
+    Loop,
+    Map,
+    Reduce,
+    Stmt,
+    Store,
+    TileKernel,
+    Value,
+    all_statements,
+)
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply, rank_of, transform
 from einsumcascade.language.ops import REDUCTIONS
 from einsumcascade.schedules.roles import pieces
@@ -58,7 +71,7 @@ class _Cut:
 
     def run(self) -> TileKernel:
         k = self.kernel
-        self.axes_of = {s.value.name: s.value.axes for s in every(k.body) if not isinstance(s, Store | Loop)}
+        self.axes_of = {s.value.name: s.value.axes for s in all_statements(k.body) if not isinstance(s, Store | Loop)}
         self.taken = {*self.axes_of, *(f"b_{t}" for t in k.tensors)}
         axes = {a.var: a for v, axis in k.axes.items() for a in self.pieces.get(v, (axis,))}
         return replace(k, axes=axes, body=self._body(k.body))
@@ -78,6 +91,9 @@ class _Cut:
                         mask=self._mask(s.mask, at),
                         piece=value.name.removeprefix(s.value.name),
                     )
+            case Count():
+                # A number: no axis of it is cut.
+                yield s
             case Map():
                 for at in self._places(s.value.axes):
                     yield replace(s, value=self._value(s.value, at), expr=self._at(s.expr, at))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from einsumcascade.codegen.body import Body
 from einsumcascade.codegen.kernel_ir import Axis, Loop, Segment, Stmt, TileKernel, first, last
 from einsumcascade.codegen.parameters import constants_used, extents_used, names_used
+from einsumcascade.codegen.rows import Rows
 from einsumcascade.codegen.segments import runs_of, walk_of
 from einsumcascade.codegen.values import not_lowered
 from einsumcascade.language.extents import Binding
@@ -109,8 +110,9 @@ class _Placer:
             values=values,
             body=whole,
             schedule=self.schedule,
-            tensors=self._tensors(),
+            tensors=self._tensors() | {t: self._tensors()[x.tensor] for t, x in body.tables.items()},
             outputs=self.cascade.output_names,
+            tables=tuple(body.tables.values()),
             buffers=tuple(t for t in self.program.buffers if t in self._tensors()),
             firsts=tuple(v for v in grid if {first(v), last(v)} & used),
         )
@@ -187,11 +189,12 @@ class _Placer:
         looped = [e for e in inner_einsums if set(variables(*moves_by.position)) & set(e.ranks)]
         every = tuple(dict.fromkeys(c for e in looped for c in self._always(e)))
         common = [c for c in every if all(c in self._always(e) for e in looped)]
-        names, runs = runs_of(moves_by, common, self.cascade, grid=grid, batch=body.batch, skips=self.derived)
-        before += names
+        rows = Rows(body, grid, inner_einsums[0])
+        found = runs_of(moves_by, common, rows.known(), tile=rows.tile, skips=self.derived)
+        before += [*rows.made, *found.names]
         outside = body.snapshot()
         built = []
-        for run in runs:
+        for run in found.runs:
             body.restore(outside)
             inside: list[Stmt] = []
             for n, e in enumerate(block.body):
@@ -210,6 +213,8 @@ class _Placer:
                     tested=tuple(c for c in every if c not in run.holding),
                     body=(*inside, *moves),
                     carries=carries,
+                    tile=run.tile,
+                    live=run.live,
                 )
             )
         body.leave(outside)
@@ -221,5 +226,7 @@ class _Placer:
                 step=moves_by.step,
                 rank=moves_by.rank,
                 segments=tuple(built),
+                parts=found.parts,
+                heads=found.heads,
             ),
         ]

@@ -13,10 +13,24 @@ from typing import Any
 
 import torch
 
-from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Stmt, Store, TileKernel, first, last
+from einsumcascade.codegen.kernel_ir import (
+    Count,
+    Dot,
+    Load,
+    Loop,
+    Map,
+    Reduce,
+    Segment,
+    Stmt,
+    Store,
+    TileKernel,
+    bounding,
+    first,
+    last,
+)
 from einsumcascade.codegen.launch import Built, allocate, program_binding
 from einsumcascade.language.extents import Binding
-from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply, rank_of, reads, variables
+from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply, rank_of
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.roles import grid_tiles
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_variables
@@ -24,6 +38,8 @@ from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_var
 TILE = 512
 ELEMENTS = 1 << 21
 Axes = tuple[str, ...]
+# Operators without a symbol that keep whole numbers whole.
+WHOLE = ("ieee_sub", "quotient", "max", "min", "abs", "select", "narrow", "below", "above")
 
 
 def cpu_schedule(program: Program, extents: Mapping[str, int]) -> Schedule:
@@ -58,7 +74,7 @@ def run_on_cpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Bindin
     binding = program_binding(built.program, binding)
     with torch.no_grad():
         for kernel in built.kernels:
-            _Run(kernel, tensors, binding).run()
+            Run(kernel, tensors, binding).run()
     return {o: tensors[o] for o in built.cascade.output_names}
 
 
@@ -71,7 +87,9 @@ class Tile:
 
 
 @dataclass(slots=True)
-class _Run:
+class Run:
+    """One kernel on given tensors, tile by tile."""
+
     kernel: TileKernel
     tensors: dict[str, torch.Tensor]
     binding: Binding
@@ -81,9 +99,9 @@ class _Run:
     position: tuple[Expr, str] | None = None
 
     def run(self) -> None:
+        """Execute every program of the grid."""
         k = self.kernel
-        data = next(iter(self.tensors.values()))
-        self.device = data.device
+        self.device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
         wide = any(t.dtype == torch.float64 for t in self.tensors.values())
         self.dtype = torch.float64 if wide else torch.float32
         self.order = (*k.batch, *k.axes)
@@ -126,10 +144,7 @@ class _Run:
 
     def _bounding(self) -> set[str]:
         """Batch variables that a loop bound depends on: they cannot share a loop."""
-        bounds = {
-            r.tensor for s in self.kernel.body if isinstance(s, Loop) for g in s.segments for r in reads(g.lo, g.hi)
-        }
-        return {v for s in self.kernel.body if isinstance(s, Map) and s.value.name in bounds for v in variables(s.expr)}
+        return set(bounding(self.kernel.body)[1]) & set(self.kernel.batch)
 
     # --- statements ---------------------------------------------------------------------------------------------
 
@@ -138,6 +153,8 @@ class _Run:
             match s:
                 case Load():
                     self.env[s.value.name] = self._load(s)
+                case Count():
+                    self.env[s.value.name] = self._count(s)
                 case Map():
                     value = self._of(s.expr)
                     self.env[s.value.name] = self._filled(value, s.value.axes) if isinstance(s.expr, Num) else value
@@ -155,6 +172,12 @@ class _Run:
 
     def _loop(self, loop: Loop) -> None:
         outer = self.position
+        for _ in range(loop.parts):
+            self._block(loop.heads)
+            self._segments(loop)
+        self.position = outer
+
+    def _segments(self, loop: Loop) -> None:
         for g in loop.segments:
             lo, hi = int(self._of(g.lo).data), int(self._of(g.hi).data)
             for start in range(lo, min(hi, self._end(loop)), loop.step):
@@ -167,8 +190,13 @@ class _Run:
                     self.spans[loop.inner] = (start, end)
                 else:
                     self._unaligned()
-                self._block(g.body)
-        self.position = outer
+                self._block(g.tile)
+                if g.live is None or bool(self._of(g.live).data):
+                    self._visit(loop, g, start)
+                    self._block(g.body)
+
+    def _visit(self, loop: Loop, segment: Segment, start: int) -> None:
+        """Take note of a tile."""
 
     def _end(self, loop: Loop) -> int:
         """Positions that a loop can have: those within its rank."""
@@ -194,6 +222,11 @@ class _Run:
             slices.append(slice(lo, hi))
             axes.append(v)
         return self._sorted(Tile(tensor[tuple(slices)], tuple(axes)))
+
+    def _count(self, s: Count) -> Tile:
+        row = self.tensors[s.tensor][tuple(slice(None) if i is None else int(self._of(i).data) for i in s.indices)]
+        limit = torch.as_tensor(self._of(s.limit).data, device=self.device).reshape(())
+        return Tile(int((row[: int(self._of(s.length).data)] <= limit).sum()), ())
 
     def _span_of(self, i: Expr) -> str | None:
         """The axis that an index walks one by one, if it does."""
@@ -315,7 +348,7 @@ class _Run:
         whole = not any(
             p.data.is_floating_point() if isinstance(p.data, torch.Tensor) else isinstance(p.data, float) for p in parts
         )
-        exact = expr.row.symbol not in ("", "/", "**") or expr.op in ("ieee_sub", "quotient", "max", "min", "abs")
+        exact = expr.row.symbol not in ("", "/", "**") or expr.op in WHOLE
         counts = whole and exact
         parts = [p if counts or expr.row.counts else self._wide(p) for p in parts]
         if not expr.row.condition:
@@ -329,10 +362,15 @@ class _Run:
             args = [
                 a
                 if isinstance(a, torch.Tensor)
-                else torch.tensor(a, dtype=torch.bool if isinstance(a, bool) else self.dtype, device=self.device)
+                else torch.tensor(a, dtype=self._dtype_of(a, counts=counts), device=self.device)
                 for a in args
             ]
         return Tile(expr.row.array(torch, *args), axes)
+
+    def _dtype_of(self, number: float, *, counts: bool) -> torch.dtype:
+        if isinstance(number, bool):
+            return torch.bool
+        return torch.int64 if counts and isinstance(number, int) else self.dtype
 
     def _counted(self, t: Tile) -> Tile:
         """Truth values as numbers."""

@@ -135,7 +135,7 @@ class Texts:
         rounded_up = _rounded_up(expr)
         if rounded_up is not None:
             return Text(f"tl.cdiv({', '.join(self.plain(e) for e in rounded_up)})", ATOM, ())
-        compares = expr.row.condition and expr.op not in ("and", "or", "not")
+        compares = (expr.row.condition and expr.op not in ("and", "or", "not")) or expr.op in ("below", "above")
         kept = raw or compares or expr.row.counts
         parts = [self.of(a, raw=kept) for a in expr.args]
         parts = [self._as_number(expr, n, t, raw=kept) for n, t in enumerate(parts)]
@@ -165,7 +165,7 @@ class Texts:
                 self._bracketed(self.expand(parts[1], axes), p + 1),
             )
             return Text(template.format(left, right), p, axes)
-        if compares:
+        if compares and expr.row.condition:
             left, right = (self._bracketed(self.expand(p, axes), 11) for p in parts)
             return Text(template.format(left, right), 6, axes)
         if expr.op == "select" and isinstance(expr.args[0], Apply) and expr.args[0].op in ("and", "or"):
@@ -195,6 +195,9 @@ class Texts:
                 "ieee_sub",
                 "ieee_div",
                 "quotient",
+                "narrow",
+                "below",
+                "above",
             )
         )
         product = expr.op == "mul" and not raw and all(_is_whole(a) and variables(a) for a in expr.args)
@@ -296,12 +299,21 @@ def _rounded_up(expr: Apply) -> tuple[Expr, Expr] | None:
 def _is_whole(expr: Expr) -> bool:
     """Whether an expression is a whole number by itself: coordinates, extents and whole literals."""
     match expr:
-        case Apply(op="add" | "sub" | "ieee_sub" | "mul" | "floordiv" | "mod" | "neg" | "max" | "min" | "abs"):
+        case Apply(
+            op="add" | "sub" | "ieee_sub" | "mul" | "floordiv" | "quotient" | "mod" | "neg" | "max" | "min" | "abs"
+        ):
             return all(map(_is_whole, expr.args))
+        case Apply(op="below" | "above" | "narrow"):
+            return True
+        case Apply(op="select"):
+            return all(map(_is_whole, expr.args[1:]))
         case Num():
             return isinstance(expr.value, int)
         case Var():
             return True
+        case Read():
+            # A bound of a loop: every other value is a block, b_X.
+            return not expr.indices and not expr.tensor.startswith("b_")
         case Scalar():
             return expr.is_extent
         case _:

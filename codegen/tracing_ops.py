@@ -55,7 +55,8 @@ def rows() -> Mapping[str, str]:
     """Rows of the operator table by the PyTorch function that spells them, else by their own name."""
     found = {}
     for op in OPS.values():
-        if op.internal or op.fiberwise:
+        # No function of PyTorch's counts elements to draw numbers for them.
+        if op.internal or op.fiberwise or op.counts:
             continue
         operands = tuple(_Noted() for _ in range(op.arity))
         noted = op.array(_Noted(), *operands)

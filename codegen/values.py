@@ -185,8 +185,9 @@ class Values:
                 if d in self.axes and (self.axes[d].role == "grid" or self.axes[d].is_padded):
                     mask.append(bound)
             elif bound in self.cascade.constraints and is_natural(i):
-                if bound not in free_of:
-                    mask.append(bound)
+                # Where bounds promise it, they do so for the live rows of a tile: the others are beyond their rank.
+                padded = (self._inside(v) for v in axes if self.axes[v].role == "grid")
+                mask += padded if bound in free_of else (bound,)
             elif not self._is_within(i, rank_of(d)):
                 checks = self._range_checks(i, d)
                 mask += checks
@@ -261,6 +262,8 @@ def is_natural(index: Expr) -> bool:
             return index.is_extent
         case Num():
             return index.value >= 0
+        case Read():
+            return not index.indices and index.tensor.startswith(("first_", "last_"))
         case Apply(op="add" | "mul" | "floordiv" | "mod"):
             return all(map(is_natural, index.args))
         case _:

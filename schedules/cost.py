@@ -346,14 +346,16 @@ def _elements(frame: Frame, access: Read, axes: Sequence[str], loop: Loop | None
         for c in (apply("ge", i, Num(value=0)), apply("lt", i, Scalar(name=rank_of(v))))
     ]
     total = 0
-    for corner in frame.corners() if loop is not None and loop.bounds else (Corner(ranges={}, programs=1),):
-        ranges = {v: frame.span(v, corner, loop, tail=v not in plain) for v in mine}
+    for corner in frame.corners() if loop is not None and loop.bounding else (Corner(ranges={}, programs=1),):
         times = math.prod(frame.programs(v) for v in frame.residents if v not in mine and v not in corner.ranges)
         if loop is not None:
             times *= frame.steps(loop, corner, without=mine)
-        found = count_points(ranges, within)
-        # Conditions whose points cannot be counted cull nothing.
-        total += times * (found if found is not None else math.prod(hi - lo for lo, hi in ranges.values()))
+        walked = frame.runs(loop, corner) if loop is not None and loop.walked[-1] in mine else (None,)
+        for run in walked:
+            ranges = {v: frame.span(v, corner, loop, tail=v not in plain, run=run) for v in mine}
+            found = count_points(ranges, within)
+            # Conditions whose points cannot be counted cull nothing.
+            total += times * (found if found is not None else math.prod(hi - lo for lo, hi in ranges.values()))
     return total
 
 

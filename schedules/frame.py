@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from einsumcascade.analysis.dependence import conditions
-from einsumcascade.analysis.linear import Bound, Range, bounds_of
-from einsumcascade.analysis.points import with_numbers
+from einsumcascade.analysis.linear import Range
 from einsumcascade.language.extents import Binding
 from einsumcascade.language.ir import (
     Cascade,
@@ -17,16 +16,22 @@ from einsumcascade.language.ir import (
     Expr,
     Iter,
     Num,
+    Read,
+    Scalar,
     Statement,
     Var,
+    apply,
     rank_of,
     reads,
-    scalars,
     transform,
+    variables,
     walk,
 )
+from einsumcascade.language.ops import FAR
 from einsumcascade.rewrites.base_two import to_base_two
 from einsumcascade.rewrites.loop_form import loop_form
+from einsumcascade.schedules.intervals import ZERO, Known, Span, decide, tile_span
+from einsumcascade.schedules.live import EVERYWHERE, Live, solve_all
 from einsumcascade.schedules.program import Kernel, Program
 from einsumcascade.schedules.roles import grid_tiles, held, padded, steps_of_tiles
 from einsumcascade.schedules.schedule import KernelSchedule
@@ -41,13 +46,21 @@ class Loop:
         walked: the iterative variables of the text's own loops around it, then the rank variables it reduces, outermost
             first, or its own iterative variable.
         tile: elements of the last of them that a step covers.
-        bounds: on the last of them, from constraints, over tiled residents and batch ranks.
+        live: where the last of them is live, over the ends of tiles of residents and over batch ranks.
+        tests: conditions that tell tile by tile whether one is live.
     """
 
     block: Iter
     walked: tuple[str, ...]
     tile: int
-    bounds: tuple[Bound, ...] = ()
+    live: Live = EVERYWHERE
+    tests: tuple[Expr, ...] = ()
+
+    @property
+    def bounding(self) -> tuple[str, ...]:
+        """Residents that decide which tiles are walked, by the names of their first and last coordinates."""
+        ends = [e for r in self.live.may for e in (r.lo, r.hi) if e is not None]
+        return (*variables(*ends, *self.tests), *(r.tensor.partition("_")[2] for r in reads(*ends, *self.tests)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +112,7 @@ class Frame:
 
     def corners(self) -> Iterator[Corner]:
         """Every combination of the coordinates that loop bounds need."""
-        bounding = {v for loop in self.loops for b in loop.bounds for v in b.variables}
+        bounding = {v for loop in self.loops for v in loop.bounding}
         named = [v for v in self.residents if v in bounding]
         others = math.prod(self.programs(v) for v in self.residents if v not in bounding)
         for at in itertools.product(*(range(self.programs(v)) for v in named)):
@@ -109,39 +122,65 @@ class Frame:
                 spans[v] = (n * tile, min((n + 1) * tile, self.binding.extent(v)))
             yield Corner(ranges=spans, programs=others)
 
-    def walk(self, loop: Loop, corner: Corner) -> Range:
-        """Elements of the last rank of a loop from its first tile to its last, whole tiles."""
-        last = loop.walked[-1]
-        low, high = 0, self.binding.extent(last)
-        for b in loop.bounds:
-            n = b.form[Var(name=last)]
-            # Over the tile, the largest value of what bounds `n * last` from above.
-            room = b.limit
-            for atom, k in b.form.items():
-                if isinstance(atom, Var) and atom.name != last:
-                    first, end = corner.ranges[atom.name]
-                    room -= min(k * first, k * (end - 1))
-            if n > 0:
-                high = min(high, room + 1)
+    def runs(self, loop: Loop, corner: Corner) -> tuple[Range, ...]:
+        """The tiles of the last rank of a loop that programs walk, as runs of elements from first tile to last."""
+        extent, tile = self.binding.extent(loop.walked[-1]), loop.tile
+        found: list[Range] = []
+        for r in loop.live.may:
+            low = 0 if r.lo is None else max(0, self._at(r.lo, corner))
+            high = extent if r.hi is None else min(extent, self._at(r.hi, corner))
+            if low < high:
+                found.append((low // tile * tile, -(-high // tile) * tile))
+        if loop.tests:
+            starts = {n for low, high in found for n in range(low, high, tile)}
+            found = [(n, n + tile) for n in starts if self._is_live(loop, corner, n)]
+        out: list[Range] = []
+        for low, high in sorted(found):
+            if out and low <= out[-1][1]:
+                out[-1] = (out[-1][0], max(out[-1][1], high))
             else:
-                low = max(low, -room)
-        low = low // loop.tile * loop.tile
-        return low, max(low, -(-high // loop.tile) * loop.tile)
+                out.append((low, high))
+        return tuple(out)
 
-    def span(self, variable: str, corner: Corner, loop: Loop | None, *, tail: bool) -> Range:
-        """Coordinates of a variable in the programs of a corner; with `tail`, those of its last tile beyond the end."""
+    def _is_live(self, loop: Loop, corner: Corner, start: int) -> bool:
+        """Whether the conditions of a loop that are no intervals leave a tile a live point."""
+        variable = loop.walked[-1]
+        ends = (start, min(start + loop.tile, self.binding.extent(variable)) - 1)
+        tile = Corner(ranges={**corner.ranges, variable: (ends[0], ends[1] + 1)}, programs=1)
+        return all(self._at(c, tile) for c in loop.tests)
+
+    def _at(self, expr: Expr, corner: Corner) -> int:
+        """The value of a bound in the programs of a corner."""
+
+        def leaf(e: Expr) -> Expr | None:
+            match e:
+                case Var():
+                    return Num(value=corner.ranges[e.name][0])
+                case Read():
+                    end, _, v = e.tensor.partition("_")
+                    return Num(value=corner.ranges[v][0] if end == "first" else corner.ranges[v][1] - 1)
+                case _:
+                    return None
+
+        return int(self.binding.value(transform(expr, leaf)))
+
+    def span(self, variable: str, corner: Corner, loop: Loop | None, *, tail: bool, run: Range | None = None) -> Range:
+        """Coordinates of a variable in the programs of a corner; with `tail`, those of its last tile beyond the end.
+
+        Of the last rank of a loop those of `run`.
+        """
         extent = self.extent(variable)
         tile = self.grid.get(variable, 1)
         low, high = corner.ranges.get(variable, (0, extent))
         if loop is not None and variable == loop.walked[-1]:
             tile = loop.tile
-            low, high = self.walk(loop, corner)
+            low, high = run or (0, -(-extent // tile) * tile)
         return low, (-(-high // tile) * tile if tail else min(high, extent))
 
     def steps(self, loop: Loop, corner: Corner, *, without: Collection[str] = ()) -> int:
         """Steps of a loop in one program; those along the ranks of `without` count as one."""
-        low, high = self.walk(loop, corner)
-        turns = [*map(self.binding.extent, loop.walked[:-1]), (high - low) // loop.tile]
+        tiles = sum(high - low for low, high in self.runs(loop, corner)) // loop.tile
+        turns = [*map(self.binding.extent, loop.walked[:-1]), tiles]
         return math.prod(n for v, n in zip(loop.walked, turns, strict=True) if v not in without)
 
 
@@ -187,9 +226,9 @@ def frame_of(program: Program, kernel: Kernel, schedule: KernelSchedule, binding
     def enter(body: tuple[Statement, ...], around: tuple[str, ...]) -> None:
         for s in body:
             if isinstance(s, Iter) and s.var == index:
-                bounds = _bounds(frame, s, derived[-1], inner) if len(derived) == 1 and inner else ()
                 tile = schedule.tiles[derived[-1]]
-                loops.append(Loop(block=s, walked=(*around, *derived), tile=tile, bounds=bounds))
+                new = Loop(block=s, walked=(*around, *derived), tile=tile)
+                loops.append(_bounded(frame, new, inner) if len(derived) == 1 and inner else new)
             elif isinstance(s, Iter):
                 loops.append(Loop(block=s, walked=(*around, s.var), tile=1))
                 enter(s.body, (*around, s.var))
@@ -198,24 +237,28 @@ def frame_of(program: Program, kernel: Kernel, schedule: KernelSchedule, binding
     return replace(frame, loops=tuple(loops))
 
 
-def _bounds(frame: Frame, block: Iter, variable: str, inner: str) -> tuple[Bound, ...]:
-    """The constraints of all reductions of a loop that tell its first and last tile, as the lowering solves them."""
-    looped = [e for e in block.body if isinstance(e, Einsum) and inner in e.ranks]
+def _bounded(frame: Frame, loop: Loop, inner: str) -> Loop:
+    """A loop with what the constraints of all its reductions tell of its tiles, as the lowering solves them.
+
+    What tensors hold is not known here: it bounds nothing.
+    """
+    looped = [e for e in loop.block.body if isinstance(e, Einsum) and inner in e.ranks]
     if not looped:
-        return ()
-    cascade = frame.cascade
+        return loop
+    cascade, v = frame.cascade, loop.walked[-1]
     common = [c for c in conditions(cascade, looped[0]) if all(c in conditions(cascade, e) for e in looped)]
-    whole = {c.name for c in cascade.constants if isinstance(c.expr, Num) and float(c.expr.value).is_integer()}
-    out: list[Bound] = []
-    for c in common:
-        names = {n for n in scalars(c) if not n[0].isupper()}
-        if reads(c) or not names <= whole:
-            continue
-        found = bounds_of(with_numbers(frame.placed(c), frame.binding)) or []
-        plain = all(
-            isinstance(a, Var) and (a.name in (variable, *frame.batch, *frame.grid)) for b in found for a in b.form
-        )
-        tiled = {v for b in found for v in b.variables if v in frame.grid}
-        if plain and len(tiled) < 2 and all(abs(b.form.get(Var(name=variable), 0)) == 1 for b in found):
-            out += found
-    return tuple(out)
+    tail = apply("lt", Var(name=v), Scalar(name=rank_of(v)))
+    given = {c: p for c in common if (p := frame.placed(c)) != tail}
+    unknown = Span(Num(value=-FAR), Num(value=FAR))
+    known = Known(
+        spans={n: tile_span(n) for n in frame.grid} | {n: Span(Var(name=n), Var(name=n)) for n in frame.batch},
+        numbers={c.name: c.expr.value for c in cascade.constants if isinstance(c.expr, Num)},
+        read=lambda r: None if v in variables(r) else unknown,
+        streamed=v,
+    )
+    solved = solve_all(given, known)
+    tiled = known.with_tile(v, tile_span(v), loop.tile)
+    found = [decide(given[c], tiled) for c in solved.tests]
+    truths = [f[0] for f in found if f is not None]
+    tests = tuple(ZERO if isinstance(t, bool) else t for t in truths if not isinstance(t, bool) or not t)
+    return replace(loop, live=solved.live, tests=tests)

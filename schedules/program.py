@@ -86,7 +86,8 @@ def bounded_variables(cascade: Cascade, extents: Mapping[str, int], *, limit: in
     out = []
     compared = set(_numbers(cascade))
     iterated = {v for e in cascade.einsums for v in e.space}
-    matrices = [i for i in cascade.inputs if len(i.indices) > 1]
+    # The layout of what a forward has saved is ours, and says nothing about the caller's.
+    matrices = [i for i in cascade.inputs if len(i.indices) > 1 and not i.is_saved]
     for v in dict.fromkeys(v for i in matrices for v in i.indices):
         innermost = all(i.indices[-1] == v for i in matrices if v in i.indices)
         if innermost and v in iterated and v not in compared and extents.get(rank_of(v), 0) <= limit:
@@ -164,8 +165,10 @@ class _Partition:
 
     def run(self, bounded: tuple[str, ...]) -> Program:
         self._collect()
+        self._buffer()
         for u in self.units:
             u.stage = self._stage(u)
+        self._delay()
         groups = self._groups()
         outputs = self.cascade.output_names
         for name in outputs:
@@ -226,6 +229,46 @@ class _Partition:
             else:
                 self.maps[s.tensor] = s
 
+    def _buffer(self) -> None:
+        """Make kernels of their own for statistics that loops would load a tensor for again in every program.
+
+            D[p] = DO[p,f] * O[p,f] :: sum(f)   is read in a loop over p by programs that each hold a tile of m
+
+        Whatever else such a loop needs of D it would have to load as well, once more for each tile of m, so that a
+        buffer of one number a row costs less. What only reads tensors that the loop loads anyway stays inside.
+        """
+        for name, e in list(self.maps.items()):
+            free = set(self._unbounded(e.free))
+            if not e.ranks or e.where or not all(isinstance(i, Var) for i in e.indices):
+                continue
+            for u in self.units:
+                maps, _ = self._cone(u.statements)
+                shared = set(u.residents) & free
+                apart = set(u.residents) - free
+                if name not in maps or not apart or not free & set(u.loops) or not free - shared <= set(u.loops):
+                    continue
+                own = self._loaded((e,), set())
+                if own - self._loaded(u.statements, {name}):
+                    del self.maps[name]
+                    self._add(_Unit((e,), (name,), self._unbounded(e.free), ()))
+                    break
+        order = {id(s): n for n, s in enumerate(self.cascade.body)}
+        self.units.sort(key=lambda u: order[id(u.statements[-1])])
+
+    def _loaded(self, statements: tuple[Statement, ...], without: set[str]) -> set[str]:
+        """Tensors that statements load, through maps too but for some."""
+        out: set[str] = set()
+        seen: set[str] = set(without)
+        pending = list(_reads_of(statements))
+        for r in pending:
+            e = self.maps.get(r.tensor)
+            if e is None:
+                out |= {r.tensor} - without
+            elif r.tensor not in seen:
+                seen.add(r.tensor)
+                pending += reads(e.expr, *e.where)
+        return out
+
     def _add(self, u: _Unit) -> None:
         self.units.append(u)
         for t in u.writes:
@@ -261,6 +304,31 @@ class _Partition:
             same = set(d.residents) == set(u.residents) and set(d.loops) == set(u.loops) and not moved
             stage = max(stage, d.stage + (0 if same and d.joins and u.joins else 1))
         return stage
+
+    def _delay(self) -> None:
+        """Put off a kernel until another of the same ranks, where nothing needs it before: DV until DK."""
+        kernels: dict[object, list[_Unit]] = {}
+        for u in self.units:
+            if u.joins:
+                kernels.setdefault(u.signature, []).append(u)
+        for own in sorted(kernels.values(), key=lambda us: -us[0].stage):
+            residents, loops, stage = own[0].signature
+            alike = (u.stage for us in kernels.values() for u in us if u.signature[:2] == (residents, loops))
+            for later in sorted(set(alike)):
+                if later > stage and all(self._may_wait(u, later, own) for u in own):
+                    for u in own:
+                        u.stage = later
+                    break
+
+    def _may_wait(self, u: _Unit, stage: int, mates: list[_Unit]) -> bool:
+        for reader in self.units:
+            found = self._cone(reader.statements)[1].get(id(u))
+            if found is None or reader in mates:
+                continue
+            same = reader.joins and reader.signature[:2] == u.signature[:2] and not found[1]
+            if reader.stage < stage or (reader.stage == stage and not same):
+                return False
+        return True
 
     def _groups(self) -> list[_Group]:
         groups: dict[object, _Group] = {}

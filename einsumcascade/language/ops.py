@@ -89,9 +89,19 @@ def _erf(xp: Any, x: Any) -> Any:
     return xp.vectorize(math.erf, otypes=[float])(x)
 
 
+def _whole(xp: Any, x: Any, rounded: Callable[[Any], Any], unknown: int) -> Any:
+    """Whole numbers next to those of an array; `unknown` stands for what is no number."""
+    if "float" in str(x.dtype):
+        x = xp.clip(rounded(xp.where(x == x, x, float(unknown))), -FAR, FAR)
+    return xp.asarray(x, dtype=xp.int64)
+
+
 def _trisolve(xp: Any, lower: Any, right: Any) -> Any:
     return xp.linalg.solve(xp.tril(lower, -1) + xp.eye(lower.shape[-1]), right)
 
+
+# Further than any position.
+FAR = 1 << 62
 
 _SIGMOID = "tl.where({0} >= 0, 1.0, tl.exp(-tl.abs({0}))) / (1.0 + tl.exp(-tl.abs({0})))"
 
@@ -141,6 +151,10 @@ _ROWS = (
        cost="divide", internal=True),
     Op(name="quotient", arity=2, array=lambda xp, x, y: xp.floor_divide(x, y),
        sympy=lambda sp, x, y: sp.floor(x / y), triton="{0} // {1}", internal=True),  # of numbers >= 0
+    # bounds of loops: whole numbers next to what a tensor holds, and positions in 32 bits
+    Op(name="below", arity=1, array=lambda xp, x: _whole(xp, x, xp.floor, -FAR), triton="_below({0})", internal=True),
+    Op(name="above", arity=1, array=lambda xp, x: _whole(xp, x, xp.ceil, FAR), triton="_above({0})", internal=True),
+    Op(name="narrow", arity=1, array=lambda xp, x: x, triton="tl.cast({0}, tl.int32)", internal=True),
     # conditions
     Op(name="lt", arity=2, symbol="<", precedence=4, array=lambda xp, x, y: x < y, triton="{0} < {1}", condition=True),
     Op(name="le", arity=2, symbol="<=", precedence=4, array=lambda xp, x, y: x <= y, triton="{0} <= {1}",

@@ -405,7 +405,7 @@ class _Reverse:
         # An input of fewer than two axes, a slope or a sink, may be float32 beside halves: so is its gradient.
         dtypes = {t: None if len(made[t].indices) > 1 else "float32" for t in wanted}
         body = tuple(e for e in joint.einsums if e.tensor not in saved)
-        kept = tuple(Input(tensor=t, indices=tuple(v for v in made[t].free)) for t in saved)
+        kept = tuple(Input(tensor=t, indices=made[t].free, is_saved=True) for t in saved)
         cascade = drop_dead(
             replace(
                 joint,

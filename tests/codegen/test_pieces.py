@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.inspect import KernelReport
-from einsumcascade.codegen.kernel_ir import Dot, Load, Store, every
+from einsumcascade.codegen.kernel_ir import Dot, Load, Store, all_statements
 from einsumcascade.codegen.launch import build, feature_ranks, run_interpreted
 from einsumcascade.codegen.pieces import cut
 from einsumcascade.gallery import load
@@ -90,7 +90,7 @@ def test_pieces_of_powers_of_two_change_nothing() -> None:
 
 def test_only_the_last_piece_is_masked() -> None:
     (kernel,) = ec.compile("softmax_attention").kernel(extents={"E": 72, "F": 80}).built.kernels
-    for s in every(cut(kernel).body):
+    for s in all_statements(cut(kernel).body):
         if isinstance(s, Load | Store):
             mask = " and ".join(map(str, s.mask))
             assert ("e_1 < E" in mask) == (s.tensor in ("Q", "K") and s.piece == "_1"), s
@@ -173,8 +173,8 @@ def test_descriptors_load_pieces() -> None:
 
 def test_the_tree_before_the_cut_runs_on_a_cpu() -> None:
     kernel = ec.compile("softmax_attention").kernel(extents={"E": 80, "F": 80}).built.kernels[0]
-    assert sum(isinstance(s, Dot) for s in every(cut(kernel).body)) == 2 * sum(
-        isinstance(s, Dot) for s in every(kernel.body)
+    assert sum(isinstance(s, Dot) for s in all_statements(cut(kernel).body)) == 2 * sum(
+        isinstance(s, Dot) for s in all_statements(kernel.body)
     )
     q = torch.randn(1, 1, 5, 80)
     assert ec.compile("softmax_attention")(q, q, q).shape == q.shape
