@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from einsumcascade.codegen.kernel_ir import (
 from einsumcascade.codegen.memory import (
     INDENT,
     Memory,
+    pointer_of,
     position_of,
     position_product,
     start_name,
@@ -100,6 +102,7 @@ class KernelText:
         tensors: tensors in parameter order. strides: (tensor, axis number) in order. lengths: extents in order.
         constexprs: compile-time parameters and their values.
         descriptors: (tensor, axes) loaded by descriptors: their last axis must be contiguous and aligned.
+        unspecialised: lengths of which one machine code serves all values.
     """
 
     name: str
@@ -109,6 +112,7 @@ class KernelText:
     lengths: tuple[str, ...]
     constexprs: Mapping[str, int]
     descriptors: tuple[str, ...]
+    unspecialised: tuple[str, ...]
 
 
 def emit(kernel: TileKernel, *, precision: str = "ieee") -> KernelText:
@@ -153,7 +157,7 @@ class _Printer(Memory):
             self._statement(s)
         body, self.lines = self.lines, []
         self._prologue("\n".join(body))
-        constexprs = self._constexprs()
+        constexprs = self._constexprs("\n".join([*self.lines, *body]))
         head = self._signature(constexprs)
         text = "\n".join([*head, *self.lines, *body]) + "\n"
         return KernelText(
@@ -164,11 +168,13 @@ class _Printer(Memory):
             strides=tuple((t, n) for t, axes in k.tensors.items() for n in range(len(axes))),
             constexprs=constexprs,
             descriptors=tuple(t for t, yes in self.described.items() if yes),
+            unspecialised=self._unspecialised(),
         )
 
     # --- the frame ----------------------------------------------------------------------------------------------
 
-    def _constexprs(self) -> dict[str, int]:
+    def _constexprs(self, text: str) -> dict[str, int]:
+        """Sizes of tiles, and extents that are fixed; that of a cut rank only where the text needs it."""
         k = self.kernel
         out = {
             extent_name(r, k.tensors): n
@@ -176,10 +182,20 @@ class _Printer(Memory):
             if not any(a.rank == r and a.role == "loop" for a in k.axes.values())
         }
         for v, axis in k.axes.items():
-            if axis.role == "whole" and axis.extent is not None:
-                out[extent_name(axis.rank, k.tensors)] = axis.extent
+            name = extent_name(axis.rank, k.tensors)
+            if axis.role == "whole" and (not axis.is_piece or _mentions(text, name)):
+                out[name] = sum(a.extent or 0 for a in k.axes.values() if a.rank == axis.rank)
             out[self.texts.size(v)] = axis.size
         return out
+
+    def _unspecialised(self) -> tuple[str, ...]:
+        """Lengths that Triton shall not compile anew for where they are 1 or a multiple of 16.
+
+        A mask over the last axis of a tensor is wider where its length is such a multiple; no other length matters.
+        """
+        k = self.kernel
+        last = {rank_of(axes[-1]) for axes in k.tensors.values() if axes}
+        return tuple(extent_name(r, k.tensors) for r in k.lengths if r not in last)
 
     def _signature(self, constexprs: Mapping[str, int]) -> list[str]:
         k = self.kernel
@@ -188,12 +204,13 @@ class _Printer(Memory):
         if k.lengths:
             rows.append(", ".join(extent_name(r, k.tensors) for r in k.lengths))
         if constexprs:
-            rows.append(", ".join(f"{n}: tl.constexpr" for n in constexprs))
+            rows += textwrap.wrap(", ".join(f"{n}:_tl.constexpr" for n in constexprs), 110)
         tensors = [f"{t}: ({', '.join(rank_of(v) for v in axes)})" for t, axes in k.tensors.items()]
+        general = ", ".join(f'"{n}"' for n in self._unspecialised())
         return [
-            "@triton.jit",
+            f"@triton.jit(do_not_specialize=[{general}])" if general else "@triton.jit",
             f"def {k.name}_kernel(",
-            *(f"{INDENT}{r}," for r in rows),
+            *(f"{INDENT}{r.rstrip(',').replace(':_', ': ')}," for r in rows),
             "):",
             f"{INDENT}# {'; '.join(tensors)}",
         ]
@@ -213,9 +230,10 @@ class _Printer(Memory):
         self._grid(body)
         for v, axis in k.axes.items():
             if axis.role != "grid":
+                start = "".join(f"{self.texts.size(b)} + " for b in axis.before)
                 for name in (f"o_{v}", f"r_{v}"):
                     if _mentions(body, name):
-                        self._line(f"{name} = tl.arange(0, {self.texts.size(v)})")
+                        self._line(f"{name} = {start}tl.arange(0, {self.texts.size(v)})")
 
     def _grid(self, body: str) -> None:
         """Which tile of the grid this program has: the last tile variable changes fastest."""
@@ -370,12 +388,26 @@ class _Printer(Memory):
             self._line(f"# the live tiles lie in at most {loop.parts} parts")
             self._line(f"for part in tl.range(0, {loop.parts}):")
             self.depth += 1
+        else:
+            for pointer, stride in self._moving(loads, loop).items():
+                # A stride is 32 bits wide where it fits, a tile of strides need not be.
+                self._line(f"step_{pointer} = tl.cast({stride}, tl.int64) * {self.texts.step(loop.inner or '')}")
         for head in loop.heads:
             self._map(head)
         for g in loop.segments:
             self._segment(loop, g, loads)
         self.depth -= loop.parts > 1
         self.texts.positions = around
+
+    def _moving(self, loads: Mapping[str, Load], loop: Loop) -> dict[str, str]:
+        """The pointers that move on with each step of a loop, and the strides along it."""
+        found = {}
+        for s in loads.values():
+            if self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
+                _, _, moves = self._dimensions(s, loop)
+                if moves is not None:
+                    found[pointer_of(s)] = moves
+        return found
 
     def _segment(self, loop: Loop, g: Segment, loads: Mapping[str, Load]) -> None:
         lo, hi = self.texts.plain(g.lo), self.texts.plain(g.hi)
@@ -387,6 +419,7 @@ class _Printer(Memory):
             self._line("# tiles whose points are all live" if loop.inner is not None else f"# steps of {loop.index}")
         self._line(f"for {start_name(loop)} in tl.range({lo}, {hi}{step}):")
         self.depth += 1
+        self.pointed = ""
         mark = len(self.lines)
         for s in g.tile:
             self._statement(s)
@@ -405,12 +438,10 @@ class _Printer(Memory):
             name = f"o_{variable_of(loop.rank)}"
             if any(_mentions(line, name) for line in self.lines[mark:]):
                 self.lines.insert(mark, INDENT * self.depth + f"{name} = {start_name(loop)} + r_{loop.inner}")
-        for s in loads.values():
-            if loop.parts == 1 and self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
-                _, _, moves = self._dimensions(s, loop)
-                if moves is not None:
-                    self._line(f"p_{suffix_of(s)} += {self.texts.step(loop.inner or '')} * {moves}")
+        for pointer in self._moving(loads, loop) if loop.parts == 1 else ():
+            self._line(f"p_{pointer} += step_{pointer}")
         self.depth -= 1
+        self.pointed = ""
 
     def _test(self, condition: Expr) -> str:
         """A condition of numbers, in parts that each stand in brackets."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from einsumcascade.analysis.targets import GpuTarget
+from einsumcascade.codegen.emit_triton import KernelText
 from einsumcascade.codegen.inspect import KernelReport
+from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.launch import Built, selectors
+from einsumcascade.codegen.memory import stride_name
 from einsumcascade.codegen.names import extent_name, safe
-from einsumcascade.language.ir import rank_of
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import Schedule
 
@@ -20,6 +22,20 @@ if TYPE_CHECKING:
     from einsumcascade.codegen.tiles import TileMap
 
 TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64"}
+
+
+def parameter_types(built: Built, kernel: TileKernel, text: KernelText) -> dict[str, str]:
+    """The type of every run-time parameter of a kernel, in Triton's words: strides and lengths of 32 bits."""
+    outputs = {o.tensor: o.dtype for o in built.cascade.outputs}
+    inputs = {i.tensor for i in built.cascade.inputs}
+    index_only = selectors(built.cascade)
+    whole = {*index_only, *(x.name for x in kernel.tables if x.tensor in index_only)}
+    out: dict[str, str] = {}
+    for t in text.tensors:
+        own = outputs.get(t, "float32") or built.dtype
+        out[safe(t)] = "*i32" if t in whole else TYPES[built.dtype if t in inputs else own]
+    out |= {stride_name(t, kernel.tensors[t][n]): "i32" for t, n in text.strides}
+    return out | {extent_name(r, text.tensors): "i32" for r in text.lengths}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,31 +113,20 @@ class Kernel:
         from einsumcascade.codegen.inspect import inspect_kernel
 
         reports = {}
-        outputs = {o.tensor: o.dtype for o in self.built.cascade.outputs}
-        inputs = {i.tensor for i in self.built.cascade.inputs}
-        index_only = selectors(self.built.cascade)
         for tile, text in zip(self.built.kernels, self.built.texts, strict=True):
-            signature: dict[str, str] = {}
+            signature = parameter_types(self.built, tile, text)
             constexprs: dict[str, object] = dict(text.constexprs)
-            whole = {*index_only, *(x.name for x in tile.tables if x.tensor in index_only)}
-            for t in text.tensors:
-                own = outputs.get(t, "float32") or self.built.dtype
-                signature[safe(t)] = "*i32" if t in whole else TYPES[self.built.dtype if t in inputs else own]
-            for t, n in text.strides:
-                name = f"stride_{t}_{tile.tensors[t][n]}"
-                if n == len(tile.tensors[t]) - 1:
-                    constexprs[name] = 1
-                else:
-                    signature[name] = "i32"
-            signature |= {extent_name(r, text.tensors): "i32" for r in text.lengths}
-            batch = {extent_name(rank_of(v), text.tensors) for v in tile.batch}
+            for t, axes in tile.tensors.items():
+                for v in axes[-1:]:
+                    constexprs[stride_name(t, v)] = 1
+                    signature.pop(stride_name(t, v), None)
             compiled = compile_kernel(
                 self.source,
                 kernel=text.name,
                 signature=signature,
                 constexprs=constexprs,
                 target=self.target,
-                divisible=[p for p in signature if p not in batch],
+                divisible=[p for p in signature if p not in text.unspecialised],
                 num_warps=tile.schedule.warps,
                 num_stages=tile.schedule.stages,
             )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from einsumcascade.language.ir import Cascade, Definition, Expr, Scalar, reads, variables
+from einsumcascade.language.ir import Cascade, Definition, Expr, Scalar, rank_of, reads, variables
 from einsumcascade.schedules.schedule import KernelSchedule
 
 
@@ -21,9 +21,10 @@ class Axis:
     Args:
         var: its rank variable.
         rank: the extent's name.
-        size: elements of the tile, a power of two.
+        size: elements of the tile: a power of two, or of a whole rank before it is cut the sum of its pieces.
         extent: elements that count, where the text fixes it; None for a length.
         role: "grid", "loop" or "whole".
+        before: the pieces of the same rank that come before this one; its coordinates follow theirs.
     """
 
     var: str
@@ -31,6 +32,12 @@ class Axis:
     size: int
     extent: int | None
     role: str
+    before: tuple[str, ...] = ()
+
+    @property
+    def is_piece(self) -> bool:
+        """Whether this is one of several pieces of its rank."""
+        return self.rank != rank_of(self.var)
 
     @property
     def is_padded(self) -> bool:
@@ -48,12 +55,16 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Read a tile of a tensor; where a condition of `mask` fails the element is 0."""
+    """Read a tile of a tensor; where a condition of `mask` fails the element is 0.
+
+    `piece` ends the name of a value that is one of several pieces of a tile.
+    """
 
     value: Value
     tensor: str
     indices: tuple[Expr, ...]
     mask: tuple[Expr, ...] = ()
+    piece: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +116,7 @@ class Dot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """Write a tile to a tensor where every condition of `mask` holds."""
+    """Write a tile, or a piece of one, to a tensor where every condition of `mask` holds."""
 
     tensor: str
     indices: tuple[Expr, ...]
@@ -113,6 +124,7 @@ class Store:
     axes: tuple[str, ...]
     mask: tuple[Expr, ...] = ()
     note: str = ""
+    piece: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.emit_triton import KernelText, emit, module
 from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.names import extent_name, safe
+from einsumcascade.codegen.pieces import cut
 from einsumcascade.codegen.place import lower
 from einsumcascade.codegen.tables import tables_of
 from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError, ScheduleError, nearest
@@ -224,7 +225,7 @@ def build(
     binding = program_binding(program, binding)
     check_schedule(program, schedule)
     kernels = tuple(lower(k, program, schedule.kernels[k.name], binding) for k in program.kernels)
-    texts = tuple(emit(k, precision=precision) for k in kernels)
+    texts = tuple(emit(cut(k), precision=precision) for k in kernels)
     source = module(texts, title=f"{identifier(cascade.name)}: generated from the cascade below.", cascade=str(cascade))
     digest = hashlib.sha256((source + schedule.to_json()).encode()).hexdigest()[:16]
     return Built(

@@ -23,6 +23,7 @@ class Memory:
     depth: int = 1
     described: dict[str, bool] = field(default_factory=dict)  # tensors whose loads are all by descriptors
     noted: set[str] = field(default_factory=set)  # Einsums already named in a comment
+    pointed: str = ""  # the last line that sets a pointer: pieces of a tile share it
     texts: Texts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class Memory:
                 tile.append((t, stride))
             elif not (isinstance(i, Num) and i.value == 0):
                 text = t.text
-                if not (isinstance(i, Num) or (isinstance(i, Var) and i.name in self.kernel.batch)):
+                if not (isinstance(i, Var) and i.name in self.kernel.batch):
                     text = f"tl.cast({text}, tl.int64)"
                 base.append(f"{text} * {stride}")
         return base, tile, moves
@@ -99,7 +100,10 @@ class Memory:
             for t, stride in tile
         ]
         self._temporaries()
-        self._line(f"p_{name} = {' + '.join([safe(s.tensor), *base])}{start}")
+        pointer = f"p_{pointer_of(s)} = {' + '.join([safe(s.tensor), *base])}{start}"
+        if pointer != self.pointed:
+            self._line(pointer)
+            self.pointed = pointer
         if parts:
             self._line(f"o_{name} = {' + '.join(parts)}")
 
@@ -114,7 +118,7 @@ class Memory:
             self._assign(s.value.name, f"d_{name}.load([{at}])", s.value.axes, "")
             return
         tiled = bool(s.value.axes)
-        text = f"p_{name} + o_{name}" if tiled else f"p_{name}"
+        text = f"p_{pointer_of(s)} + o_{name}" if tiled else f"p_{name}"
         if loop is not None and loop.parts > 1 and (moves := self._dimensions(s, loop)[2]) is not None:
             text += f" + tl.cast({start_name(loop)}, tl.int64) * {moves}"
         if s.mask:
@@ -125,6 +129,7 @@ class Memory:
     def _store(self, s: Store) -> None:
         self._address(s, None)
         if s.note and s.note not in self.noted:
+            self.noted.add(s.note)
             self._line(f"# {s.note}")
         name = suffix_of(s)
         text = self._grown(
@@ -133,7 +138,7 @@ class Memory:
             s.axes,
         )
         text = f"({text})" if " " in text and not text.startswith("tl.") else text
-        where = f"p_{name} + o_{name}" if s.axes else f"p_{name}"
+        where = f"p_{pointer_of(s)} + o_{name}" if s.axes else f"p_{name}"
         mask = f", mask={self.texts.inside(conjunction(s.mask), s.axes)}" if s.mask else ""
         self._temporaries()
         self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
@@ -155,7 +160,10 @@ class Memory:
         if loop is not None and i == position_of(loop):
             return start_name(loop)
         assert isinstance(i, Var)
-        return f"i_{i.name} * {self.texts.size(i.name)}" if self.kernel.axes[i.name].role == "grid" else "0"
+        axis = self.kernel.axes[i.name]
+        if axis.role == "grid":
+            return f"i_{i.name} * {self.texts.size(i.name)}"
+        return " + ".join(map(self.texts.size, axis.before)) or "0"
 
     def _describe(self, s: Load, base: list[str], loop: Loop | None) -> None:
         name = suffix_of(s)
@@ -190,4 +198,10 @@ def stride_name(tensor: str, variable: str) -> str:
 
 
 def suffix_of(s: Load | Count | Store) -> str:
-    return s.value.name.removeprefix("b_") if isinstance(s, Load | Count) else s.tensor
+    """The end of the names of a load's or a store's offsets."""
+    return s.value.name.removeprefix("b_") if isinstance(s, Load | Count) else s.tensor + s.piece
+
+
+def pointer_of(s: Load | Count | Store) -> str:
+    """The end of the name of its pointer, which the pieces of a tile share."""
+    return suffix_of(s) if isinstance(s, Count) else suffix_of(s).removesuffix(s.piece)

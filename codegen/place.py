@@ -32,7 +32,7 @@ from einsumcascade.language.ir import (
 from einsumcascade.rewrites.base_two import to_base_two
 from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.schedules.program import Kernel, Program
-from einsumcascade.schedules.roles import grid_tiles, padded
+from einsumcascade.schedules.roles import grid_tiles, held, padded, steps_of_tiles
 from einsumcascade.schedules.schedule import KernelSchedule
 
 
@@ -148,12 +148,14 @@ class _Placer:
         for v, n in self._inner().items():
             out[v] = Axis(var=v, rank=rank_of(v), size=n, extent=n, role="loop")
         iterated = {s.var for s in walk(self.cascade.body) if isinstance(s, Iter)}
+        walked = steps_of_tiles(self.cascade)
         inner = [v for v in self.program.bounded if v in {d.name for d in self.cascade.ranks}]
         for v in (*inner, *space):
             if v in out or v in iterated or v not in self.program.bounded or v not in space:
                 continue
             n = self.binding.extents[rank_of(v)]
-            out[v] = Axis(var=v, rank=rank_of(v), size=padded(n), extent=n, role="whole")
+            size = padded(n) if v in walked else held(n)
+            out[v] = Axis(var=v, rank=rank_of(v), size=size, extent=n, role="whole")
         for e in self.cascade.body:
             if isinstance(e, Einsum) and set(e.space) & iterated:
                 raise not_lowered(e, f"an Einsum over '{next(iter(set(e.space) & iterated))}' beside its iteration")

@@ -62,8 +62,8 @@ class Texts:
         axis = self.kernel.axes[var]
         if axis.role == "loop":
             return "BLOCK_" + rank_of(var).rstrip("_")[:-1]
-        if axis.role == "grid" or axis.is_padded:
-            return f"BLOCK_{axis.rank}"
+        if axis.role == "grid" or axis.is_padded or axis.is_piece:
+            return f"BLOCK_{rank_of(var)}"
         return self._extent_name(axis.rank)
 
     def step(self, var: str) -> str:

@@ -188,7 +188,7 @@ class Values:
                 # Where bounds promise it, they do so for the live rows of a tile: the others are beyond their rank.
                 padded = (self._inside(v) for v in axes if self.axes[v].role == "grid")
                 mask += padded if bound in free_of else (bound,)
-            elif not (isinstance(i, Num) and i.value == 0) and self.in_range.get(i) != rank_of(d):
+            elif not self._is_within(i, rank_of(d)):
                 checks = self._range_checks(i, d)
                 mask += checks
                 if conditions is not None:
@@ -212,13 +212,24 @@ class Values:
             self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
         return Read(tensor=self.live.get(known.name, known.name))
 
+    def _is_within(self, i: Expr, rank: str) -> bool:
+        """Whether an index is always within a rank: 0, a place of loop form, `h // R` in G where `rank r = H / G`."""
+        match i:
+            case Apply(op="floordiv", args=(Var() as v, Scalar() as n)):
+                quotient = apply("div", Scalar(name=rank_of(v.name)), Scalar(name=rank))
+                return any(rank_of(d.name) == n.name and d.expr == quotient for d in self.cascade.ranks)
+            case Num():
+                return i.value == 0
+            case _:
+                return self.in_range.get(i) == rank
+
     def _range_checks(self, index: Expr, axis: str) -> tuple[Expr, ...]:
         """The conditions for an index to be one of an axis; of two numbers the answer is known."""
         low, high = apply("ge", index, Num(value=0)), apply("lt", index, Scalar(name=rank_of(axis)))
         extent = next((d.expr for d in self.cascade.ranks if d.name == axis), None)
         if isinstance(index, Num) and index.value >= 0:
             return () if isinstance(extent, Num) and index.value < extent.value else (high,)
-        return low, high
+        return (high,) if is_natural(index) else (low, high)
 
     def _new_load(self, tensor: str, indices: tuple[Expr, ...], mask: tuple[Expr, ...], out: list[Stmt]) -> Value:
         """A load under a name that the same elements always have, whatever their mask."""

@@ -33,7 +33,7 @@ from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.schedules.intervals import ZERO, Known, Span, decide, tile_span
 from einsumcascade.schedules.live import EVERYWHERE, Live, solve_all
 from einsumcascade.schedules.program import Kernel, Program
-from einsumcascade.schedules.roles import grid_tiles, padded
+from einsumcascade.schedules.roles import grid_tiles, held, padded, steps_of_tiles
 from einsumcascade.schedules.schedule import KernelSchedule
 
 
@@ -206,7 +206,8 @@ def frame_of(program: Program, kernel: Kernel, schedule: KernelSchedule, binding
     grid = {v: schedule.tiles[v] for v in grid_tiles(kernel)}
     indices = [s.var for s in walk(cascade.body) if isinstance(s, Iter)]
     batch = tuple(v for v in kernel.residents if v not in grid)
-    sizes = {r: padded(n) for r, n in binding.extents.items()}
+    sizes = {r: held(n) for r, n in binding.extents.items()}
+    sizes |= {rank_of(v): padded(binding.extent(v)) for v in program.bounded if v in steps_of_tiles(cascade)}
     sizes |= {rank_of(v): n for v, n in grid.items()} | {rank_of(v): 1 for v in (*batch, *indices)}
     sizes |= {rank_of(inner): schedule.tiles[derived[-1]]} if inner else {}
     whole = tuple(v for v in program.bounded if v not in indices)

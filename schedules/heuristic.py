@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.language.ir import rank_of
 from einsumcascade.schedules.program import Kernel, Program
-from einsumcascade.schedules.roles import contraction, grid_tiles, padded
+from einsumcascade.schedules.roles import contraction, grid_tiles, held
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_variables
 
 # Elements of a 3-D temporary that a thread can hold in registers without spilling.
 ELEMENTS_A_THREAD = 128
 # Of a program of 128 rows: with half as many, scores and accumulators of 128 columns spill in the hot loop.
 THREADS = 256
+# Heads up to this width take the tiles of a head of 128.
+WIDE = 128
+# Elements of keys and values that one step streams; beyond it accumulators of 512 columns spill in the hot loop.
+STREAMED = 24 * 1024
 
 
 def default_schedule(program: Program, *, extents: Mapping[str, int], dtype_bytes: int, target: GpuTarget) -> Schedule:
@@ -36,10 +40,9 @@ def _kernel(
 ) -> KernelSchedule:
     tiled = tiled_variables(program, k.name)
     grid = grid_tiles(k)
-    widest = max(
-        (padded(extents.get(rank_of(v), 64)) for v in program.bounded if any(v in e.space for e in k.cascade.einsums)),
-        default=1,
-    )
+    bounded = {v: held(extents.get(rank_of(v), 64)) for v in program.bounded}
+    features = {v: n for v, n in bounded.items() if any(v in e.space for e in k.cascade.einsums)}
+    widest = max(features.values(), default=1)
     if dtype_bytes >= 4:
         sizes = dict.fromkeys(tiled, 32 if widest <= 64 else 16)
     else:
@@ -48,8 +51,16 @@ def _kernel(
             sizes = {v: (128 if v == grid[0] else 64) for v in tiled}
     if k.loops and k.loops[-1] in sizes and _carries_three(program, k):
         sizes[k.loops[-1]] = 1
-    if widest > 128:
-        sizes = {v: max(16, n // 2) if n > 1 else 1 for v, n in sizes.items()}
+    looped, own = set(k.loops[-1:]), {d.name for d in k.cascade.ranks}
+    # Keys and values, or as many rows of features as the loop reads.
+    streamed = _widths(k, looped, bounded)
+    width = sum(streamed) if len(streamed) > 1 else max(*streamed, 2 * widest, 0)
+    resident = sum(_widths(k, set(grid), bounded))
+    if widest > WIDE:
+        sizes = _narrowed(k, sizes, features, width)
+        room = target.shared_memory_bytes // dtype_bytes
+        while resident * _rows(sizes, grid) + width * _columns(sizes, grid) > room and _rows(sizes, grid) > 16:
+            sizes = {v: n // 2 if n == _rows(sizes, grid) and v in grid else n for v, n in sizes.items()}
     warps = 4 if dtype_bytes >= 4 and widest <= 64 else THREADS // target.warp_size
     cube = _cube(program, k, extents, sizes)
     while cube > ELEMENTS_A_THREAD * target.warp_size * warps:
@@ -64,17 +75,45 @@ def _kernel(
     # With a third stage of pointer loads ptxas awaits each asynchronous product before it issues the next.
     stages = 2 if dtype_bytes >= 4 or target.has_asynchronous_dot else 3
     # A user's own loop streams tiles of a rank that the text defines.
-    own = {d.name for d in k.cascade.ranks}
     steps = [n for v, n in sizes.items() if v not in grid]
-    steps += [padded(extents.get(rank_of(v), 64)) for v in program.bounded if v in own and k.loops]
-    # Keys and values, or as many rows of features as the loop reads.
-    looped, features = set(k.loops[-1:]), set(program.bounded)
-    operands = [i for i in k.cascade.inputs if looped & set(i.indices) and features & set(i.indices)]
-    rows = [math.prod(padded(extents.get(rank_of(v), 64)) for v in i.indices if v in features) for i in operands]
-    streamed = max(sum(rows), widest * max(len(rows), 2)) * dtype_bytes * max(steps, default=0)
-    while stages > 1 and stages * streamed > target.shared_memory_bytes // 2:
+    steps += [n for v, n in features.items() if v in own and k.loops]
+    stage = width * dtype_bytes * max(steps, default=0)
+    # Beside narrow heads a second block finds room; wide ones take all registers, so all of the memory too.
+    share = target.shared_memory_bytes // 2
+    if widest > WIDE and dtype_bytes < 4:
+        share = target.shared_memory_bytes - resident * _rows(sizes, grid) * dtype_bytes
+    while stages > 1 and stages * stage > share:
         stages -= 1
     return KernelSchedule(tiles=sizes, warps=warps, stages=stages)
+
+
+def _widths(k: Kernel, variables: set[str], features: Mapping[str, int]) -> list[int]:
+    """Features of a row of each input that has some of the variables."""
+    rows = [[features[v] for v in i.indices if v in features] for i in k.cascade.inputs if variables & set(i.indices)]
+    return [math.prod(row) for row in rows if row]
+
+
+def _rows(sizes: Mapping[str, int], grid: tuple[str, ...]) -> int:
+    return max((n for v, n in sizes.items() if v in grid), default=1)
+
+
+def _columns(sizes: Mapping[str, int], grid: tuple[str, ...]) -> int:
+    return max((n for v, n in sizes.items() if v not in grid), default=1)
+
+
+def _narrowed(k: Kernel, sizes: Mapping[str, int], features: Mapping[str, int], width: int) -> dict[str, int]:
+    """Smaller tiles for wide heads: accumulators and streamed rows that registers and shared memory hold."""
+    kept = max((n for v, n in features.items() if any(v in e.free and e.reduce for e in k.cascade.einsums)), default=0)
+    halvings = 2 if kept > 4 * WIDE else 1 if kept > WIDE else 0
+    out = {}
+    for v, n in sizes.items():
+        if v in k.residents:
+            out[v] = max(min(n, 16), n >> halvings)
+        else:
+            out[v] = n
+            while out[v] > 16 and out[v] * max(width, 2 * kept) > STREAMED:
+                out[v] //= 2
+    return out
 
 
 def _carries_three(program: Program, k: Kernel) -> bool:
@@ -96,6 +135,6 @@ def _cube(program: Program, k: Kernel, extents: Mapping[str, int], sizes: Mappin
             continue
         n = 1
         for v in space:
-            n *= sizes.get(v, padded(extents.get(rank_of(v), 64)))
+            n *= sizes.get(v, held(extents.get(rank_of(v), 64)))
         worst = max(worst, n)
     return worst

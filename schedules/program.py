@@ -29,7 +29,8 @@ from einsumcascade.language.ir import (
     walk,
 )
 
-WHOLE_LIMIT = 256
+# The widest head in use: keys of latent attention, 512 and 64.
+WHOLE_LIMIT = 576
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from einsumcascade.language.ir import Einsum, Expr, reads, variables
+from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Iter, reads, subexpressions, variables, walk
 from einsumcascade.rewrites.algebra import Factor, factors, product
 from einsumcascade.schedules.program import Kernel
 
@@ -69,8 +69,36 @@ def contraction(
 
 
 def padded(extent: int) -> int:
-    """The tile that holds a whole rank: a power of two of at least 16, so that products take it."""
+    """The least power of two, of at least 16, that holds an extent: products of tiles take it."""
     return max(MINIMUM_DOT, 1 << (max(extent, 1) - 1).bit_length())
+
+
+def pieces(extent: int) -> tuple[int, ...]:
+    """The tiles that hold a whole rank: powers of two of at least 16, largest first; the last one may be padded.
+
+    >>> pieces(80), pieces(72), pieces(576), pieces(24)
+    ((64, 16), (64, 16), (512, 64), (32,))
+    """
+    left = max(extent + -extent % MINIMUM_DOT, MINIMUM_DOT)
+    if left == padded(extent):
+        return (left,)
+    return tuple(1 << n for n in reversed(range(left.bit_length())) if left >> n & 1)
+
+
+def held(extent: int) -> int:
+    """Elements of the tiles that hold a whole rank: less than 16 beyond its extent."""
+    return sum(pieces(extent))
+
+
+def steps_of_tiles(cascade: Cascade) -> frozenset[str]:
+    """Variables that stand in a sum with an iterative one, as `m0` in `m1 * M0 + m0`: a loop walks them in one tile."""
+    iterated = {s.var for s in walk(cascade.body) if isinstance(s, Iter)}
+    roots = [e.expr for e in cascade.einsums] + [c for e in cascade.einsums for c in e.where]
+    found: set[str] = set()
+    for e in (x for root in (*roots, *cascade.constraints) for x in subexpressions(root)):
+        if isinstance(e, Apply) and e.op == "add" and iterated & set(variables(e)) and not reads(e):
+            found |= set(variables(e)) - iterated
+    return frozenset(found)
 
 
 def grid_tiles(kernel: Kernel) -> tuple[str, ...]:

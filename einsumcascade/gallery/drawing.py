@@ -42,6 +42,11 @@ def whole(low: int, high: int | str) -> Draw:
     )
 
 
+def up_to(rank: str) -> Draw:
+    """Whole numbers from 0 to the extent of a rank, both included."""
+    return lambda rng, shape, extents: rng.integers(0, extents[rank] + 1, size=shape)
+
+
 def normal(deviation: float) -> Draw:
     """Normal numbers with a standard deviation."""
     return lambda rng, shape, extents: deviation * rng.standard_normal(shape)

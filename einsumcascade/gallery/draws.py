@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from einsumcascade.gallery import draws_state
-from einsumcascade.gallery.drawing import Array, Generator, Recipe, between, chance, normal, whole
+from einsumcascade.gallery.drawing import Array, Generator, Recipe, between, chance, normal, up_to, whole
 from einsumcascade.language.ir import Cascade, rank_of
 
 # Several tiles of 16, none of them full at the end.
@@ -21,6 +21,10 @@ DRAWS: dict[str, Recipe] = {
     "softmax_1p": Recipe(extents={"H": 1, "P": 7, "M": 150}),
     "sliding_window": Recipe(extents={"B": 1, "H": 1, "P": 290, "M": 301}),
     "mla": Recipe(extents={"C": 7, "R": 4}, large=("Q", "QR")),
+    "mla_absorbed": Recipe(extents={"C": 7, "R": 4}, large=("QC", "QR")),
+    # Bounds in any order, so some hold no key.
+    "varlen": Recipe(draws={"LO": whole(0, "M"), "HI": up_to("M")}),
+    "varlen_causal": Recipe(draws={"LO": whole(0, "M"), "HI": up_to("M"), "FIRST": whole(0, "P")}),
     "paged": Recipe(
         extents={"B": 5, "T": 3},
         fixed={"X": 20},

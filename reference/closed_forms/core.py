@@ -61,6 +61,34 @@ def mla(x: Inputs) -> Outputs:
     return {"AV": attention(queries, keys, values, scale=x["Q"].shape[-1] ** -0.5, mask=seen)}
 
 
+def mla_absorbed(x: Inputs) -> Outputs:
+    """The same in the latent space: keys of all heads are `C (M, C)` beside `KR (M, R)`, values are `C`."""
+    queries = np.concatenate([x["QC"], x["QR"]], axis=-1).swapaxes(0, 1)
+    keys = np.concatenate([x["C"], x["KR"]], axis=-1)
+    seen = np.tri(queries.shape[-2], len(keys), dtype=bool)
+    latent = attention(queries, *(np.stack([y] * len(queries)) for y in (keys, x["C"])), scale=192**-0.5, mask=seen)
+    return {"AC": latent.swapaxes(0, 1)}
+
+
+def varlen(x: Inputs) -> Outputs:
+    """Each query `Q (P, H, E)` alone, over the slice of keys `K (M, H, E)` from `LO[p]` to `HI[p]`."""
+    return _sliced(x, x["HI"])
+
+
+def varlen_causal(x: Inputs) -> Outputs:
+    """The same where the slice ends with the key at the query's own place in its sequence."""
+    place = np.arange(len(x["Q"])) - x["FIRST"]
+    return _sliced(x, np.minimum(x["HI"], x["LO"] + place + 1))
+
+
+def _sliced(x: Inputs, ends: np.ndarray) -> Outputs:
+    rows = []
+    for query, low, high in zip(x["Q"], x["LO"].astype(int), ends.astype(int), strict=True):
+        keys, values = (x[n][low : max(low, high)].swapaxes(0, 1) for n in ("K", "V"))
+        rows.append(attention(query[:, None], keys, values)[:, 0])
+    return {"AV": np.stack(rows)}
+
+
 def splitkv(x: Inputs) -> Outputs:
     """Attention of one query `Q (H, E)` over all keys, however they are split."""
     return {"AV": attention(x["Q"][:, None], x["K"], x["V"])[:, 0]}
@@ -121,6 +149,9 @@ CLOSED_FORMS: dict[str, Closed] = {
     "gqa": gqa,
     "causal_gqa": causal_gqa,
     "mla": mla,
+    "mla_absorbed": mla_absorbed,
+    "varlen": varlen,
+    "varlen_causal": varlen_causal,
     "splitkv": splitkv,
     "paged": paged,
     "gated": gated,

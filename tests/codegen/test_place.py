@@ -46,12 +46,12 @@ def softmax(weight: str = "SN[p,m] / SD[p]", constraint: str = "") -> TileKernel
     return found
 
 
-def every(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+def all_statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
     for s in body:
         yield s
         if isinstance(s, Loop):
             for g in s.segments:
-                yield from every(g.body)
+                yield from all_statements(g.body)
 
 
 def loops(kernel: TileKernel) -> list[Loop]:
@@ -106,14 +106,14 @@ def test_a_sum_of_anything_but_a_product_of_two_tiles_is_a_reduction() -> None:
         "in X[p,e], K[m,e], V[m,f]\nS[p,m] = (X[p,e] - K[m,e]) ** 2 :: sum(e)\n"
         "O[p,f] = S[p,m] * V[m,f] :: sum(m)\nout O\n"
     )
-    over = [s.over for s in every(found.body) if isinstance(s, Reduce)]
+    over = [s.over for s in all_statements(found.body) if isinstance(s, Reduce)]
     assert ("e",) in over
 
 
 def test_a_whole_rank_is_padded_to_a_power_of_two_and_its_loads_are_masked() -> None:
     (found,) = kernels(SOFTMAX.format(weight="SN[p,m]", constraint=""), {**SIZES, "E": 17, "F": 3})
     assert (found.axes["e"].size, found.axes["f"].size) == (32, 16)
-    for s in every(found.body):
+    for s in all_statements(found.body):
         if isinstance(s, Load) and s.tensor in ("Q", "K"):
             assert any(str(c) == "e < E" for c in s.mask)
 
@@ -180,5 +180,5 @@ def test_every_value_is_made_before_it_is_read_and_every_output_is_stored_once(c
                         pass
 
         go(made.body, defined)
-        stored = [s.tensor for s in every(made.body) if isinstance(s, Store)]
+        stored = [s.tensor for s in all_statements(made.body) if isinstance(s, Store)]
         assert sorted(stored) == sorted(made.outputs)

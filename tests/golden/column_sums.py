@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def column_sums_0_kernel(
     X, C,
     stride_X_p, stride_X_m,
@@ -31,6 +31,7 @@ def column_sums_0_kernel(
     full_hi_p = P // BLOCK_P * BLOCK_P
     p_X = X
     o_X = r_p0.to(tl.int64)[:, None] * stride_X_p + o_m.to(tl.int64)[None, :] * stride_X_m
+    step_X = tl.cast(stride_X_p, tl.int64) * BLOCK_P
     # tiles whose points are all live
     for start_p in tl.range(0, full_hi_p, BLOCK_P):
         b_X = tl.load(p_X + o_X, mask=(o_m < M)[None, :], other=0.0)  # [BLOCK_P, BLOCK_M]
@@ -38,21 +39,21 @@ def column_sums_0_kernel(
         b_LC = tl.sum(tl.trans(b_X.to(tl.float32)), axis=1)  # [BLOCK_M]
         # RC[m, p1 + 1] = RC[m, p1] + LC[m, p1]
         b_RC = b_RC + b_LC  # [BLOCK_M]
-        p_X += BLOCK_P * stride_X_p
+        p_X += step_X
     # tiles that test p < P
     for start_p in tl.range(full_hi_p, P, BLOCK_P):
         o_p = start_p + r_p0
         b_X = tl.load(p_X + o_X, mask=tl.trans((o_p < P)[None, :] & (o_m < M)[:, None]), other=0.0)  # [BLOCK_P, BLOCK_M]
         b_LC = tl.sum(tl.trans(b_X.to(tl.float32)), axis=1)  # [BLOCK_M]
         b_RC = b_RC + b_LC  # [BLOCK_M]
-        p_X += BLOCK_P * stride_X_p
+        p_X += step_X
     p_C = C
     o_C = o_m.to(tl.int64) * stride_C_m
     # C[m] = RC[m, P1]
     tl.store(p_C + o_C, b_RC.to(C.dtype.element_ty), mask=o_m < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def column_sums_1_kernel(
     X, V, C, Y,
     stride_X_p, stride_X_m,
@@ -76,6 +77,9 @@ def column_sums_1_kernel(
     o_C = r_m0.to(tl.int64) * stride_C_m
     p_V = V
     o_V = r_m0.to(tl.int64)[:, None] * stride_V_m + o_f.to(tl.int64)[None, :] * stride_V_f
+    step_X = tl.cast(stride_X_m, tl.int64) * BLOCK_M
+    step_C = tl.cast(stride_C_m, tl.int64) * BLOCK_M
+    step_V = tl.cast(stride_V_m, tl.int64) * BLOCK_M
     # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, BLOCK_M):
         b_X = tl.load(p_X + o_X, mask=(o_p < P)[:, None], other=0.0)  # [BLOCK_P, BLOCK_M]
@@ -87,9 +91,9 @@ def column_sums_1_kernel(
         b_V = tl.load(p_V + o_V)  # [BLOCK_M, F]
         # LY[p, f, m1] = S[p, m1, m0] * V[m1 * M0 + m0, f] :: sum(m0)
         b_RY = tl.dot(b_S.to(b_V.dtype), b_V, b_RY, input_precision="ieee")  # [BLOCK_P, F]
-        p_X += BLOCK_M * stride_X_m
-        p_C += BLOCK_M * stride_C_m
-        p_V += BLOCK_M * stride_V_m
+        p_X += step_X
+        p_C += step_C
+        p_V += step_V
     # tiles that test m < M
     for start_m in tl.range(full_hi_m, M, BLOCK_M):
         o_m = start_m + r_m0
@@ -100,9 +104,9 @@ def column_sums_1_kernel(
         b_S = tl.math.exp2(tl.where((tmp_0 == float('-inf')) & (tmp_1 == float('-inf')), float('-inf'), tmp_0 - tmp_1))  # [BLOCK_P, BLOCK_M]
         b_V = tl.load(p_V + o_V, mask=(o_m < M)[:, None], other=0.0)  # [BLOCK_M, F]
         b_RY = tl.dot(b_S.to(b_V.dtype), b_V, b_RY, input_precision="ieee")  # [BLOCK_P, F]
-        p_X += BLOCK_M * stride_X_m
-        p_C += BLOCK_M * stride_C_m
-        p_V += BLOCK_M * stride_V_m
+        p_X += step_X
+        p_C += step_C
+        p_V += step_V
     p_Y = Y
     o_Y = o_p.to(tl.int64)[:, None] * stride_Y_p + o_f.to(tl.int64)[None, :] * stride_Y_f
     # Y[p, f] = RY[p, f, M1]

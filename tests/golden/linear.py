@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "H", "M"])
 def linear_0_kernel(
     K, V, KV, KS,
     stride_K_b, stride_K_h, stride_K_m, stride_K_e,
@@ -45,6 +45,8 @@ def linear_0_kernel(
     o_K = r_m0.to(tl.int64)[:, None] * stride_K_m + o_e.to(tl.int64)[None, :] * stride_K_e
     p_V = V + i_b * stride_V_b + i_h * stride_V_h
     o_V = r_m0.to(tl.int64)[:, None] * stride_V_m + o_f.to(tl.int64)[None, :] * stride_V_f
+    step_K = tl.cast(stride_K_m, tl.int64) * BLOCK_M
+    step_V = tl.cast(stride_V_m, tl.int64) * BLOCK_M
     # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, BLOCK_M):
         b_K = tl.load(p_K + o_K)  # [BLOCK_M, E]
@@ -58,8 +60,8 @@ def linear_0_kernel(
         b_LKS = tl.sum(b_FK, axis=0)  # [E]
         # RKS[b, h, e, m1 + 1] = RKS[b, h, e, m1] + LKS[b, h, e, m1]
         b_RKS = b_RKS + b_LKS  # [E]
-        p_K += BLOCK_M * stride_K_m
-        p_V += BLOCK_M * stride_V_m
+        p_K += step_K
+        p_V += step_V
     # tiles that test m < M
     for start_m in tl.range(full_hi_m, M, BLOCK_M):
         o_m = start_m + r_m0
@@ -72,8 +74,8 @@ def linear_0_kernel(
         b_FK = tl.where((o_m < M)[:, None], b_FK, 0.0)  # [BLOCK_M, E]
         b_LKS = tl.sum(b_FK, axis=0)  # [E]
         b_RKS = b_RKS + b_LKS  # [E]
-        p_K += BLOCK_M * stride_K_m
-        p_V += BLOCK_M * stride_V_m
+        p_K += step_K
+        p_V += step_V
     p_KV = KV + i_b * stride_KV_b + i_h * stride_KV_h
     o_KV = o_e.to(tl.int64)[:, None] * stride_KV_e + o_f.to(tl.int64)[None, :] * stride_KV_f
     # KV[b, h, e, f] = RKV[b, h, e, f, M1]
@@ -84,7 +86,7 @@ def linear_0_kernel(
     tl.store(p_KS + o_KS, b_RKS.to(KS.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "H", "P"])
 def linear_1_kernel(
     Q, KV, KS, AV,
     stride_Q_b, stride_Q_h, stride_Q_p, stride_Q_e,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def max_plus_kernel(
     A, W, Y,
     stride_A_p, stride_A_k,
@@ -33,6 +33,8 @@ def max_plus_kernel(
     o_A = o_p.to(tl.int64)[:, None] * stride_A_p + r_k0.to(tl.int64)[None, :] * stride_A_k
     p_W = W
     o_W = r_k0.to(tl.int64)[:, None] * stride_W_k + o_m.to(tl.int64)[None, :] * stride_W_m
+    step_A = tl.cast(stride_A_k, tl.int64) * BLOCK_K
+    step_W = tl.cast(stride_W_k, tl.int64) * BLOCK_K
     # tiles whose points are all live
     for start_k in tl.range(0, full_hi_k, BLOCK_K):
         b_A = tl.load(p_A + o_A, mask=(o_p < P)[:, None], other=0.0)  # [BLOCK_P, BLOCK_K]
@@ -41,8 +43,8 @@ def max_plus_kernel(
         b_LY = tl.max(b_A.to(tl.float32)[:, :, None] + b_W.to(tl.float32)[None, :, :], axis=1)  # [BLOCK_P, M]
         # RY[p, m, k1 + 1] = max(RY[p, m, k1], LY[p, m, k1])
         b_RY = tl.maximum(b_RY, b_LY)  # [BLOCK_P, M]
-        p_A += BLOCK_K * stride_A_k
-        p_W += BLOCK_K * stride_W_k
+        p_A += step_A
+        p_W += step_W
     # tiles that test k < K
     for start_k in tl.range(full_hi_k, K, BLOCK_K):
         o_k = start_k + r_k0
@@ -50,8 +52,8 @@ def max_plus_kernel(
         b_W = tl.load(p_W + o_W, mask=(o_k < K)[:, None], other=0.0)  # [BLOCK_K, M]
         b_LY = tl.max(tl.where((o_k < K)[None, :, None], b_A.to(tl.float32)[:, :, None] + b_W.to(tl.float32)[None, :, :], float("-inf")), axis=1)  # [BLOCK_P, M]
         b_RY = tl.maximum(b_RY, b_LY)  # [BLOCK_P, M]
-        p_A += BLOCK_K * stride_A_k
-        p_W += BLOCK_K * stride_W_k
+        p_A += step_A
+        p_W += step_W
     p_Y = Y
     o_Y = o_p.to(tl.int64)[:, None] * stride_Y_p + o_m.to(tl.int64)[None, :] * stride_Y_m
     # Y[p, m] = RY[p, m, K1]

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "H", "P", "M", "M1"])
 def softmax_1p_kernel(
     Q, K, V, AV,
     stride_Q_b, stride_Q_h, stride_Q_p, stride_Q_e,
@@ -67,6 +67,8 @@ def softmax_1p_kernel(
     o_K = r_m0.to(tl.int64)[:, None] * stride_K_m + o_e.to(tl.int64)[None, :] * stride_K_e
     p_V = V + i_b * stride_V_b + i_h * stride_V_h
     o_V = r_m0.to(tl.int64)[:, None] * stride_V_m + o_f.to(tl.int64)[None, :] * stride_V_f
+    step_K = tl.cast(stride_K_m, tl.int64) * M0
+    step_V = tl.cast(stride_V_m, tl.int64) * M0
     # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, M0):
         b_K = tl.load(p_K + o_K)  # [M0, E]
@@ -91,8 +93,8 @@ def softmax_1p_kernel(
         # SLNV[b, h, m1, p, f] = SLN[b, h, m1, m0, p] * V[b, h, m1 * M0 + m0, f] :: sum(m0)
         b_RNV = tl.dot(b_SLN.to(b_V.dtype), b_V, b_RNV, input_precision="ieee")  # [BLOCK_P, F]
         b_RM = b_RM_new  # [BLOCK_P]
-        p_K += M0 * stride_K_m
-        p_V += M0 * stride_V_m
+        p_K += step_K
+        p_V += step_V
     # tiles that test m < M
     for start_m in tl.range(full_hi_m, hi_m, M0):
         o_m = start_m + r_m0
@@ -111,8 +113,8 @@ def softmax_1p_kernel(
         b_RNV = b_PRM[:, None] * b_RNV  # [BLOCK_P, F]
         b_RNV = tl.dot(b_SLN.to(b_V.dtype), b_V, b_RNV, input_precision="ieee")  # [BLOCK_P, F]
         b_RM = b_RM_new  # [BLOCK_P]
-        p_K += M0 * stride_K_m
-        p_V += M0 * stride_V_m
+        p_K += step_K
+        p_V += step_V
     # AV[b, h, p, f] = RNV[b, h, M1, p, f] / RD[b, h, M1, p]
     b_AV = b_RNV / tl.where(b_RD == 0.0, 1.0, b_RD)[:, None]  # [BLOCK_P, F]
     p_AV = AV + i_b * stride_AV_b + i_h * stride_AV_h

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "H", "P", "M"])
 def softmax_attention_kernel(
     Q, K, V, AV,
     stride_Q_b, stride_Q_h, stride_Q_p, stride_Q_e,
@@ -55,6 +55,8 @@ def softmax_attention_kernel(
     o_K = r_m0.to(tl.int64)[:, None] * stride_K_m + o_e.to(tl.int64)[None, :] * stride_K_e
     p_V = V + i_b * stride_V_b + i_h * stride_V_h
     o_V = r_m0.to(tl.int64)[:, None] * stride_V_m + o_f.to(tl.int64)[None, :] * stride_V_f
+    step_K = tl.cast(stride_K_m, tl.int64) * BLOCK_M
+    step_V = tl.cast(stride_V_m, tl.int64) * BLOCK_M
     # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, BLOCK_M):
         b_K = tl.load(p_K + o_K)  # [BLOCK_M, E]
@@ -78,8 +80,8 @@ def softmax_attention_kernel(
         # LAVN[b, h, p, f, m1] = SN[b, h, p, m1, m0] * V[b, h, m1 * M0 + m0, f] :: sum(m0)
         b_RAVN = tl.dot(b_SN.to(b_V.dtype), b_V, b_RAVN, input_precision="ieee")  # [BLOCK_P, F]
         b_RGMN = b_RGMN_new  # [BLOCK_P]
-        p_K += BLOCK_M * stride_K_m
-        p_V += BLOCK_M * stride_V_m
+        p_K += step_K
+        p_V += step_V
     # tiles that test m < M
     for start_m in tl.range(full_hi_m, M, BLOCK_M):
         o_m = start_m + r_m0
@@ -97,8 +99,8 @@ def softmax_attention_kernel(
         b_RAVN = b_CGM[:, None] * b_RAVN  # [BLOCK_P, F]
         b_RAVN = tl.dot(b_SN.to(b_V.dtype), b_V, b_RAVN, input_precision="ieee")  # [BLOCK_P, F]
         b_RGMN = b_RGMN_new  # [BLOCK_P]
-        p_K += BLOCK_M * stride_K_m
-        p_V += BLOCK_M * stride_V_m
+        p_K += step_K
+        p_V += step_V
     # AV[b, h, p, f] = RAVN[b, h, p, f, M1] / RSD[b, h, p, M1]
     b_AV = b_RAVN / tl.where(b_RSD == 0.0, 1.0, b_RSD)[:, None]  # [BLOCK_P, F]
     p_AV = AV + i_b * stride_AV_b + i_h * stride_AV_h

@@ -31,7 +31,9 @@ from einsumcascade.gallery import header, load
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Apply, Cascade, Expr, Num, Read, Scalar, Var, rank_of, reads, subexpressions
 from einsumcascade.language.parser import parse
+from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.cost import KernelCost, ScheduleCost, TensorCost, cost
+from einsumcascade.schedules.program import partition
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from tests.strategies import Case, cases, tile_schedule
 
@@ -405,3 +407,13 @@ def attention(
 
 def tensor(found: KernelCost, name: str) -> TensorCost:
     return next(t for t in found.tensors if t.tensor == name)
+
+
+@pytest.mark.parametrize(("head", "held"), [(64, 64), (72, 80), (80, 80), (96, 96), (576, 576), (3, 16)])
+def test_a_head_costs_what_its_pieces_hold(head: int, held: int) -> None:
+    """Not the next power of two: less than 16 elements beyond the head."""
+    program = partition(simplify(load("softmax_attention")).cascade, bounded=("e", "f"))
+    tiles = Schedule(kernels={"softmax_attention": KernelSchedule(tiles={"p": 64, "m": 32})})
+    extents = {"B": 1, "H": 1, "P": 64, "M": 64, "E": head, "F": head}
+    (found,) = cost(program, tiles, extents=extents).kernels
+    assert found.operations["contraction"] == 2 * 64 * 64 * held

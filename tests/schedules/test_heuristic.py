@@ -30,7 +30,9 @@ def planned(cascade: object, extents: dict[str, int], target: str, dtype_bytes: 
 
 
 @settings(max_examples=80)
-@given(cases(), st.sampled_from(TARGETS), st.sampled_from((2, 4)), st.sampled_from((16, 64, 80, 128, 256)))
+@given(
+    cases(), st.sampled_from(TARGETS), st.sampled_from((2, 4)), st.sampled_from((16, 64, 80, 128, 192, 256, 320, 576))
+)
 def test_the_default_is_legal(case: Case, target: str, dtype_bytes: int, feature: int) -> None:
     extents = {r: feature if r in "EFJ" else 4096 for r in case.extents}
     program, schedule = planned(case.cascade, extents, target, dtype_bytes)
@@ -59,6 +61,15 @@ def test_stages_of_streamed_tiles_fit_into_half_of_the_shared_memory(name: str, 
                 ]
                 streamed = s.tiles[v] * sum(n for n in rows if n > 1) * dtype_bytes
                 assert s.stages == 1 or s.stages * streamed <= gpu_target(target).shared_memory_bytes // 2
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("e", "f"), [(192, 128), (256, 256), (320, 320), (576, 512), (576, 64), (64, 576)])
+def test_tiles_of_wide_heads_fit_into_shared_memory(e: int, f: int, target: str) -> None:
+    extents = {"B": 1, "H": 8, "P": 4096, "M": 4096, "E": e, "F": f}
+    (s,) = planned(load("softmax_attention"), extents, target, 2)[1].kernels.values()
+    held = 2 * (s.tiles["p"] * e + s.stages * s.tiles["m"] * (e + f))
+    assert held <= gpu_target(target).shared_memory_bytes
 
 
 def test_a_temporary_of_three_axes_fits_into_registers() -> None:

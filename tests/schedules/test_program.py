@@ -165,4 +165,4 @@ def test_bounded_are_feature_ranks_that_fit_and_ranks_defined_by_them() -> None:
     )
     sizes = {"P": 10, "M": 10, "E": 64, "F": 64, "C": 32}
     assert bounded_variables(cascade, sizes) == ("e", "f", "c")
-    assert bounded_variables(cascade, {**sizes, "F": 300}) == ("e", "c")
+    assert bounded_variables(cascade, {**sizes, "F": 600}) == ("e", "c")
