@@ -74,7 +74,7 @@ def interpreted(
 
 
 def fits(case: Case, dtype: str) -> bool:
-    """Whether the dtype has an answer to judge: in float16 an output, or what the plain formula rounds, may overflow."""
+    """Whether a dtype has an answer: in float16 an output, or what the plain formula rounds, may overflow."""
     largest = torch.finfo(getattr(torch, dtype)).max
     inputs = tensors(case, dtype)
     plain = run_plain(case.cascade, inputs)
