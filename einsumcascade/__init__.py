@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from einsumcascade.analysis.report import analyse
     from einsumcascade.codegen.flex import flex_attention
     from einsumcascade.codegen.op import compile
+    from einsumcascade.codegen.tables import unchanged_masks
     from einsumcascade.gallery import load
     from einsumcascade.language.compose import mask
     from einsumcascade.language.parser import parse
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["analyse", "compile", "derive", "errors", "flex_attention", "load", "mask", "parse", "reference"]
+__all__ = [
+    "analyse",
+    "compile",
+    "derive",
+    "errors",
+    "flex_attention",
+    "load",
+    "mask",
+    "parse",
+    "reference",
+    "unchanged_masks",
+]
 
 # The module that defines each lazy name; `reference` is itself a module.
 _HOMES = {
@@ -35,6 +47,7 @@ _HOMES = {
     "mask": "einsumcascade.language.compose",
     "parse": "einsumcascade.language.parser",
     "reference": "einsumcascade.reference",
+    "unchanged_masks": "einsumcascade.codegen.tables",
 }
 
 

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
-from einsumcascade.codegen.kernel_ir import Loop, TileKernel
+from einsumcascade.codegen import tables as mask_tables
+from einsumcascade.codegen.kernel_ir import Loop, Table, TileKernel
 from einsumcascade.codegen.launch import Built, build, program_of, run_interpreted
 from einsumcascade.codegen.run_torch import run_on_cpu
 from einsumcascade.codegen.tables import tables_of
@@ -346,3 +348,29 @@ def without_tests(kernel: TileKernel) -> TileKernel:
         for s in kernel.body
     ]
     return replace(kernel, body=tuple(body))
+
+
+def test_masks_that_are_promised_unchanged_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = ec.compile(ec.parse(str(ec.load("softmax_attention")) + "\nin DOC[t]\nconstraint DOC[m] == DOC[p]"))
+    q, documents = torch.randn(1, 1, 70, 16), torch.arange(70) // 9
+    made: list[str] = []
+    real = mask_tables._table
+
+    def noted(table: Table, x: torch.Tensor) -> torch.Tensor:
+        made.append(table.name)
+        return real(table, x)
+
+    monkeypatch.setattr(mask_tables, "_table", noted)
+    plain = op(q, q, q, documents)
+    each = len(made)
+    assert each > 0
+    with ec.unchanged_masks():
+        assert torch.equal(op(q, q, q, documents), plain)
+        assert len(made) == 2 * each
+        assert torch.equal(op(q, q, q, documents), plain)
+        assert len(made) == 2 * each
+        documents += documents.flip(0)
+        changed = op(q, q, q, documents)
+        assert len(made) == 3 * each
+    assert torch.equal(op(q, q, q, documents), changed)
+    assert len(made) == 4 * each
