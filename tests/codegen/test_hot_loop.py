@@ -13,6 +13,7 @@ from einsumcascade.codegen.kernel import Inspection
 from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import constrained
+from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from tests.codegen.calls import VARIANTS as KERNELS
 from tests.codegen.tritons import run_with
@@ -99,6 +100,21 @@ def test_no_default_schedule_spills_in_its_hot_loop(name: str, target: str) -> N
 @pytest.mark.parametrize("name", ["softcap", "softmax_1p", "causal softmax_attention"])
 def test_no_default_schedule_spills_with_heads_of_128(name: str, target: str) -> None:
     assert_it_fits(default(name, size=128, target=target))
+
+
+@pytest.mark.parametrize("name", ["softmax_attention", "causal softmax_attention", "gqa"])
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_gradient_of_softmax_is_seven_products_on_tensor_cores(name: str, size: int) -> None:
+    backward = differentiate(cascade_of(name)).backward
+    kernel = ec.compile(backward).kernel(extents={"E": size, "F": size}, dtype="bfloat16", target="cuda:90")
+    inspection = kernel.inspect()
+    assert_it_fits(inspection)
+    # Two products contract a head, the others a tile of 64; one instruction contracts 16.
+    statistics, keys, queries = kernel.program.kernels
+    assert (statistics.loops, keys.loops[-1:], queries.loops) == ((), ("p",), ("m",))
+    loops = [inspection.kernels[f"{k.name}_kernel"].hot_loop for k in (keys, queries)]
+    found = [loop.opcodes["HGMMA"] for loop in loops if loop is not None]
+    assert found == [2 * size // 16 + 2 * 4, 2 * size // 16 + 4]
 
 
 @pytest.mark.parametrize("size", [64, 128])
