@@ -41,6 +41,7 @@ class Body(Products):
 
     shared: set[Expr] = field(default_factory=set)  # constraints of the whole cascade, over values
     tables: dict[str, Table] = field(default_factory=dict)  # what bounds of loops read of inputs
+    scattered: frozenset[str] = frozenset()  # outputs that programs add to, at indices of their own
     outer: list[tuple[str | None, frozenset[str], dict[str, str]]] = field(default_factory=list)  # loops around
 
     # --- loops --------------------------------------------------------------------------------------------------
@@ -256,6 +257,38 @@ class Body(Products):
         ]
         expr = self.env[e.tensor, "cur"]
         live = self._tested(list(tested), e, out, free_of) if e.reduce is None else []
+        if e.tensor in self.scattered:
+            return self._scatter(e, expr, axes, [*mask, *live], out, free_of)
         if live:
             expr = apply("select", conjunction(tuple(live)), expr, Num(value=0.0))
         return Store(tensor=e.tensor, indices=e.indices, expr=expr, axes=axes, mask=tuple(mask), note=str(e))
+
+    def _scatter(
+        self,
+        e: Einsum,
+        expr: Expr,
+        axes: tuple[str, ...],
+        mask: list[Expr],
+        out: list[Stmt],
+        free_of: frozenset[Expr],
+    ) -> Store:
+        """Add a tile to the elements that its index expressions name, where they name one."""
+        indices = []
+        for i, d in zip(e.indices, self.tensors[e.tensor], strict=True):
+            while isinstance(i, Apply) and i.op == "add" and Num(value=0) in getattr(i.args[1], "args", ()):
+                # Walked, but not where it goes.
+                i = i.args[0]
+            at = self._values(i, e, out, free_of)
+            if not isinstance(i, Var):
+                mask += self._range_checks(at, d)
+            indices.append(at)
+        note = f"{Read(tensor=e.tensor, indices=e.indices)} += {e.expr}"
+        return Store(
+            tensor=e.tensor,
+            indices=tuple(indices),
+            expr=expr,
+            axes=axes,
+            mask=tuple(dict.fromkeys(mask)),
+            note=note,
+            adds=True,
+        )

@@ -116,7 +116,10 @@ class Dot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """Write a tile, or a piece of one, to a tensor where every condition of `mask` holds."""
+    """Write a tile, or a piece of one, to a tensor where every condition of `mask` holds; `adds`: add it instead.
+
+    What is added goes to elements that several programs may share, so it is added one program after the other.
+    """
 
     tensor: str
     indices: tuple[Expr, ...]
@@ -125,6 +128,7 @@ class Store:
     mask: tuple[Expr, ...] = ()
     note: str = ""
     piece: str = ""
+    adds: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +222,7 @@ class TileKernel:
     buffers: tuple[str, ...] = field(default=())
     firsts: tuple[str, ...] = field(default=())
     tables: tuple[Table, ...] = field(default=())
+    scattered: tuple[str, ...] = field(default=())
 
 
 def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:

@@ -27,7 +27,7 @@ from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.rewrites.unroll import unroll
 from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Program, bounded_variables, identifier, partition
-from einsumcascade.schedules.schedule import Schedule, check_schedule
+from einsumcascade.schedules.schedule import SCATTERS, Schedule, check_schedule
 
 if TYPE_CHECKING:
     import torch
@@ -260,7 +260,7 @@ def program_of(cascade: Cascade, extents: Mapping[str, int], form: Schedule | No
                 )
             )
     sizes = tuple(sorted(text_binding(cascade, extents).extents.items()))
-    return _program(cascade, cascade.name, sizes, form.reference, tuple(form.split.items()))
+    return _program(cascade, cascade.name, sizes, form.reference, tuple(form.split.items()), form.scatter)
 
 
 def program_binding(program: Program, binding: Binding) -> Binding:
@@ -279,6 +279,7 @@ def _program(
     extents: tuple[tuple[str, int], ...],
     reference: str,
     split: tuple[tuple[str, int], ...],
+    scatter: str,
 ) -> Program:
     # Cascades are equal whatever they are called, but their kernels are not: the name is part of the key.
     assert name == cascade.name
@@ -293,7 +294,7 @@ def _program(
         simple = split_form(simple, variable=v, parts=parts).cascade
     bounded = bounded_variables(simple, dict(extents))
     simple = recompute_shifted(simple, kept=lambda e: bool(set(e.ranks) - set(bounded))).cascade
-    return partition(simple, bounded=bounded)
+    return partition(simple, bounded=bounded, scatters=scatter == SCATTERS[0])
 
 
 def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) -> list[Call]:
@@ -339,10 +340,24 @@ def allocate(
     for kernel in built.kernels:
         for t in kernel.outputs:
             shape = [binding.extents[rank_of(v)] for v in kernel.tensors[t]]
+            if t in kernel.scattered:
+                out[t] = torch.zeros(shape, dtype=wide, device=device)
+                continue
             new = torch.empty(shape, dtype=declared.get(t, wide), device=device)
             out[t] = new.fill_(float("nan")) if poison else new
         out |= tables_of(kernel, inputs)
     return out
+
+
+def finished(
+    built: Built, inputs: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The outputs by name; what programs added up in float32 is rounded now."""
+    main = value_dtype(inputs.values())
+    return {
+        o.tensor: tensors[o.tensor] if o.tensor in inputs else tensors[o.tensor].to(output_dtype(o, main))
+        for o in built.cascade.outputs
+    }
 
 
 def fitting(built: Built, tensors: Mapping[str, torch.Tensor]) -> Built:
@@ -406,7 +421,7 @@ def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Bindin
 
     with torch.cuda.device(device):
         contextvars.copy_context().run(launch)
-    return {o: tensors[o] for o in built.cascade.output_names}
+    return finished(built, inputs, tensors)
 
 
 def run_interpreted(
@@ -429,4 +444,4 @@ def run_interpreted(
         if c.programs
     ]
     done = run_interpreted(built.source, launches, tensors, **options)
-    return {o: done[o] for o in built.cascade.output_names}
+    return finished(built, inputs, done)

@@ -141,6 +141,12 @@ class Memory:
         where = f"p_{pointer_of(s)} + o_{name}" if s.axes else f"p_{name}"
         mask = f", mask={self.texts.inside(conjunction(s.mask), s.axes)}" if s.mask else ""
         self._temporaries()
+        if s.adds:
+            spanned = {v for i in s.indices for v in self.texts.of(i, raw=True).axes}
+            if set(s.axes) - spanned:
+                where = f"tl.broadcast_to({where}, {self.texts.shape(s.axes)})"
+            self._line(f"tl.atomic_add({where}, {text}{mask}, sem='relaxed')")
+            return
         self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
 
     def _spans(self, i: Expr, loop: Loop | None) -> bool:

@@ -81,6 +81,7 @@ class _Placer:
             outputs=self.cascade.output_names,
             batch=batch,
             in_range=self.in_range,
+            scattered=frozenset(self.kernel.scattered),
         )
         statements: list[Stmt] = []
         pending = list(self.cascade.body)
@@ -115,6 +116,7 @@ class _Placer:
             tables=tuple(body.tables.values()),
             buffers=tuple(t for t in self.program.buffers if t in self._tensors()),
             firsts=tuple(v for v in grid if {first(v), last(v)} & used),
+            scattered=tuple(self.kernel.scattered),
         )
 
     # --- axes and names -----------------------------------------------------------------------------------------
@@ -169,7 +171,8 @@ class _Placer:
         out = {i.tensor: i.indices for i in self.cascade.inputs}
         for e in self.cascade.einsums:
             if e.tensor in self.cascade.output_names:
-                out[e.tensor] = tuple(i.name for i in e.indices if isinstance(i, Var))
+                own = tuple(i.name for i in e.indices if isinstance(i, Var))
+                out[e.tensor] = self.kernel.scattered.get(e.tensor, own)
         return out
 
     def _always(self, s: Einsum) -> tuple[Expr, ...]:

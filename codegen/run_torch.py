@@ -28,7 +28,7 @@ from einsumcascade.codegen.kernel_ir import (
     first,
     last,
 )
-from einsumcascade.codegen.launch import Built, allocate, program_binding
+from einsumcascade.codegen.launch import Built, allocate, finished, program_binding
 from einsumcascade.language.extents import Binding
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply, rank_of
 from einsumcascade.schedules.program import Program
@@ -75,7 +75,7 @@ def run_on_cpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Bindin
     with torch.no_grad():
         for kernel in built.kernels:
             Run(kernel, tensors, binding).run()
-    return {o: tensors[o] for o in built.cascade.output_names}
+    return finished(built, inputs, tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,12 +299,30 @@ class Run:
 
     def _store(self, s: Store) -> None:
         out = self.tensors[s.tensor]
+        if s.adds:
+            self._add(s, out)
+            return
         names = tuple(i.name for i in s.indices if isinstance(i, Var))
         value = self._of(s.expr)
         data = torch.as_tensor(value.data, device=self.device)
         place = tuple(self.index[v] if v in self.index else slice(*self.spans[v]) for v in names)
         kept = tuple(v for v in names if v not in self.index)
         out[place] = self._aligned(Tile(data, value.axes), kept).to(out.dtype)
+
+    def _add(self, s: Store, out: torch.Tensor) -> None:
+        """Add a tile to elements of an output, which several of its points may share."""
+        parts = [self._of(e) for e in (s.expr, *s.indices, *s.mask)]
+        parts = [replace(t, data=torch.as_tensor(t.data, device=self.device)) for t in parts]
+        axes = self._union(parts)
+        aligned = [self._aligned(t, axes) for t in parts]
+        shape = torch.broadcast_shapes(*(t.shape for t in aligned))  # type: ignore[no-untyped-call]
+        value, *rest = (t.expand(shape) for t in aligned)
+        places, live = rest[: len(s.indices)], rest[len(s.indices) :]
+        for m in live:
+            value = torch.where(m, value, torch.zeros((), dtype=value.dtype, device=self.device))
+        inside = tuple(i.to(torch.int64).clamp(0, n - 1) for i, n in zip(places, out.shape, strict=True))
+        if out.numel():
+            out.index_put_(inside, value.to(out.dtype), accumulate=True)
 
     # --- expressions --------------------------------------------------------------------------------------------
 

@@ -12,15 +12,19 @@ from dataclasses import dataclass, field, replace
 
 from einsumcascade.errors import Diagnostic, LoweringError
 from einsumcascade.language.ir import (
+    Apply,
     Cascade,
     Einsum,
+    Expr,
     Init,
     Input,
     Iter,
+    Num,
     Output,
     Read,
     Statement,
     Var,
+    apply,
     rank_of,
     reads,
     scalars,
@@ -42,12 +46,14 @@ class Kernel:
         cascade: what it computes; its outputs are outputs of the program or buffers.
         residents: unbounded variables that its stores carry.
         loops: unbounded variables that it reduces, outermost first.
+        scattered: outputs that programs add to, at indices of their own, with the variables of their axes.
     """
 
     name: str
     cascade: Cascade
     residents: tuple[str, ...]
     loops: tuple[str, ...]
+    scattered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,24 +147,28 @@ class _Group:
     outputs: list[str] = field(default_factory=list)
 
 
-def partition(cascade: Cascade, *, bounded: tuple[str, ...]) -> Program:
+def partition(cascade: Cascade, *, bounded: tuple[str, ...], scatters: bool = False) -> Program:
     """Partition a cascade into kernels.
 
     Args:
         cascade: after the rewrites that need no tile.
         bounded: variables whose whole extent a tile may hold.
+        scatters: sums over the points `where p - m == j` are added up element by element, in any order, instead of
+            looked for by every j.
 
     Returns: a program; running its kernels in order with the reference gives the outputs of the cascade.
     Raises: LoweringError: an iterative result is needed by another kernel.
     Cost: O(Einsums^2).
     """
-    return _Partition(cascade, frozenset(bounded)).run(bounded)
+    return _Partition(cascade, frozenset(bounded), scatters).run(bounded)
 
 
 @dataclass(slots=True)
 class _Partition:
     cascade: Cascade
     bounded: frozenset[str]
+    scatters: bool = False
+    scattered: dict[str, tuple[str, ...]] = field(default_factory=dict)
     units: list[_Unit] = field(default_factory=list)
     by_tensor: dict[str, _Unit] = field(default_factory=dict)
     maps: dict[str, Einsum] = field(default_factory=dict)
@@ -186,7 +196,7 @@ class _Partition:
                 if t in needed:
                     e = self.by_tensor[t].statements[0]
                     assert isinstance(e, Einsum)
-                    buffers[t] = e.free
+                    buffers[t] = self.scattered.get(t, e.free)
             suffix = f"_{n}" if len(groups) > 1 else ""
             kernels.append(self._kernel(f"{identifier(self.cascade.name)}{suffix}", g, out, names))
         return Program(cascade=self.cascade, kernels=tuple(kernels), buffers=buffers, bounded=bounded)
@@ -224,10 +234,36 @@ class _Partition:
                             x, f"{x.tensor}, an output of every step of an iteration that reduces a rank,"
                         )
                 self._add(_Unit((*own, s), writes, residents, reduced or (s.var,), solves=bool(reduced)))
+            elif (spread := self._scattered(s)) is not None:
+                self.scattered[s.tensor] = s.free
+                self._add(_Unit((spread,), (s.tensor,), self._unbounded(spread.free), ()))
             elif loops := self._unbounded(s.ranks):
                 self._add(_Unit((s,), (s.tensor,), self._unbounded(s.free), loops))
             else:
                 self.maps[s.tensor] = s
+
+    def _scattered(self, s: Einsum) -> Einsum | None:
+        """A sum `where i(p, m) == j` as a map that is added to at i(p, m)."""
+        if not self.scatters or s.reduce != "sum" or len(self._unbounded(s.ranks)) < 1:
+            return None
+        names = [i.name for i in s.indices if isinstance(i, Var)]
+        at: dict[str, Expr] = {}
+        rest: list[Expr] = []
+        for c in s.where:
+            match c:
+                case Apply(op="eq", args=(index, Var(name=j))) if j in names and j not in at:
+                    at[j] = index
+                case _:
+                    rest.append(c)
+        if not at or set(at) & set(variables(s.expr, *rest, *at.values())) or len(names) != len(s.indices):
+            return None
+        # What the place does not depend on is walked all the same: the left side names it, times 0.
+        first = next(iter(at))
+        for v in s.ranks:
+            if v not in variables(*at.values()):
+                at[first] = apply("add", at[first], apply("mul", Num(value=0), Var(name=v)))
+        indices = tuple(at.get(n, Var(name=n)) for n in names)
+        return replace(s, indices=indices, reduce=None, ranks=(), where=tuple(rest))
 
     def _buffer(self) -> None:
         """Make kernels of their own for statistics that loops would load a tensor for again in every program.
@@ -239,7 +275,9 @@ class _Partition:
         """
         for name, e in list(self.maps.items()):
             free = set(self._unbounded(e.free))
-            if not e.ranks or e.where or not all(isinstance(i, Var) for i in e.indices):
+            plain = e.ranks and not e.where and all(isinstance(i, Var) for i in e.indices)
+            # Scores are no statistic: nothing that is given has as many elements.
+            if not plain or not any(free <= set(i.indices) for i in self.cascade.inputs):
                 continue
             for u in self.units:
                 maps, _ = self._cone(u.statements)
@@ -252,8 +290,9 @@ class _Partition:
                     del self.maps[name]
                     self._add(_Unit((e,), (name,), self._unbounded(e.free), ()))
                     break
-        order = {id(s): n for n, s in enumerate(self.cascade.body)}
-        self.units.sort(key=lambda u: order[id(u.statements[-1])])
+        order = {s.tensor: n for n, s in enumerate(self.cascade.body) if isinstance(s, Einsum)}
+        order |= {x.tensor: n for n, s in enumerate(self.cascade.body) for x in walk((s,)) if isinstance(x, Einsum)}
+        self.units.sort(key=lambda u: order[u.writes[-1]])
 
     def _loaded(self, statements: tuple[Statement, ...], without: set[str]) -> set[str]:
         """Tensors that statements load, through maps too but for some."""
@@ -384,15 +423,16 @@ class _Partition:
                 if u not in g.units and isinstance(head, Einsum):
                     foreign[head.tensor] = head
         own = {s for u in g.units for s in u.statements}
+        added = {u.writes[0]: u.statements[0] for u in g.units if u.writes[0] in self.scattered}
         body = tuple(
-            s
+            added.get(s.tensor, s) if isinstance(s, Einsum) else s
             for s in self.cascade.body
-            if s in own or (isinstance(s, Einsum) and s.tensor in wanted and s.tensor in self.maps)
+            if s in own or (isinstance(s, Einsum) and (s.tensor in added or s.tensor in wanted & self.maps.keys()))
         )
         used = {r.tensor for s in body for r in _reads_of((s,))}
         used |= {r.tensor for c in self.cascade.constraints for r in reads(c)}
         inputs = tuple(i for i in self.cascade.inputs if i.tensor in used)
-        inputs += tuple(Input(tensor=t, indices=e.free) for t, e in foreign.items())
+        inputs += tuple(Input(tensor=t, indices=self.scattered.get(t, e.free)) for t, e in foreign.items())
         space = {v for s in walk(body) if isinstance(s, Einsum) for v in s.space}
         constraints = tuple(c for c in self.cascade.constraints if set(variables(c)) <= space)
         dtypes = {o.tensor: o.dtype for o in self.cascade.outputs}
@@ -402,6 +442,7 @@ class _Partition:
             name=name,
             residents=g.residents,
             loops=tuple(v for v in order if v in g.loops) or g.loops,
+            scattered={t: self.scattered[t] for t in out if t in self.scattered},
             cascade=replace(
                 self.cascade, inputs=inputs, body=body, constraints=constraints, outputs=outputs, source=None
             ),

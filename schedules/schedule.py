@@ -14,6 +14,7 @@ from einsumcascade.schedules.roles import grid_tiles
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 REFERENCES = ("running", "bound")
+SCATTERS = ("any order", "fixed order")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +48,20 @@ class Schedule:
         kernels: by kernel name, in order; none means that each gets the default choices.
         reference: "running" keeps a running maximum, "bound" puts a bound in its place where that is proven right.
         split: parts of a rank, by its variable, that are reduced by programs of their own and merged: split-K.
+        scatter: how the gradient of a table that is read at computed places is added up: in "any order", as programs
+            come to its elements, or in a "fixed order", each element looking for its points: deterministic.
     """
 
     kernels: Mapping[str, KernelSchedule] = field(default_factory=dict)
     reference: str = "running"
     split: Mapping[str, int] = field(default_factory=dict)
+    scatter: str = "any order"
 
     def __str__(self) -> str:
         lines = [f"{name}: {k}" for name, k in self.kernels.items()]
         lines += [f"reference {self.reference}"] if self.reference != "running" else []
         lines += [f"split {v} into {n} parts" for v, n in self.split.items()]
+        lines += [f"scatter in {self.scatter}"] if self.scatter != SCATTERS[0] else []
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -69,6 +74,7 @@ class Schedule:
                 },
                 **({"reference": self.reference} if self.reference != "running" else {}),
                 **({"split": dict(self.split)} if self.split else {}),
+                **({"scatter": self.scatter} if self.scatter != SCATTERS[0] else {}),
             },
             indent=2,
         )
@@ -86,15 +92,18 @@ class Schedule:
         if not isinstance(data, dict) or not isinstance(data.get("kernels"), dict):
             raise _bad("the schedule has no object 'kernels'")
         for key in data:
-            if key not in ("kernels", "reference", "split"):
-                raise _bad(f"a schedule has no '{key}'", nearest(key, ("kernels", "reference", "split")))
+            if key not in ("kernels", "reference", "split", "scatter"):
+                raise _bad(f"a schedule has no '{key}'", nearest(key, ("kernels", "reference", "split", "scatter")))
         reference, split = data.get("reference", "running"), data.get("split", {})
         if reference not in REFERENCES:
             raise _bad(f"the reference is {reference!r}, not {' or '.join(REFERENCES)}")
         if not isinstance(split, dict) or any(type(n) is not int or n < 1 for n in split.values()):
             raise _bad(f"'split' is {split!r}, not numbers of parts by variable")
+        scatter = data.get("scatter", SCATTERS[0])
+        if scatter not in SCATTERS:
+            raise _bad(f"the scatter is {scatter!r}, not {' or '.join(map(repr, SCATTERS))}")
         kernels = {name: _kernel(name, fields) for name, fields in data["kernels"].items()}
-        return Schedule(kernels=kernels, reference=reference, split=split)
+        return Schedule(kernels=kernels, reference=reference, split=split, scatter=scatter)
 
 
 _KINDS: dict[str, type] = {"tiles": dict, "warps": int, "stages": int, "descriptors": bool}

@@ -329,7 +329,7 @@ class _Reverse:
             return
         number = "" if self.uses[read.tensor] == 1 else str(1 + len(into))
         name = fresh(f"D{read.tensor}{number}", self.taken)
-        part = Einsum(tensor=name, indices=found.indices, expr=self._all(value, found.space), where=where)
+        part = Einsum(tensor=name, indices=found.indices, expr=self._all(value, rest), where=where)
         if rest:
             part = replace(part, reduce="sum", ranks=rest)
         self.body.append(part)
