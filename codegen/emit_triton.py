@@ -364,7 +364,9 @@ class _Printer(Memory):
         return next(s.tensor for s in all_statements(self.kernel.body) if isinstance(s, Load) and s.value.name == name)
 
     def _inputs(self) -> set[str]:
-        return {t for t in self.kernel.tensors if t not in self.kernel.buffers and t not in self.kernel.outputs}
+        """Tensors in the dtype of the computation: inputs, but for what a forward has saved, as rows of float32."""
+        given = {i.tensor for i in self.kernel.cascade.inputs if not i.is_saved}
+        return {t for t in self.kernel.tensors if t in given and t not in self.kernel.buffers}
 
     # --- loops --------------------------------------------------------------------------------------------------
 

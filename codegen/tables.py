@@ -69,6 +69,8 @@ def _table(table: Table, x: torch.Tensor) -> torch.Tensor:
             x = torch.cat(ends, axis) if ends else x
     if table.ascending is not None:
         # From the end on nothing is less than the "min", up to here nothing is more than the "max".
+        # Further than half precision can count.
+        x = x.float() if x.is_floating_point() and x.element_size() < 4 else x
         x = OPS["below" if table.reduce == "min" else "above"].array(torch, x)
         axis = table.ascending
         x = x.flip(axis).cummin(axis).values.flip(axis) if table.reduce == "min" else x.cummax(axis).values

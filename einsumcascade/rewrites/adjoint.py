@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from einsumcascade.language.ir import Apply, Expr, Num, Read, reads, transform
+from einsumcascade.language.ir import Apply, Expr, Num, Read, apply, reads, transform
 from einsumcascade.language.ops import OPS
 from einsumcascade.rewrites.algebra import factors, product, terms, total
 from einsumcascade.rewrites.proofs import parsed
@@ -32,6 +32,11 @@ def adjoints(expr: Expr, received: Expr, *, value: Expr | None = None) -> tuple[
     match expr:
         case Read():
             return ((expr, received),)
+        case Apply(op="select", args=(c, x, y)):
+            # Each side is there under its condition only, so all that it receives is: 0 times no value is no value.
+            zero = Num(value=0)
+            chosen = [(r, apply("select", c, e, zero)) for r, e in adjoints(x, received)]
+            return (*chosen, *((r, apply("select", c, zero, e)) for r, e in adjoints(y, received)))
         case Apply():
             out: list[tuple[Read, Expr]] = []
             for k, operand in enumerate(expr.args):

@@ -15,7 +15,7 @@ Source: Griewank and Walther, reverse accumulation; FlashAttention-2 appendix B,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from einsumcascade.errors import Diagnostic, InputError, LoweringError, nearest
@@ -31,6 +31,7 @@ from einsumcascade.language.ir import (
     Num,
     Output,
     Read,
+    Scalar,
     Var,
     apply,
     rank_of,
@@ -50,6 +51,9 @@ from einsumcascade.rewrites.saved import least_saved
 from einsumcascade.rewrites.scatter import landing
 from einsumcascade.rewrites.step import Step
 from einsumcascade.rewrites.weights import in_exponents, named, placed
+
+# Of a maximum: some rounding errors of float32, and of its products.
+NEAR = 2.0**-18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +100,10 @@ def differentiate(
     Cost: linear in the accesses, some SymPy for each reference.
 
     >>> from einsumcascade.language.parser import parse
-    >>> print(differentiate(parse("in X[m], Y[m]\\nZ = X[m] * Y[m]\\nout Z")).backward)
-    in X[m], Y[m], DZ
-    DX[m] = DZ * Y[m]
-    DY[m] = DZ * X[m]
+    >>> print(differentiate(parse("in X[p,m], Y[p,m]\\nZ[p] = X[p,m] * Y[p,m]\\nout Z")).backward)
+    in X[p, m], Y[p, m], DZ[p]
+    DX[p, m] = DZ[p] * Y[p, m]
+    DY[p, m] = DZ[p] * X[p, m]
     out DX, DY
     """
     _refuse(cascade)
@@ -284,7 +288,9 @@ class _Reverse:
 
     def _shared(self, s: Einsum, received: Expr) -> Expr:
         """What an element under a maximum receives: an equal share if it attains it."""
-        here = apply("eq", s.expr, Read(tensor=s.tensor, indices=s.indices))
+        most = Read(tensor=s.tensor, indices=s.indices)
+        # What a gradient computes again may be rounded otherwise: what is that near attains it.
+        here = apply("le", apply("abs", apply("sub", s.expr, most)), apply("mul", Num(value=NEAR), apply("abs", most)))
         count = Einsum(
             tensor=fresh(f"N{s.tensor}", self.taken),
             indices=s.indices,
@@ -323,17 +329,29 @@ class _Reverse:
         rest = tuple(v for v in found.space if v not in {a.name for a in found.indices})
         into = self.received.setdefault(read.tensor, [])
         if not rest and found.indices == axes and set(found.space) == {a.name for a in axes}:
-            for c in where:
+            for c in (*where, *_within(s, read, self._indices)):
                 value = apply("select", c, value, Num(value=0))
             into.append(value)
             return
         number = "" if self.uses[read.tensor] == 1 else str(1 + len(into))
         name = fresh(f"D{read.tensor}{number}", self.taken)
-        part = Einsum(tensor=name, indices=found.indices, expr=self._all(value, rest), where=where)
         if rest:
+            part = Einsum(tensor=name, indices=found.indices, expr=self._all(value, rest), where=where)
             part = replace(part, reduce="sum", ranks=rest)
+        else:
+            # Nothing where there is no point, and not no value.
+            for c in where:
+                value = apply("select", c, value, Num(value=0))
+            part = Einsum(tensor=name, indices=found.indices, expr=value)
         self.body.append(part)
-        into.append(Read(tensor=name, indices=axes))
+        term: Expr = Read(tensor=name, indices=axes)
+        sizes = {(d.name, d.expr) for d in (*self.base.ranks, *found.ranks)}
+        for own, axis in zip(found.indices, axes, strict=True):
+            here, there = Scalar(name=rank_of(own.name)), Scalar(name=rank_of(axis.name))
+            if own != axis and not {(own.name, there), (axis.name, here)} & sizes:
+                # The reader walks another rank, which may be shorter.
+                term = apply("select", apply("lt", axis, here), term, Num(value=0))
+        into.append(term)
 
     def _gradient(self, name: str) -> str:
         """The output of the backward cascade for an input."""
@@ -432,3 +450,14 @@ class _Reverse:
                 inputs, told = (*inputs, i), told | {rank_of(v) for v in i.indices}
         order = {i.tensor: n for n, i in enumerate(cascade.inputs)}
         return replace(cascade, inputs=tuple(sorted(inputs, key=lambda i: order[i.tensor])))
+
+
+def _within(s: Einsum, read: Read, axes_of: Callable[[str], tuple[Var, ...]]) -> list[Expr]:
+    """What must hold for the other reads of an Einsum to be within their tensors: beyond, it has no point."""
+    out: list[Expr] = []
+    for r in reads(s.expr):
+        for i, axis in zip(r.indices, axes_of(r.tensor), strict=True):
+            if isinstance(i, Var) or r == read or (isinstance(i, Num) and i.value == 0):
+                continue
+            out += [apply("le", Num(value=0), i), apply("lt", i, Scalar(name=rank_of(axis.name)))]
+    return list(dict.fromkeys(out))

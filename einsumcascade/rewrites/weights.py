@@ -58,6 +58,9 @@ def named(cascade: Cascade, live: frozenset[str], still: set[str]) -> Cascade:
     def take(e: Expr, s: Einsum, root: bool) -> Expr:
         if not isinstance(e, Apply):
             return e
+        if e.op == "select":
+            # A side has a value under its condition only.
+            return e
         e = Apply(op=e.op, args=tuple(take(a, s, False) for a in e.args))
         compared = root and s.reduce in ("max", "min", "prod") and s.tensor in live - still
         if not (needs_value(e, live) or compared) or (root and s.reduce is None):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from einsumcascade.codegen.launch import output_dtype
-from einsumcascade.errors import InputError, LoweringError
+from einsumcascade.errors import LoweringError
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade
 from einsumcascade.reference.interpret import run
@@ -35,7 +35,7 @@ def backward_inputs(
             continue
         name = of.get(i.tensor, i.tensor)
         # A culled point of an output has no value in the reference, and 0 in what an op returns.
-        value = torch.from_numpy(np.nan_to_num(np.asarray(forward[name]), nan=0.0, posinf=np.inf, neginf=-np.inf))
+        value = torch.as_tensor(np.nan_to_num(forward[name], nan=0.0, posinf=np.inf, neginf=-np.inf))
         if i.tensor in of:
             value = torch.randn(value.shape, generator=generator)
         found[i.tensor] = value.to(output_dtype(outputs[name], main))
@@ -47,17 +47,17 @@ def judged_gradient(
 ) -> list[Row] | str:
     """Run the kernels of the gradient of a cascade and judge what each input receives.
 
-    Returns: a row for each gradient, or why there are none: no input has one, or a construct has none yet.
-    Raises: LoweringError: the gradient exists, but its kernels have no lowering yet.
+    Returns: a row for each gradient, or why there are none: no input has one, or a construct has no gradient, or no
+        lowering of it, yet.
     """
     wrt = tuple(n for n in differentiable(cascade) if inputs[n].is_floating_point())
     if not wrt:
         return "no gradient reaches an input"
     try:
         gradient = differentiate(cascade, wrt=wrt)
-    except (InputError, LoweringError) as error:
+        given = backward_inputs(gradient, inputs, dtype, seed=seed)
+        binding = bind(gradient.backward, shapes={n: tuple(t.shape) for n, t in given.items()})
+        own = [n for n in counts if n in given]
+        return judged(gradient.backward, given, binding, dtype, seed=seed, counts=own)
+    except LoweringError as error:
         return error.diagnostics[0].headline
-    given = backward_inputs(gradient, inputs, dtype, seed=seed)
-    binding = bind(gradient.backward, shapes={n: tuple(t.shape) for n, t in given.items()})
-    own = [n for n in counts if n in given]
-    return judged(gradient.backward, given, binding, dtype, seed=seed, counts=own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from einsumcascade.codegen.launch import selectors
 from einsumcascade.gallery import header, load, names
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade
@@ -35,9 +36,10 @@ def inputs_of(cascade: Cascade, dtype: str, **extents: int) -> dict[str, torch.T
 
 
 def variant_inputs(name: str, dtype: str, kind: str = "odd") -> dict[str, torch.Tensor]:
-    """The inputs that a gallery text is drawn, in one dtype; tables and lengths stay whole."""
+    """The inputs that a gallery text is drawn, in one dtype; tables and lengths stay whole, unless reckoned with."""
+    whole = selectors(load(name))
     return {
-        n: torch.from_numpy(x).to(getattr(torch, dtype if x.dtype.kind == "f" else "int32"))
+        n: torch.from_numpy(x).to(getattr(torch, "int32" if x.dtype.kind != "f" and n in whole else dtype))
         for n, x in draw(load(name), name, kind).items()
     }
 

@@ -17,7 +17,7 @@ from einsumcascade.gallery import header, load, names
 from einsumcascade.language.extents import bind
 from einsumcascade.language.parser import constrained, parse
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
-from einsumcascade.verify import verify as module
+from einsumcascade.verify import judging as module
 from einsumcascade.verify.verify import filled_extents, random_inputs, verify
 from tests.gallery.draws import extents_of
 
