@@ -35,6 +35,7 @@ from einsumcascade.language.ir import (
     apply,
     rank_of,
     reads,
+    scalars,
     substitute,
     transform,
     variables,
@@ -423,12 +424,31 @@ class _Reverse:
         needed = {r.tensor for e in cascade.einsums for r in reads(e.expr, *e.where)}
         needed |= {r.tensor for c in cascade.constraints for r in reads(c)} | set(cascade.output_names)
         inputs = tuple(i for i in cascade.inputs if i.tensor in needed)
-        names = {rank_of(v) for i in inputs for v in i.indices}
+        cascade = _used(cascade)
+        told = {rank_of(v) for i in inputs for v in i.indices} | {rank_of(d.name) for d in cascade.ranks}
         # An input that nothing reads may still be the only one that tells an extent.
-        space = {rank_of(v) for e in cascade.einsums for v in e.space}
-        told = names | {rank_of(d.name) for d in cascade.ranks}
+        space = {rank_of(v) for e in cascade.einsums for v in e.space} | _extents(cascade)
         for i in cascade.inputs:
             if i not in inputs and any(rank_of(v) in space - told for v in i.indices):
                 inputs, told = (*inputs, i), told | {rank_of(v) for v in i.indices}
         order = {i.tensor: n for n, i in enumerate(cascade.inputs)}
         return replace(cascade, inputs=tuple(sorted(inputs, key=lambda i: order[i.tensor])))
+
+
+def _used(cascade: Cascade) -> Cascade:
+    """Drop the constants that nothing uses."""
+    exprs = [x for e in cascade.einsums for x in (e.expr, *e.indices, *e.where)]
+    exprs += [*cascade.constraints, *(d.expr for d in cascade.ranks)]
+    kept: list[Definition] = []
+    for c in reversed(cascade.constants):
+        if c.name in scalars(*exprs):
+            kept.insert(0, c)
+            exprs.append(c.expr)
+    return replace(cascade, constants=tuple(kept))
+
+
+def _extents(cascade: Cascade) -> set[str]:
+    """The extents that stand as numbers."""
+    exprs = [x for e in cascade.einsums for x in (e.expr, *e.indices, *e.where)]
+    exprs += [*cascade.constraints, *(d.expr for d in (*cascade.ranks, *cascade.constants))]
+    return {s for s in scalars(*exprs) if s[0].isupper()}

@@ -140,7 +140,7 @@ def test_one_text_serves_all_lengths() -> None:
     for p, m in ((7, 9), (640, 1)):
         op(*qkv(p, m))
         texts.add(op.source)
-    assert len(texts) == 1 and len(op._built) == 1
+    assert len(texts) == 1 and len(op._runner.built) == 1
     lengths = {op.kernel(extents={"P": n, "M": 2 * n, "B": n}).source for n in (3, 4096)}
     assert lengths == {op.kernel().source}
 
