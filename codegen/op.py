@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +14,17 @@ from torch.autograd import forward_ad
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.autograd import Pair, library, recorded, underivable
 from einsumcascade.codegen.checks import PLAIN, check_kinds, refusal
+from einsumcascade.codegen.export import Exported, exported
 from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.launch import KERNEL_DTYPES, Built, build, require_inputs, with_constants
 from einsumcascade.codegen.modules import Module
 from einsumcascade.codegen.ops import registered
 from einsumcascade.codegen.runner import Runner, allowed_precision, present_target
-from einsumcascade.errors import Diagnostic, ScheduleError, nearest
+from einsumcascade.errors import Diagnostic, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.derive import Derivation, derive
+from einsumcascade.rewrites.differentiate import differentiable
 from einsumcascade.schedules.schedule import PRECISIONS, Schedule
 
 DEFAULT_DTYPE = "bfloat16"
@@ -256,6 +259,61 @@ class Op:
         ['SINK']
         """
         return Module(self, held)
+
+    def export(
+        self,
+        path: str | Path | None = None,
+        *,
+        extents: Mapping[str, int] | None = None,
+        dtype: str = DEFAULT_DTYPE,
+        target: str | None = None,
+    ) -> str:
+        """Write the op as one file that needs torch and triton only, kernels, launches and gradient.
+
+        The file holds for the extents of feature ranks that it is made for and for all lengths; its header has the
+        cascades, the versions and the choices. It defines a function by the name of the cascade.
+
+        Args:
+            path: of the file; None writes none.
+            extents, dtype, target: see `kernel`.
+
+        Returns: the text of the file.
+        Raises: InputError, ScheduleError, TargetError; LoweringError: a construct has no lowering, or no form in a
+            file, yet; OSError: the file cannot be written.
+        """
+        text = exported(self._parts(dict(extents or {}), dtype, target))
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _parts(self, extents: dict[str, int], dtype: str, target: str | None) -> Exported:
+        import triton
+
+        from einsumcascade import __version__
+
+        options: dict[str, Any] = {"extents": extents, "dtype": dtype, "target": target}
+        versions = {
+            "einsumcascade": __version__,
+            "torch": torch.__version__.split("+")[0],
+            "triton": str(triton.__version__),
+        }
+        reached = differentiable(self.cascade)
+        try:
+            pair = self._pair(reached) if reached else None
+        except LoweringError as error:
+            if "not-differentiated-yet" not in error.codes:
+                raise
+            pair = None
+        if pair is None:
+            built = self.kernel(**options).built
+            return Exported(original=self.cascade, forward=built, gradient=None, backward=None, versions=versions)
+        forward, backward = (
+            Op(cascade=r.cascade, precision=self.precision).kernel(**options).built
+            for r in (pair.forward, pair.backward)
+        )
+        return Exported(
+            original=self.cascade, forward=forward, gradient=pair.gradient, backward=backward, versions=versions
+        )
 
     def _shown(self) -> Built:
         return self._ran.last() if self._ran.last is not None else self.kernel().built

@@ -248,6 +248,29 @@ def compile_kernel(
 
 
 @app.command()
+def export(
+    spec: Spec,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")],
+    constraint: Constraints = None,
+    const: Constants = None,
+    over: Over = None,
+    extents: Extents = "",
+    target: Annotated[str, typer.Option(metavar="cuda:90", help="The GPU to compile for; none is needed.")] = "cuda:90",
+    dtype: Annotated[Dtype, typer.Option(help="The dtype of the inputs.")] = Dtype.bfloat16,
+) -> None:
+    """Export a PyTorch op as one file, forward and backward, that needs torch and triton only."""
+    bound = parse_extents(extents)
+    cascade = spec_of(spec, constraint, const, over)
+    keep(spec, output)
+    with progress("exporting"):
+        from einsumcascade.codegen.op import compile as compile_cascade
+
+        text = compile_cascade(cascade).export(dtype=dtype.value, target=target, **given_of(extents=bound))
+    write_atomically(output, ending(text))
+    typer.echo(f"written: {output}", err=True)
+
+
+@app.command()
 def report(
     spec: Spec,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page to write.")],

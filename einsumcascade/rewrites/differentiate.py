@@ -79,6 +79,18 @@ class Gradient:
         blocks = [f"{n}. {s}" for n, s in enumerate(self.steps, start=1)]
         return "\n\n".join([*blocks, f"forward:\n{self.forward}", f"backward:\n{self.backward}"])
 
+    def to_dict(self) -> dict[str, object]:
+        """A JSON value."""
+        return {
+            "spec": self.original.name,
+            "steps": [{"rule": s.rule, "kind": s.kind, "what": s.what, "proof": list(s.proof)} for s in self.steps],
+            "forward": str(self.forward),
+            "backward": str(self.backward),
+            "saved": list(self.saved),
+            "received": dict(self.received),
+            "gradients": dict(self.gradients),
+        }
+
 
 def differentiate(
     cascade: Cascade, *, wrt: tuple[str, ...] | None = None, extents: Mapping[str, int] | None = None
