@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -289,11 +290,10 @@ class Op:
     def _parts(self, extents: dict[str, int], dtype: str, target: str | None) -> Exported:
         import triton
 
-        from einsumcascade import __version__
-
         options: dict[str, Any] = {"extents": extents, "dtype": dtype, "target": target}
         versions = {
-            "einsumcascade": __version__,
+            # The face of the package comes after this layer, and is there whenever this is.
+            "einsumcascade": sys.modules["einsumcascade"].__version__,
             "torch": torch.__version__.split("+")[0],
             "triton": str(triton.__version__),
         }
