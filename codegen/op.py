@@ -145,7 +145,7 @@ class Op:
         if not plain or torch._C._len_torch_dispatch_stack():
             return self._traced(ordered)
         # Kernels read memory as it lies, where a tensor that is negated when it is read has the other sign.
-        if any([t.is_neg() for t in ordered]):
+        if any(t.is_neg() for t in ordered):
             ordered = [t.resolve_neg() for t in ordered]
         if torch.is_grad_enabled():
             for t in ordered:
