@@ -1,22 +1,20 @@
-"""Gradients of an op: the pair of ops behind a call that records gradients, and how PyTorch comes to know of it."""
+"""Gradients of an op: the pair of runners behind a call that records gradients, and how PyTorch comes to know of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from einsumcascade.codegen.ops import define, outputs_like
+from einsumcascade.codegen.ops import choices_of, define, outputs_like, registered, with_batch
+from einsumcascade.codegen.runner import Runner, Tensors
+from einsumcascade.errors import Diagnostic, LoweringError
 from einsumcascade.language.ir import Cascade
-from einsumcascade.rewrites.differentiate import Gradient
-
-if TYPE_CHECKING:
-    from einsumcascade.codegen.op import Op
-
-Tensors = tuple[torch.Tensor, ...]
+from einsumcascade.rewrites.differentiate import Gradient, differentiable, differentiate
+from einsumcascade.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -25,19 +23,39 @@ class Pair:
 
     Args:
         gradient: the two cascades.
-        forward, backward: their ops.
+        forward, backward: what runs them on plain tensors.
     """
 
     gradient: Gradient
-    forward: Op
-    backward: Op
+    forward: Runner
+    backward: Runner
+
+    @staticmethod
+    def of(cascade: Cascade, wrt: tuple[str, ...], precision: str | None) -> Pair:
+        """Differentiate a cascade with respect to those of `wrt` that a gradient reaches.
+
+        Raises: LoweringError: a construct has no gradient yet.
+        """
+        gradient = _gradient(cascade, cascade.name, wrt)
+        given = frozenset(gradient.received.values()) | set(gradient.saved)
+        return Pair(
+            gradient=gradient,
+            forward=Runner(cascade=gradient.forward, precision=precision),
+            backward=Runner(cascade=gradient.backward, precision=precision, wide=given),
+        )
 
     @property
     def count(self) -> int:
         """The number of outputs that a caller sees."""
         return len(self.gradient.original.outputs)
 
-    def kept(self, inputs: Tensors, outputs: Tensors) -> Tensors:
+    @cached_property
+    def still(self) -> tuple[int, ...]:
+        """The outputs of the forward that no gradient comes back from: those it saves, and those no input reaches."""
+        names = [o.tensor for o in self.gradient.forward.outputs]
+        return tuple(n for n, o in enumerate(names) if n >= self.count or o not in self.gradient.received)
+
+    def kept(self, inputs: Sequence[torch.Tensor], outputs: Tensors) -> Tensors:
         """What the backward needs beside what the outputs receive, in its order."""
         known = dict(zip((o.tensor for o in self.gradient.forward.outputs), outputs, strict=True))
         known |= dict(zip((i.tensor for i in self.gradient.original.inputs), inputs, strict=True))
@@ -66,68 +84,139 @@ class Pair:
         return out
 
 
+@lru_cache(maxsize=256)
+def _gradient(cascade: Cascade, name: str, wrt: tuple[str, ...]) -> Gradient:
+    # Cascades are equal whatever they are called, but their kernels are not.
+    assert name == cascade.name
+    reached = set(differentiable(cascade))
+    return differentiate(cascade, wrt=tuple(t for t in wrt if t in reached))
+
+
+def _operator(runner: Runner) -> Callable[..., Any]:
+    return registered(runner.cascade, precision=runner.precision, schedule=runner.schedule, wide=runner.wide)
+
+
+def _computed(runner: Runner, tensors: Sequence[torch.Tensor]) -> Tensors:
+    """Run on plain tensors; those of a transform go to the operator, which the transform takes apart."""
+    if not torch._C._are_functorch_transforms_active():
+        return runner(tensors)
+    found = _operator(runner)(*tensors)
+    return (found,) if isinstance(found, torch.Tensor) else tuple(found)
+
+
+def underivable(name: str, what: str) -> LoweringError:
+    """The error of a derivative that is not derived."""
+    return LoweringError(
+        diagnostics=(
+            Diagnostic(
+                code="first-derivatives-only",
+                headline=f"{name}: {what} is not derived",
+                rule="an op has first derivatives, in reverse mode",
+                hint="`run_plain` of einsumcascade.codegen.plain computes any cascade in plain PyTorch, which has all",
+            ),
+        )
+    )
+
+
 class _Recorded(torch.autograd.Function):
-    """One call in eager mode."""
+    """One call in eager mode, or under transforms of torch.func."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, pair: Pair, *tensors: torch.Tensor) -> Any:
-        outputs = pair.forward._run(list(tensors))
+    def forward(pair: Pair, *tensors: torch.Tensor) -> Tensors:
+        return _computed(pair.forward, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensors) -> None:
+        pair, *tensors = inputs
         ctx.pair = pair
         ctx.dtypes = [t.dtype for t in tensors]
-        seen = outputs[: pair.count]
-        ctx.like = [(t.shape, t.dtype, t.device) for t in seen]
+        ctx.like = [(t.shape, t.dtype, t.device) for t in output[: pair.count]]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*pair.kept(tensors, outputs))
-        names = pair.gradient.original.output_names
-        still = [t for o, t in zip(names, seen, strict=True) if o not in pair.gradient.received]
-        ctx.mark_non_differentiable(*still)
-        return seen[0] if len(seen) == 1 else seen
+        ctx.save_for_backward(*pair.kept(tensors, output))
+        ctx.mark_non_differentiable(*(output[n] for n in pair.still))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         pair: Pair = ctx.pair
-        given = pair.given(ctx.saved_tensors, pair.received(grads, ctx.like))
-        return None, *pair.handed(pair.backward._run(given), ctx.dtypes)
+        given = pair.given(ctx.saved_tensors, pair.received(grads[: pair.count], ctx.like))
+        if torch.is_grad_enabled():
+            found: Tensors = _Backward.apply(pair, *given)  # type: ignore[no-untyped-call]
+        else:
+            found = _computed(pair.backward, given)
+        return None, *pair.handed(found, ctx.dtypes)
 
 
-def recorded(pair: Pair, tensors: list[torch.Tensor]) -> torch.Tensor | Tensors:
-    """Run a call in eager mode and record its gradient."""
-    result: torch.Tensor | Tensors = _Recorded.apply(pair, *tensors)  # type: ignore[no-untyped-call]
-    return result
+class _Backward(torch.autograd.Function):
+    """The backward where a gradient of it may be asked for, which there is none."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(pair: Pair, *given: torch.Tensor) -> Tensors:
+        return _computed(pair.backward, given)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensors) -> None:
+        ctx.name = inputs[0].gradient.original.name
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        raise underivable(ctx.name, "the gradient of a gradient")
 
 
-def library(cascade: Cascade, *, choices: str, pair: Callable[[tuple[str, ...]], Pair]) -> Callable[..., Any]:
+def recorded(pair: Pair, tensors: Sequence[torch.Tensor]) -> torch.Tensor | Tensors:
+    """Run a call in eager mode, or under transforms, and record its gradient."""
+    found: Tensors = _Recorded.apply(pair, *tensors)  # type: ignore[no-untyped-call]
+    return found[0] if pair.count == 1 else found[: pair.count]
+
+
+def library(
+    cascade: Cascade, *, precision: str | None, schedule: Schedule | None, pair: Callable[[tuple[str, ...]], Pair]
+) -> Callable[..., Any]:
     """The operator of torch.library that traced calls which record gradients go through.
 
     Its last argument names the inputs that require one, so that nothing is differentiated before a call wants it.
 
     Args:
-        cascade: what it computes. choices: text of what else tells two ops apart.
-        pair: finds the ops for gradients in some inputs.
+        cascade: what it computes. precision, schedule: what else tells two ops apart.
+        pair: finds the runners for gradients in some inputs.
 
     Returns: an operator of the inputs and a text; its first outputs are those of the cascade.
     """
-    count = len(cascade.inputs)
-    arguments = ", ".join(f"Tensor t{n}" for n in range(count))
+    choices = choices_of(precision, schedule)
+    arguments = ", ".join(f"Tensor t{n}" for n in range(len(cascade.inputs)))
 
     def of(wrt: str) -> Pair:
         return pair(tuple(wrt.split(",")))
 
     def forward(*given: Any) -> list[torch.Tensor]:
-        return list(of(given[-1]).forward._run(list(given[:-1])))
+        with torch.no_grad():
+            return list(of(given[-1]).forward(given[:-1]))
 
     def shapes(*given: Any) -> list[torch.Tensor]:
         return outputs_like(of(given[-1]).gradient.forward, given[:-1])
 
+    def batched(info: Any, axes: tuple[int | None, ...], *given: Any) -> Any:
+        return _batched(of(given[-1]).forward, axes[:-1], given[:-1])
+
     def backward(given: list[torch.Tensor], wrt: str) -> list[torch.Tensor]:
-        return list(of(wrt).backward._run(given))
+        with torch.no_grad():
+            return list(of(wrt).backward(given))
 
     def back_shapes(given: list[torch.Tensor], wrt: str) -> list[torch.Tensor]:
         return outputs_like(of(wrt).gradient.backward, tuple(given))
 
-    first: Any = define(cascade, f"{choices}\nrecorded", f"({arguments}, str wrt) -> Tensor[]", forward, shapes)
-    second = define(cascade, f"{choices}\nbackward", "(Tensor[] given, str wrt) -> Tensor[]", backward, back_shapes)
+    def back_batched(info: Any, axes: Any, given: list[torch.Tensor], wrt: str) -> Any:
+        return _batched(of(wrt).backward, tuple(axes[0]), tuple(given))
+
+    first: Any = define(
+        cascade, f"{choices}\nrecorded", f"({arguments}, str wrt) -> Tensor[]", forward, shapes, batched
+    )
+    second: Any = define(
+        cascade, f"{choices}\nbackward", "(Tensor[] given, str wrt) -> Tensor[]", backward, back_shapes, back_batched
+    )
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
         tensors, wrt = inputs[:-1], inputs[-1]
@@ -141,6 +230,17 @@ def library(cascade: Cascade, *, choices: str, pair: Callable[[tuple[str, ...]],
         given = p.given(ctx.saved_tensors, p.received(tuple(grads[: p.count]), ctx.like))
         return *p.handed(tuple(second(given, ctx.wrt)), ctx.dtypes), None
 
+    def refuse(ctx: Any, grads: Any) -> Any:
+        raise underivable(cascade.name, "the gradient of a gradient")
+
     first.register_autograd(back, setup_context=setup)
+    second.register_autograd(refuse)
     op: Callable[..., Any] = first
     return op
+
+
+def _batched(runner: Runner, axes: tuple[int | None, ...], tensors: tuple[torch.Tensor, ...]) -> Any:
+    more, given, out = with_batch(runner.cascade, axes, tensors)
+    found = registered(more, precision=runner.precision, schedule=runner.schedule, wide=runner.wide)(*given)
+    outputs = [found] if isinstance(found, torch.Tensor) else list(found)
+    return outputs, list(out)

@@ -1,38 +1,33 @@
-"""The op: a callable on tensors. CUDA tensors run the kernel, CPU tensors the same program in PyTorch."""
+"""The op: a callable on tensors that PyTorch treats as its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
-from einsumcascade.analysis.targets import TARGETS, GpuTarget, gpu_target
-from einsumcascade.codegen.autograd import Pair, library, recorded
+from einsumcascade.analysis.targets import gpu_target
+from einsumcascade.codegen.autograd import Pair, library, recorded, underivable
+from einsumcascade.codegen.checks import PLAIN, check_kinds, refusal
+from einsumcascade.codegen.export import Exported, exported
 from einsumcascade.codegen.kernel import Kernel
-from einsumcascade.codegen.launch import (
-    KERNEL_DTYPES,
-    WHOLE_DTYPES,
-    Built,
-    build,
-    feature_ranks,
-    program_of,
-    require_inputs,
-    run_on_gpu,
-    selectors,
-    value_dtype,
-    with_constants,
-)
+from einsumcascade.codegen.launch import KERNEL_DTYPES, Built, build, require_inputs, with_constants
+from einsumcascade.codegen.modules import Module
 from einsumcascade.codegen.ops import registered
-from einsumcascade.errors import Diagnostic, InputError, ScheduleError, nearest
+from einsumcascade.codegen.runner import Runner, allowed_precision, present_target
+from einsumcascade.errors import Diagnostic, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.derive import Derivation, derive
-from einsumcascade.rewrites.differentiate import differentiable, differentiate
+from einsumcascade.rewrites.differentiate import differentiable
 from einsumcascade.schedules.schedule import PRECISIONS, Schedule
 
-DEFAULT_TARGET = "cuda:90"
 DEFAULT_DTYPE = "bfloat16"
 
 
@@ -65,7 +60,7 @@ def compile(
 
         cascade = load(cascade)
     if not isinstance(cascade, Cascade):
-        raise _wrong(
+        raise refusal(
             "wrong-type",
             f"a {type(cascade).__name__} cannot be compiled",
             rule="compile takes a cascade, the name of a gallery text, or the path of a file",
@@ -93,75 +88,110 @@ def compile(
 class Op:
     """A compiled cascade. Call it with tensors in the order of `in`, or by name.
 
+    It is differentiable in every input that a gradient reaches; copies and pickles are ops of the same cascade.
+
     Args:
         cascade: what it computes.
         fixed_schedule: used for every call, or None for the default by rule.
         precision: see `compile`.
-        wide: inputs that may be float32 whatever their axes: what a forward saves for its gradient.
     """
 
     cascade: Cascade
     fixed_schedule: Schedule | None = None
     precision: str | None = None
-    wide: frozenset[str] = frozenset()
-    _built: dict[object, Built] = field(default_factory=dict, repr=False)
-    _last: Callable[[], Built] | None = field(default=None, repr=False)
     _derivation: Derivation | None = field(default=None, repr=False)
     _pairs: dict[tuple[str, ...], Pair] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.__name__ = self.cascade.name
-        choices = f"{self.precision}\n{self.fixed_schedule.to_json() if self.fixed_schedule else ''}"
-        run = partial(_run_hidden, self.cascade, self.precision, self.fixed_schedule)
-        self._library = registered(self.cascade, choices=choices, run=run)
-        pair = partial(_hidden_pair, self.cascade, self.precision, self.fixed_schedule)
-        self._recording = library(self.cascade, choices=choices, pair=pair)
+        self._names = [i.tensor for i in self.cascade.inputs]
+        self._count = len(self._names)
+        self._runner = Runner(cascade=self.cascade, schedule=self.fixed_schedule, precision=self.precision)
+        self._ran = self._runner
+        choices: dict[str, Any] = {"precision": self.precision, "schedule": self.fixed_schedule}
+        self._library = registered(self.cascade, **choices)
+        self._recording = library(
+            self.cascade, **choices, pair=partial(_hidden_pair, self.cascade, self.cascade.name, self.precision)
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle what makes the op; what it has built is built anew, or found."""
+        return _again, (self.cascade, self.fixed_schedule, self.precision)
 
     def __call__(self, *tensors: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Compute the outputs, in the order of `out`: one tensor, or a tuple.
 
-        Where gradients are recorded and a tensor requires one, the forward saves what the gradient needs.
+        Where gradients are recorded and a tensor requires one, the forward saves what the gradient needs. In a region
+        of `torch.autocast`, inputs of two or more axes are cast to its dtype.
 
-        Raises: InputError: a tensor is missing, unknown, of a wrong rank, extent, dtype or device; LoweringError: a
-            gradient is wanted of a construct that has none yet.
+        Raises: InputError: a tensor is missing, unknown, of a wrong kind, rank, extent, dtype or device;
+            LoweringError: a gradient is wanted of a construct that has none yet.
         """
-        ordered = self._ordered(tensors, named)
-        wrt = self._recorded(ordered)
+        ordered = self._ordered(tensors, named) if named or len(tensors) != self._count else tensors
+        plain = True
+        for t in ordered:
+            if type(t) not in PLAIN:
+                check_kinds(dict(zip(self._names, ordered, strict=True)))
+                plain = False
+        kind = ordered[0].device.type
+        if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+            ordered = _cast(ordered, torch.get_autocast_dtype(kind))
         if torch.compiler.is_compiling():
-            if wrt:
-                found = self._recording(*ordered, ",".join(wrt))
-                count = len(self.cascade.outputs)
-                return found[0] if count == 1 else tuple(found[:count])
-            result: torch.Tensor | tuple[torch.Tensor, ...] = self._library(*ordered)
-            return result
-        if wrt:
-            return recorded(self._pair(wrt), ordered)
-        outputs = self._run(ordered)
+            return self._traced(ordered)
+        if forward_ad._current_level >= 0:
+            self._refuse_tangents(ordered)
+        if torch._C._are_functorch_transforms_active():
+            return self._transformed(ordered)
+        if not plain or torch._C._len_torch_dispatch_stack():
+            return self._traced(ordered)
+        # Kernels read memory as it lies, where a tensor that is negated when it is read has the other sign.
+        if any(t.is_neg() for t in ordered):
+            ordered = [t.resolve_neg() for t in ordered]
+        if torch.is_grad_enabled():
+            for t in ordered:
+                if t.requires_grad:
+                    return self._record(ordered)
+        self._ran = self._runner
+        outputs = self._runner(ordered)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _recorded(self, ordered: list[torch.Tensor]) -> tuple[str, ...]:
-        """The inputs whose gradient this call records."""
-        if not torch.is_grad_enabled():
-            return ()
-        return tuple(
-            i.tensor
-            for i, t in zip(self.cascade.inputs, ordered, strict=True)
-            if isinstance(t, torch.Tensor) and t.requires_grad
-        )
+    def _refuse_tangents(self, ordered: Sequence[torch.Tensor]) -> None:
+        stack = torch._C._functorch.get_interpreter_stack() or []
+        transformed = any(i.key() == torch._C._functorch.TransformType.Jvp for i in stack)
+        if transformed or any(_tangent(t) is not None for t in ordered):
+            raise underivable(self.cascade.name, "the derivative in forward mode")
+
+    def _record(self, ordered: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Call in eager mode and record the gradient."""
+        pair = self._pair(self._wrt([t.requires_grad for t in ordered]))
+        self._ran = pair.forward
+        return recorded(pair, ordered)
+
+    def _traced(self, ordered: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Call the library op: what a tracer, an exporter or a dispatch mode is to see."""
+        wrt = self._wrt([t.requires_grad for t in ordered]) if torch.is_grad_enabled() else ()
+        if wrt:
+            found = self._recording(*ordered, ",".join(wrt))
+            count = len(self.cascade.outputs)
+            return found[0] if count == 1 else tuple(found[:count])
+        result: torch.Tensor | tuple[torch.Tensor, ...] = self._library(*ordered)
+        return result
+
+    def _transformed(self, ordered: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Call under transforms of torch.func; a gradient may be wanted at any level of them."""
+        wrt = self._wrt([_wanted(t) for t in ordered]) if torch.is_grad_enabled() else ()
+        if wrt:
+            return recorded(self._pair(wrt), ordered)
+        result: torch.Tensor | tuple[torch.Tensor, ...] = self._library(*ordered)
+        return result
+
+    def _wrt(self, wanted: list[bool]) -> tuple[str, ...]:
+        return tuple([n for n, yes in zip(self._names, wanted, strict=True) if yes])
 
     def _pair(self, wrt: tuple[str, ...]) -> Pair:
-        """The ops behind calls that record gradients in some inputs."""
+        """What is behind calls that record gradients in some inputs."""
         if wrt not in self._pairs:
-            reached = set(differentiable(self.cascade))
-            gradient = differentiate(self.cascade, wrt=tuple(t for t in wrt if t in reached))
-            given = frozenset(gradient.received.values()) | set(gradient.saved)
-
-            def op(cascade: Cascade, wide: frozenset[str] = frozenset()) -> Op:
-                return Op(cascade=cascade, precision=self.precision, wide=wide)
-
-            self._pairs[wrt] = Pair(
-                gradient=gradient, forward=op(gradient.forward), backward=op(gradient.backward, given)
-            )
+            self._pairs[wrt] = Pair.of(self.cascade, wrt, self.precision)
         return self._pairs[wrt]
 
     @property
@@ -204,7 +234,7 @@ class Op:
         """
         where = gpu_target(target) if target is not None else present_target()
         if dtype not in KERNEL_DTYPES:
-            raise _wrong(
+            raise refusal(
                 "wrong-dtype",
                 f"kernels take no inputs of '{dtype}'",
                 rule="inputs are " + ", ".join(KERNEL_DTYPES),
@@ -216,182 +246,137 @@ class Op:
             dtype=dtype,
             target=where,
             schedule=schedule or self.fixed_schedule,
-            precision=self._precision(),
+            precision=self.precision or allowed_precision(),
         )
         return Kernel(built=built, target=where)
 
+    def module(self, **held: torch.Tensor) -> Module:
+        """A torch.nn.Module that holds some of the inputs; its `forward` takes the others.
+
+        Args:
+            held: by name: a torch.nn.Parameter is trained, a plain tensor becomes a buffer.
+
+        Raises: InputError: a name is no input, or one that every module has.
+
+        >>> layer = compile("sink").module(SINK=torch.nn.Parameter(torch.zeros(4)))
+        >>> list(layer.state_dict())
+        ['SINK']
+        """
+        return Module(self, held)
+
+    def export(
+        self,
+        path: str | Path | None = None,
+        *,
+        extents: Mapping[str, int] | None = None,
+        dtype: str = DEFAULT_DTYPE,
+        target: str | None = None,
+    ) -> str:
+        """Write the op as one file that needs torch and triton only, kernels, launches and gradient.
+
+        The file holds for the extents of feature ranks that it is made for and for all lengths; its header has the
+        cascades, the versions and the choices. It defines a function by the name of the cascade.
+
+        Args:
+            path: of the file; None writes none.
+            extents, dtype, target: see `kernel`.
+
+        Returns: the text of the file.
+        Raises: InputError, ScheduleError, TargetError; LoweringError: a construct has no lowering, or no form in a
+            file, yet; OSError: the file cannot be written.
+        """
+        text = exported(self._parts(dict(extents or {}), dtype, target))
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _parts(self, extents: dict[str, int], dtype: str, target: str | None) -> Exported:
+        import triton
+
+        options: dict[str, Any] = {"extents": extents, "dtype": dtype, "target": target}
+        versions = {
+            # The face of the package comes after this layer, and is there whenever this is.
+            "einsumcascade": sys.modules["einsumcascade"].__version__,
+            "torch": torch.__version__.split("+")[0],
+            "triton": str(triton.__version__),
+        }
+        reached = differentiable(self.cascade)
+        try:
+            pair = self._pair(reached) if reached else None
+        except LoweringError as error:
+            if "not-differentiated-yet" not in error.codes:
+                raise
+            pair = None
+        if pair is None:
+            built = self.kernel(**options).built
+            return Exported(original=self.cascade, forward=built, gradient=None, backward=None, versions=versions)
+        forward, backward = (
+            Op(cascade=r.cascade, precision=self.precision).kernel(**options).built
+            for r in (pair.forward, pair.backward)
+        )
+        return Exported(
+            original=self.cascade, forward=forward, gradient=pair.gradient, backward=backward, versions=versions
+        )
+
     def _shown(self) -> Built:
-        return self._last() if self._last is not None else self.kernel().built
-
-    def _text_for(self, extents: Mapping[str, int], dtype: str) -> Built:
-        """The text that a GPU would run for a call on a CPU; float64 has none, so its extents alone count."""
-        return self.kernel(extents=extents, dtype=dtype if dtype in KERNEL_DTYPES else DEFAULT_DTYPE).built
-
-    def _precision(self) -> str:
-        if self.precision is not None:
-            return self.precision
-        return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
-
-    # --- one call -----------------------------------------------------------------------------------------------
+        return self._ran.last() if self._ran.last is not None else self.kernel().built
 
     def _ordered(self, tensors: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         names = [i.tensor for i in self.cascade.inputs]
         signature = f"({', '.join(names)})"
         if len(tensors) > len(names):
-            raise _wrong(
+            raise refusal(
                 "too-many-inputs", f"{len(tensors)} tensors for {len(names)} inputs", rule=f"the inputs are {signature}"
             )
         out: dict[str, torch.Tensor] = dict(zip(names, tensors, strict=False))
         for name, t in named.items():
             if name not in names:
-                raise _wrong(
+                raise refusal(
                     "unknown-input",
                     f"the cascade has no input '{name}'",
                     rule=f"the inputs are {signature}",
                     hint=nearest(name, names),
                 )
             if name in out:
-                raise _wrong(
+                raise refusal(
                     "repeated-input", f"{name} is given by position and by name", rule=f"the inputs are {signature}"
                 )
             out[name] = t
         missing = [n for n in names if n not in out]
         if missing:
-            raise _wrong("missing-input", f"{', '.join(missing)} not given", rule=f"the inputs are {signature}")
+            raise refusal("missing-input", f"{', '.join(missing)} not given", rule=f"the inputs are {signature}")
         return [out[n] for n in names]
 
-    def _run(self, ordered: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        inputs = {i.tensor: t for i, t in zip(self.cascade.inputs, ordered, strict=True)}
-        self._check(inputs)
-        binding = bind(self.cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()})
-        device = ordered[0].device
-        features = {r: binding.extents[r] for r in feature_ranks(self.cascade)}
-        dtype = str(value_dtype(ordered)).removeprefix("torch.")
-        key = (device.type, device.index, dtype, self._precision(), tuple(features.items()))
-        built = self._built.get(key)
-        if built is None:
-            built = self._built[key] = self._build(device, dtype, features)
-        if device.type == "cuda":
-            self._last = lambda: built
-            outputs = run_on_gpu(built, inputs, binding)
-        else:
-            self._last = partial(self._text_for, features, dtype)
-            from einsumcascade.codegen.run_torch import run_on_cpu
 
-            outputs = run_on_cpu(built, inputs, binding)
-        # An output that is an input is a tensor of its own all the same.
-        return tuple(
-            outputs[o.tensor].to(getattr(torch, o.dtype or dtype), copy=True, memory_format=torch.contiguous_format)
-            if o.tensor in inputs
-            else outputs[o.tensor]
-            for o in self.cascade.outputs
-        )
-
-    def _build(self, device: torch.device, dtype: str, features: Mapping[str, int]) -> Built:
-        if device.type == "cuda":
-            return build(
-                self.cascade,
-                extents=features,
-                dtype=dtype,
-                target=_target_of(device),
-                schedule=self.fixed_schedule,
-                precision=self._precision(),
-            )
-        from einsumcascade.codegen.run_torch import cpu_schedule
-
-        form = self.fixed_schedule or Schedule()
-        kernels = cpu_schedule(program_of(self.cascade, features, form), features).kernels
-        return build(
-            self.cascade,
-            extents=features,
-            dtype=dtype,
-            target=gpu_target(DEFAULT_TARGET),
-            schedule=replace(form, kernels=kernels),
-        )
-
-    def _check(self, inputs: Mapping[str, torch.Tensor]) -> None:
-        """Types, devices and dtypes; ranks and extents are checked as they are bound."""
-        for name, t in inputs.items():
-            if not isinstance(t, torch.Tensor):
-                raise _wrong(
-                    "wrong-type", f"{name} is a {type(t).__name__}, not a torch.Tensor", rule="an op takes tensors"
-                )
-        index_only = selectors(self.cascade)
-        first_name, first = next(iter(inputs.items()))
-        if first.device.type not in ("cpu", "cuda"):
-            raise _wrong("wrong-device", f"{first_name} is on {first.device}", rule="tensors are on a GPU or a CPU")
-        for name, t in inputs.items():
-            if t.device != first.device:
-                raise _wrong(
-                    "wrong-device",
-                    f"{name} is on {t.device}, but {first_name} on {first.device}",
-                    rule="all inputs are on one device",
-                    hint=f"{name}.to({str(first.device)!r})",
-                )
-        whole = {getattr(torch, n) for n in WHOLE_DTYPES}
-        values = {n: t for n, t in inputs.items() if n not in index_only or t.dtype not in whole}
-        known = {getattr(torch, n) for n in KERNEL_DTYPES} | ({torch.float64} if first.device.type == "cpu" else set())
-        for name, t in values.items():
-            if t.dtype not in known:
-                raise _wrong(
-                    "wrong-dtype",
-                    f"{name} is {t.dtype}",
-                    rule="inputs are float16, bfloat16 or float32; float64 on a CPU only; a tensor that only "
-                    "indexes or compares may hold whole numbers",
-                )
-        if not values:
-            raise _wrong(
-                "input-dtype",
-                "no input holds floating-point numbers",
-                rule="outputs have the dtype of the first input that does",
-            )
-        main_name, main = next(iter(values.items()))
-        for name, t in values.items():
-            if t.dtype != main.dtype and not (t.dtype == torch.float32 and (t.dim() < 2 or name in self.wide)):
-                raise _wrong(
-                    "wrong-dtype",
-                    f"{name} is {t.dtype}, but {main_name} is {main.dtype}",
-                    rule="inputs share the dtype of the first; one of fewer than two axes may be float32",
-                    hint=f"{name}.to({main.dtype})",
-                )
+def _again(cascade: Cascade, schedule: Schedule | None, precision: str | None) -> Op:
+    return Op(cascade=cascade, fixed_schedule=schedule, precision=precision)
 
 
-def _wrong(code: str, headline: str, *, rule: str = "", hint: str = "") -> InputError:
-    return InputError(diagnostics=(Diagnostic(code=code, headline=headline, rule=rule, hint=hint),))
+def _tangent(t: torch.Tensor) -> torch.Tensor | None:
+    dual: Any = forward_ad.unpack_dual(t)  # type: ignore[no-untyped-call]
+    tangent: torch.Tensor | None = dual.tangent
+    return tangent
 
 
-def _target_of(device: torch.device) -> GpuTarget:
-    """The target of a GPU that is there: its own, or the newest of its kind that is not newer."""
-    if torch.version.hip is not None:
-        return gpu_target("hip:gfx942")
-    major, minor = torch.cuda.get_device_capability(device)
-    known = [t for t in TARGETS if t.backend == "cuda" and int(t.arch) <= major * 10 + minor]
-    return max(known, key=lambda t: int(t.arch), default=gpu_target("cuda:80"))
+def _wanted(t: torch.Tensor) -> bool:
+    """Whether a tensor of transforms requires a gradient at any level of them."""
+    while not t.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t.requires_grad
 
 
-def present_target() -> GpuTarget:
-    """The target of the GPU that is there, else cuda:90."""
-    return _target_of(torch.device("cuda")) if torch.cuda.is_available() else gpu_target(DEFAULT_TARGET)
+def _cast(ordered: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Cast as autocast does: floating-point tensors but float64; those of fewer than two axes may stay float32."""
+    return [
+        t.to(dtype)
+        if t.is_floating_point() and t.dtype != torch.float64 and (t.dim() > 1 or t.dtype != torch.float32)
+        else t
+        for t in ordered
+    ]
 
 
-# Ops that library calls run, apart from those that users hold: a traced call changes no `source`.
-_HIDDEN: dict[tuple[Cascade, str | None, str], Op] = {}
-
-
-def _run_hidden(
-    cascade: Cascade, precision: str | None, schedule: Schedule | None, tensors: list[torch.Tensor]
-) -> tuple[torch.Tensor, ...]:
-    """Run a library call: gradients are the library's business."""
-    with torch.no_grad():
-        return _hidden(cascade, precision, schedule)._run(tensors)
-
-
-def _hidden(cascade: Cascade, precision: str | None, schedule: Schedule | None) -> Op:
-    key = (cascade, precision, schedule.to_json() if schedule else "")
-    if key not in _HIDDEN:
-        _HIDDEN[key] = Op(cascade=cascade, precision=precision, fixed_schedule=schedule)
-    return _HIDDEN[key]
-
-
-def _hidden_pair(cascade: Cascade, precision: str | None, schedule: Schedule | None, wrt: tuple[str, ...]) -> Pair:
-    return _hidden(cascade, precision, schedule)._pair(wrt)
+@lru_cache(maxsize=256)
+def _hidden_pair(cascade: Cascade, name: str, precision: str | None, wrt: tuple[str, ...]) -> Pair:
+    """The pair that library calls use, apart from those that users hold: a traced call changes no `source`."""
+    assert name == cascade.name
+    return Pair.of(cascade, wrt, precision)

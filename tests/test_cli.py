@@ -106,6 +106,25 @@ def test_derive_reaches_one_pass() -> None:
     assert isinstance(json.loads(succeed("derive", "softmax_attention", "--json").stdout), dict)
 
 
+def test_derive_derives_the_gradient_instead() -> None:
+    text = succeed("derive", "softmax_attention", "--gradient").stdout
+    assert "no gradient goes through GM" in text and "DK[b, h, m, e] = " in text and "out AV, LSE: float32" in text
+    record = json.loads(succeed("derive", "softmax_attention", "--gradient", "--json").stdout)
+    assert record["gradients"] == {"Q": "DQ", "K": "DK", "V": "DV"} and record["saved"] == ["LSE", "AV"]
+    assert record["backward"] in text
+    refuse("not-differentiated-yet", "derive", "linattn", "--gradient")
+    assert call("derive", "softmax_attention", "--gradient", "--latex").exit_code == 2
+
+
+def test_export_writes_one_file_or_prints_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    assert succeed("export", "gqa", "-o", str(path), "--extents", "E=32", "--dtype", "float16").stdout == ""
+    text = path.read_text(encoding="utf-8")
+    ast.parse(text)
+    assert "class GqaFunction(torch.autograd.Function)" in text and "# for cuda:90, float16, E = 32" in text
+    assert succeed("export", "gqa", "--extents", "E=32", "--dtype", "float16").stdout == text
+
+
 def test_compile_prints_python_on_stdout() -> None:
     source = succeed("compile", "softmax_attention").stdout
     ast.parse(source)
@@ -428,7 +447,7 @@ def test_a_report_is_one_page_beside_the_text(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
 
-@pytest.mark.parametrize("command", ["report", "compile"])
+@pytest.mark.parametrize("command", ["report", "compile", "export"])
 def test_a_text_is_not_written_over(command: str, tmp_path: Path) -> None:
     spec = tmp_path / "own.cascade"
     spec.write_text("# A sum\nin X[p,m]\nY[p] = X[p,m] :: sum(m)\nout Y\n", encoding="utf-8")

@@ -136,6 +136,17 @@ def zeros(device: str = "cpu", dtype: str = "float32", *, grad: bool = False) ->
     return torch.zeros(8, 4, dtype=getattr(torch, dtype), device=device, requires_grad=grad)
 
 
+class Mine(torch.Tensor):
+    """A tensor of a user's class."""
+
+
+def twice() -> object:
+    """Ask for the gradient of a gradient."""
+    k = zeros(grad=True)
+    (first,) = torch.autograd.grad(call(k, k).sum(), k, create_graph=True)  # type: ignore[attr-defined]
+    return torch.autograd.grad(first.sum(), k)
+
+
 def of_kernel(**options: object) -> object:
     """Ask for the kernel of KV."""
     return compile_cascade(KV).kernel(**options)  # type: ignore[arg-type]
@@ -249,6 +260,7 @@ CASES: dict[str, Callable[[], object]] = {
     "too-many-inputs": lambda: call(zeros(), zeros(), zeros()),
     "repeated-input": lambda: call(zeros(), K=zeros(), V=zeros()),
     "wrong-type": lambda: call(zeros(), [1.0]),
+    "tensor-subclass": lambda: call(zeros(), zeros().as_subclass(Mine)),
     "wrong-dtype": lambda: call(zeros(dtype="bfloat16"), zeros(dtype="float16")),
     "wrong-device": lambda: call(zeros(), zeros("meta")),
     "no-gradient": lambda: differentiate(KV, wrt=("W",)),
@@ -268,6 +280,7 @@ CASES: dict[str, Callable[[], object]] = {
     "schedule-illegal": lambda: of_kernel(schedule=Schedule(kernels={"vk": KernelSchedule()})),
     "not-lowered-yet": lambda: compile_cascade(parse("rank m = 4\nS[m] = m + 1\nout S")),
     "not-differentiated-yet": lambda: differentiate(load("linattn")),
+    "first-derivatives-only": twice,
     "not-streamed": lambda: running_state(HINGE, rank="M"),
     "kernel-rejected": lambda: compiled("g"),
     "target-rejected": lambda: compiled(side_effect=RuntimeError("ptxas error: too many registers")),

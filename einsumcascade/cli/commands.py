@@ -164,11 +164,23 @@ def derive(
         typer.Option(metavar="EINSUM", help="What an input is known to be, as 'O[p,f] = A[p,m]*V[m,f]'. Repeatable."),
     ] = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX for a paper.")] = False,
+    gradient: Annotated[
+        bool, typer.Option("--gradient", help="Derive the gradient instead: what is saved, and the backward cascade.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Derive the cascade of fewest passes, step by step."""
+    """Derive the cascade of fewest passes, step by step; or its gradient."""
     bound = parse_extents(extents)
+    if gradient and latex:
+        raise typer.BadParameter("a gradient is printed as text or as JSON", param_hint="--latex")
     cascade = spec_of(spec, constraint, const, over, score)
+    if gradient:
+        from einsumcascade.rewrites.differentiate import differentiate
+
+        with progress("differentiating"):
+            found = differentiate(cascade, **given_of(extents=bound))
+        show(found, as_json=as_json)
+        return
     from einsumcascade.rewrites.derive import derive as derive_cascade
 
     with progress("deriving"):
@@ -245,6 +257,32 @@ def compile_kernel(
         typer.echo(ending(kernel.source), nl=False)
         report = "".join(f"# {line}".rstrip() + "\n" for line in report.splitlines())
     typer.echo(report, nl=False)
+
+
+@app.command()
+def export(
+    spec: Spec,
+    constraint: Constraints = None,
+    score: Scores = None,
+    const: Constants = None,
+    over: Over = None,
+    extents: Extents = "",
+    target: Annotated[str, typer.Option(metavar="cuda:90", help="The GPU to compile for; none is needed.")] = "cuda:90",
+    dtype: Annotated[Dtype, typer.Option(help="The dtype of the inputs.")] = Dtype.bfloat16,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")] = None,
+) -> None:
+    """Export a PyTorch op, forward and backward, as one file that needs torch and triton only."""
+    bound = parse_extents(extents)
+    cascade = spec_of(spec, constraint, const, over, score)
+    keep(spec, output)
+    with progress("exporting"):
+        from einsumcascade.codegen.op import compile as compile_cascade
+
+        text = compile_cascade(cascade).export(dtype=dtype.value, target=target, **given_of(extents=bound))
+    if output is not None:
+        write_atomically(output, text)
+    else:
+        typer.echo(text, nl=False)
 
 
 @app.command()

@@ -15,7 +15,7 @@ Source: Griewank and Walther, reverse accumulation; FlashAttention-2 appendix B,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from einsumcascade.errors import Diagnostic, InputError, LoweringError, nearest
@@ -36,6 +36,7 @@ from einsumcascade.language.ir import (
     apply,
     rank_of,
     reads,
+    scalars,
     substitute,
     transform,
     variables,
@@ -48,7 +49,7 @@ from einsumcascade.rewrites.defer import expand_means, localise
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.reassociate import reassociate
 from einsumcascade.rewrites.saved import least_saved
-from einsumcascade.rewrites.scatter import landing
+from einsumcascade.rewrites.scatter import landing, within
 from einsumcascade.rewrites.step import Step
 from einsumcascade.rewrites.weights import in_exponents, named, placed
 
@@ -81,6 +82,18 @@ class Gradient:
     def __str__(self) -> str:
         blocks = [f"{n}. {s}" for n, s in enumerate(self.steps, start=1)]
         return "\n\n".join([*blocks, f"forward:\n{self.forward}", f"backward:\n{self.backward}"])
+
+    def to_dict(self) -> dict[str, object]:
+        """A JSON value."""
+        return {
+            "spec": self.original.name,
+            "steps": [{"rule": s.rule, "kind": s.kind, "what": s.what, "proof": list(s.proof)} for s in self.steps],
+            "forward": str(self.forward),
+            "backward": str(self.backward),
+            "saved": list(self.saved),
+            "received": dict(self.received),
+            "gradients": dict(self.gradients),
+        }
 
 
 def differentiate(
@@ -329,7 +342,7 @@ class _Reverse:
         rest = tuple(v for v in found.space if v not in {a.name for a in found.indices})
         into = self.received.setdefault(read.tensor, [])
         if not rest and found.indices == axes and set(found.space) == {a.name for a in axes}:
-            for c in (*where, *_within(s, read, self._indices)):
+            for c in (*where, *within(s, read, self._indices)):
                 value = apply("select", c, value, Num(value=0))
             into.append(value)
             return
@@ -441,10 +454,10 @@ class _Reverse:
         needed = {r.tensor for e in cascade.einsums for r in reads(e.expr, *e.where)}
         needed |= {r.tensor for c in cascade.constraints for r in reads(c)} | set(cascade.output_names)
         inputs = tuple(i for i in cascade.inputs if i.tensor in needed)
-        names = {rank_of(v) for i in inputs for v in i.indices}
+        cascade = _used(cascade)
+        told = {rank_of(v) for i in inputs for v in i.indices} | {rank_of(d.name) for d in cascade.ranks}
         # An input that nothing reads may still be the only one that tells an extent.
-        space = {rank_of(v) for e in cascade.einsums for v in e.space}
-        told = names | {rank_of(d.name) for d in cascade.ranks}
+        space = {rank_of(v) for e in cascade.einsums for v in e.space} | _extents(cascade)
         for i in cascade.inputs:
             if i not in inputs and any(rank_of(v) in space - told for v in i.indices):
                 inputs, told = (*inputs, i), told | {rank_of(v) for v in i.indices}
@@ -452,12 +465,20 @@ class _Reverse:
         return replace(cascade, inputs=tuple(sorted(inputs, key=lambda i: order[i.tensor])))
 
 
-def _within(s: Einsum, read: Read, axes_of: Callable[[str], tuple[Var, ...]]) -> list[Expr]:
-    """What must hold for the other reads of an Einsum to be within their tensors: beyond, it has no point."""
-    out: list[Expr] = []
-    for r in reads(s.expr):
-        for i, axis in zip(r.indices, axes_of(r.tensor), strict=True):
-            if isinstance(i, Var) or r == read or (isinstance(i, Num) and i.value == 0):
-                continue
-            out += [apply("le", Num(value=0), i), apply("lt", i, Scalar(name=rank_of(axis.name)))]
-    return list(dict.fromkeys(out))
+def _used(cascade: Cascade) -> Cascade:
+    """Drop the constants that nothing uses."""
+    exprs = [x for e in cascade.einsums for x in (e.expr, *e.indices, *e.where)]
+    exprs += [*cascade.constraints, *(d.expr for d in cascade.ranks)]
+    kept: list[Definition] = []
+    for c in reversed(cascade.constants):
+        if c.name in scalars(*exprs):
+            kept.insert(0, c)
+            exprs.append(c.expr)
+    return replace(cascade, constants=tuple(kept))
+
+
+def _extents(cascade: Cascade) -> set[str]:
+    """The extents that stand as numbers."""
+    exprs = [x for e in cascade.einsums for x in (e.expr, *e.indices, *e.where)]
+    exprs += [*cascade.constraints, *(d.expr for d in (*cascade.ranks, *cascade.constants))]
+    return {s for s in scalars(*exprs) if s[0].isupper()}

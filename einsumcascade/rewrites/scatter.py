@@ -9,7 +9,7 @@ A read that is solved for one variable is an ordinary reduction, deterministic i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from einsumcascade.analysis.dependence import conditions
@@ -139,3 +139,14 @@ def _solved(
         case _:
             return None
     return v, value, [apply("le", Num(value=0), value), apply("lt", value, extent)]
+
+
+def within(s: Einsum, read: Read, axes_of: Callable[[str], tuple[Var, ...]]) -> list[Expr]:
+    """What must hold for the other reads of an Einsum to be within their tensors: beyond, it has no point."""
+    out: list[Expr] = []
+    for r in reads(s.expr):
+        for i, axis in zip(r.indices, axes_of(r.tensor), strict=True):
+            if isinstance(i, Var) or r == read or (isinstance(i, Num) and i.value == 0):
+                continue
+            out += [apply("le", Num(value=0), i), apply("lt", i, Scalar(name=rank_of(axis.name)))]
+    return list(dict.fromkeys(out))

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from einsumcascade.codegen.launch import build, feature_ranks, run_interpreted, run_on_gpu
-from einsumcascade.codegen.op import present_target
 from einsumcascade.codegen.plain import run_plain
+from einsumcascade.codegen.runner import present_target
 from einsumcascade.language.extents import Binding
 from einsumcascade.language.ir import Cascade
 from einsumcascade.reference.errorbound import EPS, Verdict, conditioning, judge

@@ -20,7 +20,7 @@ import torch
 
 from einsumcascade import gallery
 from einsumcascade.codegen.launch import build, feature_ranks, selectors
-from einsumcascade.codegen.op import present_target
+from einsumcascade.codegen.runner import present_target
 from einsumcascade.gallery.draws import drawn, extents_of, recipe
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Iter, Output, rank_of, walk

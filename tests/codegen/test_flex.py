@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.attention.flex_attention import flex_attention as theirs
 
 import einsumcascade as ec
-from einsumcascade.codegen import op as op_module
+from einsumcascade.codegen import runner
 from einsumcascade.codegen.flex import _op, traced
 from einsumcascade.codegen.launch import run_interpreted
 from einsumcascade.errors import DiagnosedError
@@ -168,8 +168,8 @@ def test_gradients_reach_the_inputs_and_what_a_callable_captures(groups: int) ->
 
 def test_a_hundred_lengths_meet_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     builds = []
-    build = op_module.build
-    monkeypatch.setattr(op_module, "build", lambda *args, **options: builds.append(1) or build(*args, **options))
+    build = runner.build
+    monkeypatch.setattr(runner, "build", lambda *args, **options: builds.append(1) or build(*args, **options))
     _op.cache_clear()
     for n in range(2, 102):
         document = torch.arange(n) // 7

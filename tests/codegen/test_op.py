@@ -85,6 +85,12 @@ def test_extents_of_one(extents: dict[str, int]) -> None:
     assert_within_bounds(load("softmax_attention"), inputs, ec.compile("softmax_attention")(**inputs))
 
 
+def test_a_tensor_that_is_negated_when_it_is_read_is_read_negated() -> None:
+    q, k, v = qkv()
+    op = ec.compile("softmax_attention")
+    assert torch.equal(op(torch._neg_view(q), k, v), op(-q, k, v))
+
+
 def test_empty_extents_give_empty_outputs_and_rows_without_keys_give_zero() -> None:
     op = ec.compile("softmax_attention")
     assert op(*qkv(p=0)).shape == (2, 3, 0, 8)
@@ -140,7 +146,7 @@ def test_one_text_serves_all_lengths() -> None:
     for p, m in ((7, 9), (640, 1)):
         op(*qkv(p, m))
         texts.add(op.source)
-    assert len(texts) == 1 and len(op._built) == 1
+    assert len(texts) == 1 and len(op._runner.built) == 1
     lengths = {op.kernel(extents={"P": n, "M": 2 * n, "B": n}).source for n in (3, 4096)}
     assert lengths == {op.kernel().source}
 

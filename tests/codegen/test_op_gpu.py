@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import einsumcascade as ec
+from einsumcascade.codegen.build import load_module
 from einsumcascade.errors import InputError
 from einsumcascade.gallery import load
 from einsumcascade.language.parser import constrained
@@ -64,3 +67,67 @@ def test_inputs_on_two_devices_are_refused() -> None:
     q, k, v = qkv()
     with pytest.raises(InputError, match="K is on cpu, but Q on cuda:0"):
         ec.compile("softmax_attention")(q.cuda(), k, v)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["softmax_attention", "alibi"])
+def test_a_training_step_is_captured_in_a_graph(name: str) -> None:
+    op = ec.compile(name)
+    drawn = inputs_of(op.cascade, "bfloat16", B=1, H=2, P=200, M=200, E=64, F=64)
+    leaves = [t.cuda().requires_grad_() for t in drawn.values()]
+
+    def step() -> list[torch.Tensor]:
+        out = op(*leaves)
+        return [out, *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+    # Kernels are compiled before, on a stream of their own, as PyTorch asks of every capture.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for t in leaves:
+            t.mul_(0.5)
+    graph.replay()
+    torch.testing.assert_close(captured, step())
+
+
+@pytest.mark.gpu
+def test_a_call_waits_for_nothing() -> None:
+    op = ec.compile("softmax_attention")
+    leaves = [t.cuda().requires_grad_() for t in qkv(dtype=torch.bfloat16, e=64, f=64)]
+    op(*leaves).sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        op(*leaves).sum().backward()
+        op(*(t.detach() for t in leaves))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_on_a_gpu(dtype: torch.dtype) -> None:
+    op = ec.compile("softmax_attention")
+    leaves = [t.cuda().requires_grad_() for t in qkv(e=64, f=64)]
+    with torch.autocast("cuda", dtype=dtype):
+        out = op(*leaves)
+    out.sum().backward()
+    assert out.dtype == dtype and all(t.grad is not None and t.grad.dtype == torch.float32 for t in leaves)
+
+
+@pytest.mark.gpu
+def test_an_exported_file_computes_what_the_op_does(tmp_path: Path) -> None:
+    op = ec.compile("softmax_attention")
+    op.export(tmp_path / "mine.py", extents={"E": 64, "F": 64})
+    module = load_module((tmp_path / "mine.py").read_text(encoding="utf-8"), directory=tmp_path)
+    leaves = [t.cuda().requires_grad_() for t in qkv(dtype=torch.bfloat16, e=64, f=64)]
+    found = []
+    for function in (op, module.softmax_attention):
+        out = function(*leaves)
+        found.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
+    torch.testing.assert_close(*found, rtol=0, atol=0)

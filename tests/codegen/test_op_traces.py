@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import einsumcascade as ec
-from einsumcascade.codegen import op as op_module
-from einsumcascade.codegen import ops
+from einsumcascade.codegen import ops, runner
 from einsumcascade.language.parser import parse
 from tests.codegen.calls import TRACED, inputs_of, qkv
 
@@ -96,8 +95,8 @@ def test_a_first_call_that_fails_is_not_remembered(monkeypatch: pytest.MonkeyPat
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(op_module, "build", fail)
+        patch.setattr(runner, "build", fail)
         with pytest.raises(MemoryError):
             op(*qkv())
-    assert not op._built and op._last is None
+    assert not op._runner.built and op._runner.last is None
     assert op(*qkv()).shape == (2, 3, 21, 8)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import einsumcascade as ec
 from einsumcascade.codegen.launch import build, run_interpreted
-from einsumcascade.codegen.op import present_target
 from einsumcascade.codegen.plain import run_plain
+from einsumcascade.codegen.runner import present_target
 from einsumcascade.errors import CascadeError
 from einsumcascade.language.extents import bind
 from einsumcascade.language.philox import philox, uniform

@@ -23,7 +23,7 @@ from tests.codegen.found import CANCELLED
 from tests.strategies import Case, cases, examples
 
 STRAIGHT = tuple(n for n in VARIANTS if not any(isinstance(s, Iter) for s in walk(load(n).body)))
-# Where PyTorch multiplies 0 by an infinity of its own, or by a value that is not there: a branch that `where` leaves out.
+# Where PyTorch multiplies 0 by an infinity of its own, or by what is not there: a branch that `where` leaves out.
 UNSURE = {"entropy", "gaze", "hpnet", "landmark", "t5bias", "tin"}
 SOFTMAX = (
     "in Q[p,e], K[m,e], V[m,f]\nS[p,m] = Q[p,e] * K[m,e]\nGM[p] = S[p,m] :: max(m)\nSN[p,m] = exp(S[p,m] - GM[p])\n"

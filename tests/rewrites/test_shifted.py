@@ -8,7 +8,7 @@ import torch
 
 import einsumcascade as ec
 from einsumcascade.codegen.launch import build, run_interpreted
-from einsumcascade.codegen.op import present_target
+from einsumcascade.codegen.runner import present_target
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Einsum
 from einsumcascade.language.parser import parse

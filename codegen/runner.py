@@ -1,0 +1,239 @@
+"""Run a cascade on tensors: CUDA tensors run the kernels, CPU tensors the same program in PyTorch.
+
+What a call needs beside its tensors, checks, extents, kernels, grids, is worked out once for each signature: shapes,
+strides, dtypes, device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from einsumcascade.analysis.targets import TARGETS, GpuTarget, gpu_target
+from einsumcascade.codegen.checks import check_tensors
+from einsumcascade.codegen.launch import (
+    Built,
+    allocate,
+    build,
+    feature_ranks,
+    plan,
+    program_of,
+    run_on_gpu,
+    value_dtype,
+)
+from einsumcascade.codegen.tables import tables_of
+from einsumcascade.language.extents import bind
+from einsumcascade.language.ir import Cascade
+from einsumcascade.schedules.schedule import Schedule
+
+DEFAULT_TARGET = "cuda:90"
+Tensors = tuple[torch.Tensor, ...]
+# Signatures that a runner remembers.
+REMEMBERED = 1024
+
+
+@dataclass(eq=False, kw_only=True)
+class Runner:
+    """A cascade that runs on plain tensors; it records no gradients and no tracer sees it.
+
+    Args:
+        cascade: what it computes; constants put in.
+        schedule: used for every call, or None for the default by rule.
+        precision: of float32 products; None follows `torch.get_float32_matmul_precision()`.
+        wide: inputs that may be float32 whatever their axes: what a forward saves for its gradient.
+        last: where kernels are shown from: gives those of the last call.
+    """
+
+    cascade: Cascade
+    schedule: Schedule | None = None
+    precision: str | None = None
+    wide: frozenset[str] = frozenset()
+    last: Callable[[], Built] | None = field(default=None, repr=False)
+    built: dict[object, Built] = field(default_factory=dict, repr=False)
+    calls: dict[object, _Call] = field(default_factory=dict, repr=False)
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> Tensors:
+        """Compute the outputs, in order, from plain tensors in the order of `in`.
+
+        Raises: InputError: a tensor is of a wrong kind, rank, extent, dtype or device; LoweringError, ScheduleError.
+        """
+        precision = self.precision or allowed_precision()
+        try:
+            key = (precision, *[(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
+            call = self.calls.get(key)
+        except (AttributeError, RuntimeError):
+            # What is no plain tensor has none of these; `_prepared` says what it is.
+            key, call = (), None
+        if call is None:
+            call = self._prepared(tensors, precision)
+            if len(self.calls) >= REMEMBERED:
+                self.calls.clear()
+            self.calls[key] = call
+        self.last = call.shown
+        return call.run(tensors)
+
+    def _prepared(self, tensors: Sequence[torch.Tensor], precision: str) -> _Call:
+        inputs = {i.tensor: t for i, t in zip(self.cascade.inputs, tensors, strict=True)}
+        check_tensors(self.cascade, inputs, self.wide)
+        binding = bind(self.cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()})
+        device = tensors[0].device
+        features = {r: binding.extents[r] for r in feature_ranks(self.cascade)}
+        dtype = str(value_dtype(tensors)).removeprefix("torch.")
+        key = (device.type, device.index, dtype, precision, tuple(features.items()))
+        if key not in self.built:
+            self.built[key] = self._build(device, dtype, features, precision)
+        built = self.built[key]
+        names = [i.tensor for i in self.cascade.inputs]
+        if device.type == "cpu":
+            from einsumcascade.codegen.run_torch import run_on_cpu
+
+            def run(given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+                # The dtype of a product here is decided, whatever the caller's region of code casts.
+                with torch.autocast("cpu", enabled=False):
+                    return run_on_cpu(built, dict(zip(names, given, strict=True)), binding)
+
+            return _Call(partial(self._text_for, features, dtype, precision), run, self._outputs(names, dtype))
+        if any(t.descriptors for t in built.texts):
+
+            def launched(given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+                return run_on_gpu(built, dict(zip(names, given, strict=True)), binding)
+
+            return _Call(lambda: built, launched, self._outputs(names, dtype))
+        launches = _Launches(built, inputs, binding)
+        return _Call(lambda: built, launches.run, self._outputs(names, dtype))
+
+    def _outputs(self, inputs: list[str], dtype: str) -> tuple[tuple[str, torch.dtype | None], ...]:
+        """Names of the outputs; an output that is an input is a tensor of its own all the same, of the dtype given."""
+        return tuple(
+            (o.tensor, getattr(torch, o.dtype or dtype) if o.tensor in inputs else None) for o in self.cascade.outputs
+        )
+
+    def _text_for(self, extents: Mapping[str, int], dtype: str, precision: str) -> Built:
+        """The text that a GPU would run for a call on a CPU; float64 has none, so its extents alone count."""
+        return build(
+            self.cascade,
+            extents=extents,
+            dtype=dtype if dtype != "float64" else "bfloat16",
+            target=present_target(),
+            schedule=self.schedule,
+            precision=precision,
+        )
+
+    def _build(self, device: torch.device, dtype: str, features: Mapping[str, int], precision: str) -> Built:
+        if device.type == "cuda":
+            return build(
+                self.cascade,
+                extents=features,
+                dtype=dtype,
+                target=target_of(device),
+                schedule=self.schedule,
+                precision=precision,
+            )
+        from einsumcascade.codegen.run_torch import cpu_schedule
+
+        form = self.schedule or Schedule()
+        kernels = cpu_schedule(program_of(self.cascade, features, form), features).kernels
+        return build(
+            self.cascade,
+            extents=features,
+            dtype=dtype,
+            target=gpu_target(DEFAULT_TARGET),
+            schedule=replace(form, kernels=kernels),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What calls of one signature share."""
+
+    shown: Callable[[], Built]
+    compute: Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
+    outputs: tuple[tuple[str, torch.dtype | None], ...]
+
+    def run(self, given: Sequence[torch.Tensor]) -> Tensors:
+        found = self.compute(given)
+        return tuple(
+            [
+                found[o] if own is None else found[o].to(own, copy=True, memory_format=torch.contiguous_format)
+                for o, own in self.outputs
+            ]
+        )
+
+
+class _Launches:
+    """The launches of calls of one signature on a GPU: buffers to make, kernels, grids and arguments.
+
+    A call makes its buffers and launches: nothing waits for the device, and nothing is read from it.
+    """
+
+    def __init__(self, built: Built, inputs: Mapping[str, torch.Tensor], binding: Any) -> None:
+        from einsumcascade.codegen.build import load_module
+
+        tensors = allocate(built, inputs, binding)
+        self.names = list(inputs)
+        self.tabled = [k for k in built.kernels if k.tables]
+        made = {t for k in built.kernels for t in k.outputs}
+        self.new = [(n, tuple(t.shape), t.dtype) for n, t in tensors.items() if n in made]
+        self.outputs = built.cascade.output_names
+        self.device = next(iter(inputs.values())).device
+        text = load_module(built.source)
+        self.launches = []
+        for c in plan(built, tensors, binding):
+            kernel = getattr(text, c.kernel)
+            # By position, which Triton binds faster than by name.
+            assert list(kernel.arg_names) == [*c.tensors, *c.arguments]
+            options = {"num_warps": c.warps, "num_stages": c.stages, "enable_fp_fusion": True}
+            if c.programs:
+                names, scalars = list(c.tensors.values()), list(c.arguments.values())
+                self.launches.append((kernel[(c.programs,)], names, scalars, options))
+
+    def run(self, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        if torch.cuda.current_device() != self.device.index:
+            with torch.cuda.device(self.device):
+                return self._run(given)
+        return self._run(given)
+
+    def _run(self, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors = dict(zip(self.names, given, strict=True))
+        for name, shape, dtype in self.new:
+            tensors[name] = torch.empty(shape, dtype=dtype, device=self.device)
+        for kernel in self.tabled:
+            tensors |= tables_of(kernel, tensors)
+        for launch, names, scalars, options in self.launches:
+            launch(*[tensors[n] for n in names], *scalars, **options)
+        return tensors
+
+
+def allowed_precision() -> str:
+    """The precision of float32 products that the caller allows."""
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+
+
+def target_of(device: torch.device) -> GpuTarget:
+    """The target of a GPU that is there: its own, or the newest of its kind that is not newer."""
+    if torch.version.hip is not None:
+        return gpu_target("hip:gfx942")
+    major, minor = torch.cuda.get_device_capability(device)
+    known = [t for t in TARGETS if t.backend == "cuda" and int(t.arch) <= major * 10 + minor]
+    return max(known, key=lambda t: int(t.arch), default=gpu_target("cuda:80"))
+
+
+def present_target() -> GpuTarget:
+    """The target of the GPU that is there, else cuda:90."""
+    return target_of(torch.device("cuda")) if torch.cuda.is_available() else gpu_target(DEFAULT_TARGET)
+
+
+# Runners that library calls use, apart from those that users hold: a traced call changes no `source`.
+_SHARED: dict[object, Runner] = {}
+
+
+def shared(cascade: Cascade, precision: str | None, schedule: Schedule | None, wide: frozenset[str]) -> Runner:
+    """The runner that every library call of a cascade uses."""
+    key = (cascade, cascade.name, precision, schedule.to_json() if schedule else "", wide)
+    if key not in _SHARED:
+        _SHARED[key] = Runner(cascade=cascade, precision=precision, schedule=schedule, wide=wide)
+    return _SHARED[key]

@@ -1,0 +1,157 @@
+"""Exported files: they run where this project is not, and give the outputs and gradients of the op."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import einsumcascade as ec
+from einsumcascade.errors import LoweringError
+from einsumcascade.gallery import load
+from einsumcascade.language.ir import Cascade
+from einsumcascade.language.parser import parse
+from tests.codegen.calls import TWO_KERNELS, inputs_of, ranks
+
+SMALL = {"B": 1, "H": 2, "P": 37, "M": 21, "E": 16, "F": 16}
+# Runs in a process that finds neither this project nor what tells it where it is.
+ALONE = """
+import importlib.util, sys, torch
+
+assert importlib.util.find_spec("einsumcascade") is None
+path, data, name = sys.argv[1:]
+modules = []
+for again in range(2):
+    spec = importlib.util.spec_from_file_location(f"exported_{again}", path)
+    module = importlib.util.module_from_spec(spec)
+    # Triton's interpreter looks a kernel's module up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    modules.append(module)
+assert not any(m.startswith("einsumcascade") for m in sys.modules)
+given = torch.load(data)
+found = []
+for module in modules:
+    inputs = [t.requires_grad_() if w else t for t, w in zip(given["inputs"], given["wanted"])]
+    out = getattr(module, name)(*inputs)
+    outputs = [out] if isinstance(out, torch.Tensor) else list(out)
+    grads = torch.autograd.grad(outputs, [t for t in inputs if t.requires_grad], given["received"], allow_unused=True)
+    found.append({"outputs": [o.detach() for o in outputs], "grads": grads})
+torch.save(found, data)
+"""
+
+
+def alone(op: ec.codegen.op.Op, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:  # type: ignore[name-defined]
+    """Run the exported file by itself and compare with the op."""
+    name = op.cascade.name
+    path = tmp_path / "my_attention.py"
+    extents = {"E": 16, "F": 16}
+    text = op.export(path, extents={r: n for r, n in extents.items() if r in ranks(op.cascade)}, dtype="float32")
+    assert path.read_text(encoding="utf-8") == text
+    leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in inputs.values()]
+    out = op(*leaves)
+    outputs = [out] if isinstance(out, torch.Tensor) else list(out)
+    received = [torch.randn(o.shape, generator=torch.Generator().manual_seed(3)).to(o.dtype) for o in outputs]
+    wanted = [t.requires_grad for t in leaves]
+    grads = torch.autograd.grad(outputs, [t for t in leaves if t.requires_grad], received, allow_unused=True)
+    data = tmp_path / "data.pt"
+    torch.save({"inputs": list(inputs.values()), "wanted": wanted, "received": received}, data)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, str(path), str(data), name],
+        cwd=tmp_path,
+        env={**environment, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for found in torch.load(data):
+        # The order of float32 sums is that of other tiles.
+        torch.testing.assert_close(found["outputs"], outputs, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(list(found["grads"]), list(grads), rtol=2e-4, atol=2e-4)
+
+
+RENAMED = parse(
+    "in torch[m], print[m,e]\nconst ctx = 2\nextents[e] = torch[m] * print[m,e] * ctx :: sum(m)\nout extents, torch",
+    name="words.cascade",
+)
+
+
+# Triton's own interpreter, without the mends of ours, refuses some texts that its compiler takes; these it runs.
+@pytest.mark.parametrize("name", ["softmax_attention", "softmax_lse", "alibi", "two kernels", "words"])
+def test_an_exported_file_runs_where_this_project_is_not(name: str, tmp_path: Path) -> None:
+    cascade: Cascade = {"two kernels": TWO_KERNELS, "words": RENAMED}.get(name) or load(name)
+    # Small numbers, for one of them takes the exponential of a sum.
+    inputs = {n: t / 8 for n, t in inputs_of(cascade, "float32", **SMALL).items()}
+    alone(ec.compile(cascade), inputs, tmp_path)
+
+
+def test_the_file_holds_the_choices_it_was_exported_with() -> None:
+    op = ec.compile("softmax_attention")
+    for extents, dtype, target in (
+        ({"E": 64, "F": 64}, "bfloat16", "cuda:90"),
+        ({"E": 128, "F": 32}, "float32", "cuda:80"),
+    ):
+        text = op.export(extents=extents, dtype=dtype, target=target)
+        pair = op._pair(("Q", "K", "V"))
+        for runner in (pair.forward, pair.backward):
+            kernel = ec.compile(runner.cascade).kernel(extents=extents, dtype=dtype, target=target)
+            for tile, one in zip(kernel.built.kernels, kernel.built.texts, strict=True):
+                assert one.text in text
+                schedule = tile.schedule
+                assert f"num_warps={schedule.warps}, num_stages={schedule.stages}," in text
+                assert ", ".join(f"{n}={v}" for n, v in one.constexprs.items()) in text
+        assert f"# for {target}, {dtype}, E = {extents['E']}, F = {extents['F']}" in text
+
+
+def test_the_header_has_the_cascade_and_the_versions() -> None:
+    text = ec.compile("gqa").export()
+    header = text.split('"""')[1]
+    for line in str(load("gqa")).splitlines():
+        assert f"    {line}\n" in header
+    assert f"einsumcascade {ec.__version__}, torch {torch.__version__.split('+')[0]}, triton" in header
+    assert not re.search(r"[ \t]$", text, flags=re.MULTILINE)
+    assert set(re.findall(r"^(?:import|from) (\w+)", text, flags=re.MULTILINE)) == {"torch", "triton"}
+
+
+def test_what_has_no_gradient_is_exported_without_one() -> None:
+    text = ec.compile("linattn").export()
+    assert "autograd" not in text and "def linattn(" in text
+    compile(text, "linattn", "exec")
+
+
+def test_the_same_op_gives_the_same_file() -> None:
+    assert ec.compile("alibi").export() == ec.compile("alibi").export()
+
+
+def test_a_file_refuses_shapes_that_it_was_not_made_for(tmp_path: Path) -> None:
+    text = ec.compile("softmax_attention").export()
+    start = text.index("# The ranks of every input")
+    names: dict[str, object] = {}
+    exec(text[start : text.index("def _softmax")], names)
+    q = torch.zeros(1, 2, 3, 64)
+    names["_check"](Q=q, K=q, V=q)  # type: ignore[operator]
+    for wrong, message in (
+        (q[..., :32], "E is 32, not 64"),
+        (q[0], r"not \(B, H, M, E\)"),
+        (q[:, :1], "H is 1, not 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            names["_check"](Q=q, K=wrong, V=q)  # type: ignore[operator]
+
+
+def test_what_a_file_has_no_form_for_is_refused() -> None:
+    cascade = parse(
+        "in Q[p,e], K[m,e], DOC[p], DOM[m]\nconstraint DOC[p] == DOM[m]\nS[p,m] = Q[p,e] * K[m,e]\n"
+        "Y[p] = S[p,m] :: max(m)\nout Y"
+    )
+    op = ec.compile(cascade)
+    assert any(k.tables for k in op.kernel().built.kernels)
+    with pytest.raises(LoweringError, match=r"\[not-exported-yet\]: .* loop bounds that the data of a mask decides"):
+        op.export()
