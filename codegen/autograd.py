@@ -14,7 +14,7 @@ from einsumcascade.codegen.runner import Runner, Tensors
 from einsumcascade.errors import Diagnostic, LoweringError
 from einsumcascade.language.ir import Cascade
 from einsumcascade.rewrites.differentiate import Gradient, differentiable, differentiate
-from einsumcascade.schedules.schedule import Schedule
+from einsumcascade.schedules.schedule import SCATTERS, Schedule
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,7 +31,7 @@ class Pair:
     backward: Runner
 
     @staticmethod
-    def of(cascade: Cascade, wrt: tuple[str, ...], precision: str | None) -> Pair:
+    def of(cascade: Cascade, wrt: tuple[str, ...], precision: str | None, *, scatter: str = SCATTERS[0]) -> Pair:
         """Differentiate a cascade with respect to those of `wrt` that a gradient reaches.
 
         Raises: LoweringError: a construct has no gradient yet.
@@ -41,7 +41,12 @@ class Pair:
         return Pair(
             gradient=gradient,
             forward=Runner(cascade=gradient.forward, precision=precision),
-            backward=Runner(cascade=gradient.backward, precision=precision, wide=given),
+            backward=Runner(
+                cascade=gradient.backward,
+                precision=precision,
+                wide=given,
+                schedule=None if scatter == SCATTERS[0] else Schedule(scatter=scatter),
+            ),
         )
 
     @property

@@ -111,7 +111,9 @@ class Op:
         choices: dict[str, Any] = {"precision": self.precision, "schedule": self.fixed_schedule}
         self._library = registered(self.cascade, **choices)
         self._recording = library(
-            self.cascade, **choices, pair=partial(_hidden_pair, self.cascade, self.cascade.name, self.precision)
+            self.cascade,
+            **choices,
+            pair=partial(_hidden_pair, self.cascade, self.cascade.name, self.precision, self._scatter()),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -188,10 +190,13 @@ class Op:
     def _wrt(self, wanted: list[bool]) -> tuple[str, ...]:
         return tuple([n for n, yes in zip(self._names, wanted, strict=True) if yes])
 
+    def _scatter(self) -> str:
+        return (self.fixed_schedule or Schedule()).scatter
+
     def _pair(self, wrt: tuple[str, ...]) -> Pair:
         """What is behind calls that record gradients in some inputs."""
         if wrt not in self._pairs:
-            self._pairs[wrt] = Pair.of(self.cascade, wrt, self.precision)
+            self._pairs[wrt] = Pair.of(self.cascade, wrt, self.precision, scatter=self._scatter())
         return self._pairs[wrt]
 
     @property
@@ -376,7 +381,7 @@ def _cast(ordered: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Ten
 
 
 @lru_cache(maxsize=256)
-def _hidden_pair(cascade: Cascade, name: str, precision: str | None, wrt: tuple[str, ...]) -> Pair:
+def _hidden_pair(cascade: Cascade, name: str, precision: str | None, scatter: str, wrt: tuple[str, ...]) -> Pair:
     """The pair that library calls use, apart from those that users hold: a traced call changes no `source`."""
     assert name == cascade.name
-    return Pair.of(cascade, wrt, precision)
+    return Pair.of(cascade, wrt, precision, scatter=scatter)

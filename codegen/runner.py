@@ -20,6 +20,7 @@ from einsumcascade.codegen.launch import (
     allocate,
     build,
     feature_ranks,
+    output_dtype,
     plan,
     program_of,
     run_on_gpu,
@@ -63,7 +64,11 @@ class Runner:
         """
         precision = self.precision or allowed_precision()
         try:
-            key = (precision, *[(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
+            key = (
+                precision,
+                torch.are_deterministic_algorithms_enabled(),
+                *[(t.shape, t.stride(), t.dtype, t.device) for t in tensors],
+            )
             call = self.calls.get(key)
         except (AttributeError, RuntimeError):
             # What is no plain tensor has none of these; `_prepared` says what it is.
@@ -83,7 +88,8 @@ class Runner:
         device = tensors[0].device
         features = {r: binding.extents[r] for r in feature_ranks(self.cascade)}
         dtype = str(value_dtype(tensors)).removeprefix("torch.")
-        key = (device.type, device.index, dtype, precision, tuple(features.items()))
+        ordered = torch.are_deterministic_algorithms_enabled()
+        key = (device.type, device.index, dtype, precision, ordered, tuple(features.items()))
         if key not in self.built:
             self.built[key] = self._build(device, dtype, features, precision)
         built = self.built[key]
@@ -112,6 +118,12 @@ class Runner:
             (o.tensor, getattr(torch, o.dtype or dtype) if o.tensor in inputs else None) for o in self.cascade.outputs
         )
 
+    def _form(self) -> Schedule | None:
+        """The schedule, and sums in one order where the caller wants the same result at every run."""
+        if not torch.are_deterministic_algorithms_enabled():
+            return self.schedule
+        return replace(self.schedule or Schedule(), scatter="fixed order")
+
     def _text_for(self, extents: Mapping[str, int], dtype: str, precision: str) -> Built:
         """The text that a GPU would run for a call on a CPU; float64 has none, so its extents alone count."""
         return build(
@@ -119,7 +131,7 @@ class Runner:
             extents=extents,
             dtype=dtype if dtype != "float64" else "bfloat16",
             target=present_target(),
-            schedule=self.schedule,
+            schedule=self._form(),
             precision=precision,
         )
 
@@ -130,12 +142,12 @@ class Runner:
                 extents=features,
                 dtype=dtype,
                 target=target_of(device),
-                schedule=self.schedule,
+                schedule=self._form(),
                 precision=precision,
             )
         from einsumcascade.codegen.run_torch import cpu_schedule
 
-        form = self.schedule or Schedule()
+        form = self._form() or Schedule()
         kernels = cpu_schedule(program_of(self.cascade, features, form), features).kernels
         return build(
             self.cascade,
@@ -179,6 +191,10 @@ class _Launches:
         made = {t for k in built.kernels for t in k.outputs}
         self.new = [(n, tuple(t.shape), t.dtype) for n, t in tensors.items() if n in made]
         self.outputs = built.cascade.output_names
+        # What programs add to begins at 0, in float32.
+        self.added = {t for k in built.kernels for t in k.scattered}
+        main = value_dtype(inputs.values())
+        self.rounded = [(o.tensor, output_dtype(o, main)) for o in built.cascade.outputs if o.tensor in self.added]
         self.device = next(iter(inputs.values())).device
         text = load_module(built.source)
         self.launches = []
@@ -200,11 +216,14 @@ class _Launches:
     def _run(self, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         tensors = dict(zip(self.names, given, strict=True))
         for name, shape, dtype in self.new:
-            tensors[name] = torch.empty(shape, dtype=dtype, device=self.device)
+            make = torch.zeros if name in self.added else torch.empty
+            tensors[name] = make(shape, dtype=dtype, device=self.device)
         for kernel in self.tabled:
             tensors |= tables_of(kernel, tensors)
         for launch, names, scalars, options in self.launches:
             launch(*[tensors[n] for n in names], *scalars, **options)
+        for name, dtype in self.rounded:
+            tensors[name] = tensors[name].to(dtype)
         return tensors
 
 

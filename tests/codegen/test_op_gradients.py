@@ -15,10 +15,12 @@ from torch.autograd import forward_ad
 from torch.func import grad, jacrev, jvp, vmap
 
 import einsumcascade as ec
+from einsumcascade.codegen.op import Op
 from einsumcascade.errors import InputError, LoweringError
 from einsumcascade.gallery import load
 from einsumcascade.language.parser import parse
-from tests.codegen.calls import inputs_of, qkv
+from einsumcascade.schedules.schedule import Schedule
+from tests.codegen.calls import inputs_of, qkv, variant_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 Function = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -339,3 +341,29 @@ def test_mistakes_with_a_module_are_one_message_each() -> None:
         with pytest.raises(InputError) as caught:
             action()  # type: ignore[no-untyped-call]
         assert caught.value.codes == (code,)
+
+
+def test_a_table_is_added_up_in_a_fixed_order_where_that_is_asked_for() -> None:
+    inputs = variant_inputs("t5bias", "float64")
+    x = [t.requires_grad_() for t in inputs.values()]
+    table = list(inputs).index("BIAS")
+
+    def gradient(op: Op) -> tuple[torch.Tensor, str]:
+        found = torch.autograd.grad(op(*x).square().sum(), x)[table]
+        (pair,) = op._pairs.values()
+        assert pair.backward.last is not None
+        return found, pair.backward.last().source
+
+    plain = ec.compile("t5bias")
+    value, text = gradient(plain)
+    assert "tl.atomic_add" in text
+    ordered, text = gradient(ec.compile("t5bias", schedule=Schedule(scatter="fixed order")))
+    assert "atomic" not in text
+    torch.testing.assert_close(value, ordered, rtol=1e-12, atol=1e-12)
+    torch.use_deterministic_algorithms(True)
+    try:
+        asked, text = gradient(plain)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "atomic" not in text
+    assert torch.equal(asked, ordered)
