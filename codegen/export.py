@@ -10,7 +10,7 @@ from einsumcascade.codegen.emit_triton import module
 from einsumcascade.codegen.launch import Built, feature_ranks, selectors, text_binding
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.errors import Diagnostic, LoweringError
-from einsumcascade.language.ir import Cascade, Expr, Scalar, rank_of, subexpressions, transform
+from einsumcascade.language.ir import Cascade, Expr, Output, Scalar, rank_of, subexpressions, transform
 from einsumcascade.language.printer import print_expr
 from einsumcascade.rewrites.differentiate import Gradient
 from einsumcascade.schedules.program import identifier
@@ -182,9 +182,16 @@ def _launches(built: Built, function: str) -> str:
         body += [f"{2 * INDENT}{row}," for row in rows if row]
         body += [f"{INDENT})"]
     head = _extent_lines(built, names, "\n".join(body))
-    outputs = ", ".join(
-        f"{_word(o)}.clone()" if o in {i.tensor for i in cascade.inputs} else _word(o) for o in cascade.output_names
-    )
+    given = {i.tensor for i in cascade.inputs}
+    added = {t for k in built.kernels for t in k.scattered}
+    main = _word(next(i.tensor for i in cascade.inputs if i.tensor not in selectors(cascade)))
+
+    def handed(o: Output) -> str:
+        if o.tensor in added and o.dtype is None:
+            return f"{_word(o.tensor)}.to({main}.dtype)"
+        return f"{_word(o.tensor)}.clone()" if o.tensor in given else _word(o.tensor)
+
+    outputs = ", ".join(map(handed, cascade.outputs))
     guarded = [f"with torch.cuda.device_of({inputs[0]}):", *(f"{INDENT}{line}" for line in body)]
     lines = [*head, *guarded, f"return {outputs}"]
     return "\n".join([f"def {function}({', '.join(inputs)}):", *(f"{INDENT}{line}" for line in lines)])
@@ -211,8 +218,11 @@ def _buffers(built: Built, outputs: tuple[str, ...], axes: Mapping[str, tuple[st
         shape = "".join(f"{names.extent(rank_of(v))}, " for v in axes[t])
         shape = shape if len(axes[t]) == 1 else shape.removesuffix(", ")
         name = dtypes.get(t, "float32")
-        dtype = f"{main}.dtype" if name is None else f"torch.{name}"
-        lines.append(f"{_word(t)} = torch.empty(({shape.rstrip(' ')}), dtype={dtype}, device={main}.device)")
+        # What programs add to begins at 0; its sum has the digits of float32 until it is handed on.
+        adds = any(t in k.scattered for k in built.kernels)
+        dtype = "torch.float32" if adds else f"{main}.dtype" if name is None else f"torch.{name}"
+        make = "zeros" if adds else "empty"
+        lines.append(f"{_word(t)} = torch.{make}(({shape.rstrip(' ')}), dtype={dtype}, device={main}.device)")
     return lines
 
 
