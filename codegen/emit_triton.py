@@ -355,7 +355,8 @@ class _Printer(Memory):
 
     def _main(self) -> str:
         """The tensor whose dtype is that of the computation: the first input."""
-        return next(iter(self.kernel.tensors))
+        own = self._inputs()
+        return next((t for t in self.kernel.tensors if t in own), next(iter(self.kernel.tensors)))
 
     def _is_main(self, name: str) -> bool:
         return name in self.texts.loads and self._tensor_of(name) in self._inputs()
