@@ -183,6 +183,9 @@ def random_inputs(cascade: Cascade, binding: Binding, dtype: str, *, seed: int =
             # Four values for what is only compared: equal ones, and some of each.
             high = binding.extents[indexed[i.tensor]] if i.tensor in indexed else 4
             out[i.tensor] = torch.randint(0, max(high, 1), shape, generator=generator, dtype=torch.int32)
+        elif i.tensor in indexed:
+            # A number that is reckoned with and says a place too, as a period: whole, and not 0.
+            out[i.tensor] = torch.randint(1, 5, shape, generator=generator).to(getattr(torch, dtype))
         else:
             out[i.tensor] = torch.randn(shape, generator=generator).to(getattr(torch, dtype))
     return out

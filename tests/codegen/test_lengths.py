@@ -76,4 +76,4 @@ def test_one_text_serves_every_length() -> None:
     for n in LENGTHS[:12]:
         q = torch.randn(1, 1, n, 16)
         assert torch.isfinite(op(q, q, q)).all()
-    assert len(op._built) == 1
+    assert len(op._runner.built) == 1
