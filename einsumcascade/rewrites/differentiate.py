@@ -280,7 +280,7 @@ class _Reverse:
         if isinstance(value, Read) or not (several or s.reduce in ("max", "min", "prod")):
             return value
         name = fresh(f"D{tensor}", self.taken)
-        self.body.append(Einsum(tensor=name, indices=s.indices, expr=self._all(value, s.free)))
+        self.body.append(Einsum(tensor=name, indices=s.indices, expr=value))
         return Read(tensor=name, indices=s.indices)
 
     def _all(self, value: Expr, space: tuple[str, ...]) -> Expr:
@@ -375,9 +375,7 @@ class _Reverse:
         made = next((e for e in self.body if value == Read(tensor=e.tensor, indices=axes)), None)
         if made is not None and made.indices == axes:
             return made.tensor
-        out = Einsum(
-            tensor=fresh(f"D{name}", self.taken), indices=axes, expr=self._all(value, tuple(a.name for a in axes))
-        )
+        out = Einsum(tensor=fresh(f"D{name}", self.taken), indices=axes, expr=value)
         self.body.append(out)
         return out.tensor
 

@@ -34,7 +34,7 @@ from einsumcascade.language.ir import (
 )
 
 # Raised whenever an answer could differ from that of an earlier version.
-FORMAT = 1
+FORMAT = 2
 PRIME = "__next"
 _LIMIT_BYTES = 1 << 20
 

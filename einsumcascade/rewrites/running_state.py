@@ -242,6 +242,11 @@ def _found(question: Question) -> Correction | Rejection:
         return Rejection(reason=what + ", so it must wait for the final {late}", where=where)
     if len(found.basis) > 1 and reduce != "sum":
         return Rejection(reason=f"a {reduce} of a sum of {len(found.basis)} products is not made of as many {reduce}s")
+    lost = _lost(found.matrix, old)
+    if lost is not None:
+        name = next(r.tensor for r in used if symbols.get(r) == lost)
+        why = f"C divides by {name}, which may be 0 while the sums for it are not, so it must wait for the final {name}"
+        return Rejection(reason=why)
     (factor, *_), *_ = found.matrix
     if reduce in ("max", "min") and not (factor.is_positive or isinstance(factor, sp.exp)):
         return Rejection(reason=f"the factor {factor} is not known to be positive, so it may turn a {reduce} around")
@@ -265,6 +270,19 @@ def _blamed(
     for e in sorted(parts, key=lambda e: len(list(subexpressions(e)))):
         if isinstance(separated(to_sympy(e, symbol), streamed, old), str):
             return e
+    return None
+
+
+def _lost(matrix: tuple[tuple[Any, ...], ...], old: list[Any]) -> Any | None:
+    """A reference at whose 0 a state keeps nothing, though there are keys: C divides by its old value."""
+    import sympy as sp
+
+    for entry in (c for row in matrix for c in row):
+        below = sp.fraction(sp.together(entry))[1]
+        for factor in sp.Mul.make_args(sp.factor(below)):
+            free = [s for s in old if s in factor.free_symbols]
+            if free and not (factor.is_positive or isinstance(factor, sp.exp)):
+                return free[0]
     return None
 
 

@@ -210,3 +210,12 @@ def test_the_loop_form_keeps_the_value_and_never_adds_a_pass(case: Case, tile: i
     for v in keys(case):
         rank = v.upper()
         assert count_passes(form, rank=rank).passes <= count_passes(case.cascade, rank=rank).passes
+
+
+def test_a_reference_that_may_be_zero_is_no_factor_of_a_state() -> None:
+    text = "in X[p,m], D[p,m]\nA[p] = D[p,m] :: sum(m)\nB[p] = (A[p] + 0 * m) * X[p,m] :: sum(m)\nout B"
+    # Of the first tile A is 0: nothing of its X would be left in A times their sum.
+    x = {"X": np.arange(1.0, 9.0)[None], "D": np.array([[0, 0, 0, 0, 1.0, 2.0, 3.0, 4.0]])}
+    found = formed(text, tile=4)
+    assert found.loops == 2
+    assert close(run(found.cascade, x)["B"], run(parse(text), x)["B"])
