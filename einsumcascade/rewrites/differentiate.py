@@ -353,7 +353,7 @@ class _Reverse:
             part = replace(part, reduce="sum", ranks=rest)
         else:
             # Nothing where there is no point, and not no value.
-            for c in where:
+            for c in (*where, *(substitute(c, found.solved) for c in within(s, read, self._indices))):
                 value = apply("select", c, value, Num(value=0))
             part = Einsum(tensor=name, indices=found.indices, expr=value)
         self.body.append(part)

@@ -169,6 +169,7 @@ def test_a_product_of_zeros_has_the_gradient_of_the_others(row: list[float]) -> 
     [
         ("in X[p], Y[p]\nZ[p] = X[p - 1] * Y[p]\nout Z", {"X": (6,), "Y": (6,)}),
         ("in X[p], Y[p]\nZ[p] = X[P - 1 - p] * Y[p]\nout Z", {"X": (6,), "Y": (6,)}),
+        ("in X[p], Y[p]\nZ[p] = X[p - 1] * Y[p + 2] + X[p]\nout Z", {"X": (6,), "Y": (6,)}),
         ("in X[g], Y[p]\nconst r = 3\nZ[p] = X[p // r] * Y[p]\nout Z", {"X": (2,), "Y": (5,)}),
         ("in X[g], Y[p]\nconst r = 3\nZ[p] = X[p % r] * Y[p]\nout Z", {"X": (3,), "Y": (7,)}),
         ("in T[j], Y[p,m]\nconstraint m <= p\nZ[p] = T[p - m] * Y[p,m] :: sum(m)\nout Z", {"T": (4,), "Y": (6, 5)}),
@@ -177,7 +178,7 @@ def test_a_product_of_zeros_has_the_gradient_of_the_others(row: list[float]) -> 
         ("in K[m,e], Q[p,e]\nrank n = M\nZ[p,m] = Q[p,e] * K[m,e]\nY[p] = Z[p,n] * Z[p,n] :: sum(n)\nout Y",
          {"K": (5, 2), "Q": (3, 2)}),
     ],
-    ids=["shift", "mirror", "quotient", "remainder", "difference", "ends", "diagonal", "another name"],
+    ids=["shift", "mirror", "two shifts", "quotient", "remainder", "difference", "ends", "diagonal", "another name"],
 )  # fmt: skip
 def test_what_is_read_elsewhere_is_given_back_there(text: str, shapes: dict[str, tuple[int, ...]]) -> None:
     assert_slopes(parse(text), drawn(**shapes))
