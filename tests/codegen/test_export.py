@@ -19,21 +19,29 @@ from einsumcascade.language.parser import parse
 from tests.codegen.calls import TWO_KERNELS, inputs_of, ranks
 
 SMALL = {"B": 1, "H": 2, "P": 37, "M": 21, "E": 16, "F": 16}
-# Runs in a process that finds neither this project nor what tells it where it is.
-ALONE = """
+# Runs in a process that has torch and triton but, installed or not, neither this project nor what only it requires.
+ABSENT = ("einsumcascade", "codegen", "schedules", "reference", "tests", "lark", "platformdirs", "typer")
+ALONE = f"""
 import importlib.util, sys, torch
 
-assert importlib.util.find_spec("einsumcascade") is None
+for name in {ABSENT!r}:
+    assert name not in sys.modules, name
+    sys.modules[name] = None  # an import of it fails from here on
+try:
+    import einsumcascade
+except ImportError:
+    pass
+else:
+    raise AssertionError("this project can be imported")
 path, data, name = sys.argv[1:]
 modules = []
 for again in range(2):
-    spec = importlib.util.spec_from_file_location(f"exported_{again}", path)
+    spec = importlib.util.spec_from_file_location("exported_" + str(again), path)
     module = importlib.util.module_from_spec(spec)
     # Triton's interpreter looks a kernel's module up.
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     modules.append(module)
-assert not any(m.startswith("einsumcascade") for m in sys.modules)
 given = torch.load(data)
 found = []
 for module in modules:
@@ -41,7 +49,7 @@ for module in modules:
     out = getattr(module, name)(*inputs)
     outputs = [out] if isinstance(out, torch.Tensor) else list(out)
     grads = torch.autograd.grad(outputs, [t for t in inputs if t.requires_grad], given["received"], allow_unused=True)
-    found.append({"outputs": [o.detach() for o in outputs], "grads": grads})
+    found.append(dict(outputs=[o.detach() for o in outputs], grads=grads))
 torch.save(found, data)
 """
 
