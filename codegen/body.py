@@ -93,10 +93,11 @@ class Body(Products):
                 moves.append(Map(value=values[-1], expr=Read(tensor=self.renamed[t])))
         return tuple(values), list(moves)
 
-    def leave(self, s: Snapshot) -> None:
-        """End a loop: its states are final."""
+    def leave(self, s: Snapshot, end: Expr) -> None:
+        """End a loop: its states are final, generation `end` of each."""
         self.restore(s)
         for t in self.states:
+            self.ends[t] = end
             self.env[t, "last"] = Read(tensor=self._state_name(t))
         self.index, self.states, self.renamed = self.outer.pop()
         if self.index is not None:

@@ -158,6 +158,7 @@ class Loop:
         rank: name of the extent that positions run over.
         parts: how often the segments are walked, each time over another part of the tiles.
         heads: bounds of a part; the last one tells the next part where this one ends.
+        descending: the steps go down from the last one.
     """
 
     index: str
@@ -167,6 +168,7 @@ class Loop:
     segments: tuple[Segment, ...]
     parts: int = 1
     heads: tuple[Map, ...] = ()
+    descending: bool = False
 
 
 Stmt: TypeAlias = Load | Count | Map | Reduce | Dot | Store | Loop

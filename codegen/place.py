@@ -7,7 +7,7 @@ computes. Axes come from roles, masks from constraints, loop bounds from the sam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from einsumcascade.codegen.body import Body
 from einsumcascade.codegen.kernel_ir import Axis, Loop, Segment, Stmt, TileKernel, first, last
@@ -23,9 +23,14 @@ from einsumcascade.language.ir import (
     Init,
     Iter,
     Num,
+    Read,
+    Scalar,
+    Statement,
     Var,
+    apply,
     rank_of,
     scalars,
+    transform,
     variables,
     walk,
 )
@@ -182,8 +187,11 @@ class _Placer:
     # --- loops --------------------------------------------------------------------------------------------------
 
     def _iterate(self, block: Iter, inits: Mapping[str, Init], body: Body, grid: tuple[str, ...]) -> list[Stmt]:
+        mine = [s.tensor for s in block.body if isinstance(s, Einsum) and s.tensor in inits]
+        end: Expr = Scalar(name=rank_of(block.var))
+        if block.descending:
+            block, end = _counted_up(block, frozenset(mine)), Num(value=0)
         inner_einsums = [s for s in block.body if isinstance(s, Einsum)]
-        mine = [e.tensor for e in inner_einsums if e.tensor in inits]
         before: list[Stmt] = []
         body.enter(block.var, frozenset(mine))
         for t in dict.fromkeys(mine):
@@ -220,7 +228,9 @@ class _Placer:
                     live=run.live,
                 )
             )
-        body.leave(outside)
+        body.leave(outside, end)
+        if block.descending and (found.parts > 1 or moves_by.inner is not None):
+            raise not_lowered(block, "a descending iteration over tiles of a rank")
         return [
             *before,
             Loop(
@@ -228,8 +238,34 @@ class _Placer:
                 inner=moves_by.inner,
                 step=moves_by.step,
                 rank=moves_by.rank,
-                segments=tuple(built),
+                segments=tuple(reversed(built) if block.descending else built),
                 parts=found.parts,
                 heads=found.heads,
+                descending=block.descending,
             ),
         ]
+
+
+def _counted_up(block: Iter, states: frozenset[str]) -> Iter:
+    """A descending iteration with the generations of its states counted by steps done: from `v`, a step makes `v + 1`.
+
+    All else is read and written at `v` itself.
+    """
+    here: Expr = Var(name=block.var)
+    following = apply("add", here, Num(value=1))
+    swapped: dict[Expr, Expr] = {here: following, following: here}
+
+    def leaf(e: Expr) -> Expr | None:
+        if isinstance(e, Read) and e.tensor in states:
+            return replace(e, indices=tuple(swapped.get(i) or transform(i, leaf) for i in e.indices))
+        return None
+
+    def one(s: Statement) -> Statement:
+        if not isinstance(s, Einsum):
+            return s
+        own = s.tensor in states
+        indices = tuple(swapped.get(i, i) for i in s.indices) if own else s.indices
+        where = tuple(transform(c, leaf) for c in s.where)
+        return replace(s, indices=indices, expr=transform(s.expr, leaf), where=where)
+
+    return replace(block, body=tuple(map(one, block.body)))

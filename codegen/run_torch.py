@@ -180,7 +180,8 @@ class Run:
     def _segments(self, loop: Loop) -> None:
         for g in loop.segments:
             lo, hi = int(self._of(g.lo).data), int(self._of(g.hi).data)
-            for start in range(lo, min(hi, self._end(loop)), loop.step):
+            steps = range(lo, min(hi, self._end(loop)), loop.step)
+            for start in reversed(steps) if loop.descending else steps:
                 self.index[loop.index] = start // loop.step
                 if loop.inner is not None:
                     inner = Scalar(name=rank_of(loop.inner))

@@ -63,6 +63,7 @@ class Values:
     moving: set[str] = field(default_factory=set)  # values loaded anew in each step of the loop
     index: str | None = None
     states: frozenset[str] = frozenset()
+    ends: dict[str, Expr] = field(default_factory=dict)  # the generation of a state that a loop leaves
     around: dict[str, frozenset[str]] = field(default_factory=dict)  # states of each loop around, by its index
     facts: FactTable = field(init=False)
 
@@ -138,7 +139,7 @@ class Values:
                 tag = "new"
             elif at is not None:
                 tag = "old" if x.tensor in self._states(at) else tag
-            elif isinstance(i, Scalar) and (x.tensor, "last") in self.env:
+            elif (x.tensor, "last") in self.env and i == self.ends.get(x.tensor):
                 tag = "last"
             else:
                 own.append(i)

@@ -214,8 +214,8 @@ class _Partition:
                 inits[s.tensor] = s
             elif isinstance(s, Iter):
                 inner = [x for x in walk(s.body) if isinstance(x, Einsum)]
-                if any(isinstance(x, Iter) for x in walk(s.body)) or s.descending:
-                    raise not_lowered(s, "a nested or descending iteration")
+                if any(isinstance(x, Iter) for x in walk(s.body)):
+                    raise not_lowered(s, "a nested iteration")
                 own = tuple(inits[t] for t in dict.fromkeys(x.tensor for x in inner) if t in inits)
                 free = dict.fromkeys(v for x in inner for v in x.free if v != s.var)
                 reduced = self._unbounded(tuple(dict.fromkeys(v for x in inner for v in x.ranks)))

@@ -112,7 +112,7 @@ def test_derive_derives_the_gradient_instead() -> None:
     record = json.loads(succeed("derive", "softmax_attention", "--gradient", "--json").stdout)
     assert record["gradients"] == {"Q": "DQ", "K": "DK", "V": "DV"} and record["saved"] == ["LSE", "AV"]
     assert record["backward"] in text
-    refuse("not-differentiated-yet", "derive", "linattn", "--gradient")
+    refuse("not-differentiated-yet", "derive", "mesa", "--gradient")
     assert call("derive", "softmax_attention", "--gradient", "--latex").exit_code == 2
 
 

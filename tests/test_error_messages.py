@@ -279,7 +279,7 @@ CASES: dict[str, Callable[[], object]] = {
     "unknown-precision": lambda: compile_cascade(KV, precision="tf31"),
     "schedule-illegal": lambda: of_kernel(schedule=Schedule(kernels={"vk": KernelSchedule()})),
     "not-lowered-yet": lambda: compile_cascade(parse("rank m = 4\nS[m] = m + 1\nout S")),
-    "not-differentiated-yet": lambda: differentiate(load("linattn")),
+    "not-differentiated-yet": lambda: differentiate(load("mesa")),
     "first-derivatives-only": twice,
     "not-streamed": lambda: running_state(HINGE, rank="M"),
     "kernel-rejected": lambda: compiled("g"),

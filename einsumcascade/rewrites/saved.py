@@ -22,6 +22,8 @@ def least_saved(
     wanted: tuple[str, ...],
     given: tuple[str, ...],
     extents: Mapping[str, int],
+    *,
+    also: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """Choose what to save, by a vertex cut of least capacity between reductions over long ranks and the gradient.
 
@@ -30,12 +32,13 @@ def least_saved(
         forward: the tensors of the forward part. wanted: the gradients.
         given: outputs of the forward part, which are there anyway and cost nothing.
         extents: numbers by rank; those not given are assumed (Definition F2).
+        also: what else the gradient reads.
 
     Returns: tensors, in the order of the cascade.
     """
     made = producers(joint)
     needed: dict[str, None] = {}
-    pending = list(wanted)
+    pending = [*wanted, *also]
     for t in pending:
         if t in made and t not in needed:
             needed[t] = None
@@ -44,7 +47,7 @@ def least_saved(
     first = {t for t in forward if t in needed}
     targets = {
         r.tensor for t in needed if t not in forward for r in reads(made[t].expr, *made[t].where) if r.tensor in first
-    }
+    } | (first & set(also))
     sizes = _sizes(joint, base, extents)
     shapes = [i.indices for i in base.inputs] + [made[t].free for t in given if t in made]
     lengths = [{v for v in s if sizes[rank_of(v)] > FEATURE} for s in shapes]

@@ -34,7 +34,6 @@ from einsumcascade.rewrites.algebra import (
     inline,
     is_map,
     is_positive,
-    names_taken,
     ordered,
     producers,
     product,
@@ -43,15 +42,15 @@ from einsumcascade.rewrites.algebra import (
 )
 
 
-def named(cascade: Cascade, live: frozenset[str], still: set[str]) -> Cascade:
+def named(cascade: Cascade, live: frozenset[str], still: set[str], taken: set[str]) -> Cascade:
     """Give a name to every inner value that tells a derivative: `20 * tanh(QK / 20)` needs that of the tanh.
 
     So does what a maximum is taken of, which is compared with it: written twice it might be rounded twice.
 
     Args:
         cascade: Einsums only. live: tensors through which a gradient goes, but for those of `still`.
+        taken: names; those of new tensors are added.
     """
-    taken = names_taken(cascade)
     body: list[Einsum] = []
     known = {e.expr: e for e in cascade.einsums if is_map(e)}
 

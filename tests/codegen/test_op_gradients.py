@@ -367,3 +367,13 @@ def test_a_table_is_added_up_in_a_fixed_order_where_that_is_asked_for() -> None:
         torch.use_deterministic_algorithms(False)
     assert "atomic" not in text
     assert torch.equal(asked, ordered)
+
+
+# --- iterations -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["softmax_1p", "sparsemax", "gla", "deltanet", "abc_causal"])
+def test_gradients_of_iterations_are_differences_of_the_op(name: str) -> None:
+    op = ec.compile(name)
+    inputs = {n: t.requires_grad_() for n, t in variant_inputs(name, "float64").items()}
+    assert torch.autograd.gradcheck(op, list(inputs.values()), fast_mode=True)
