@@ -46,8 +46,10 @@ class Body(Products):
 
     # --- loops --------------------------------------------------------------------------------------------------
 
-    def enter(self, index: str, states: frozenset[str]) -> None:
+    def enter(self, index: str, states: frozenset[str], *, descending: bool = False) -> None:
         """Begin a loop over `index` that keeps `states`."""
+        if descending:
+            self.falling.add(index)
         self.outer.append((self.index, self.states, self.renamed))
         if self.index is not None:
             self.around[self.index] = self.states

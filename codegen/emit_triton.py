@@ -420,7 +420,8 @@ class _Printer(Memory):
             self._line("# tiles that test " + " and ".join(_readable(c, loop) for c in tested))
         else:
             self._line("# tiles whose points are all live" if loop.inner is not None else f"# steps of {loop.index}")
-        span = f"{hi} - 1, {lo} - 1, -1" if loop.descending else f"{lo}, {hi}{step}"
+        before = "-1" if lo == "0" else f"{lo} - 1"
+        span = f"{hi} - 1, {before}, -1" if loop.descending else f"{lo}, {hi}{step}"
         self._line(f"for {start_name(loop)} in tl.range({span}):")
         self.depth += 1
         self.pointed = ""

@@ -188,12 +188,10 @@ class _Placer:
 
     def _iterate(self, block: Iter, inits: Mapping[str, Init], body: Body, grid: tuple[str, ...]) -> list[Stmt]:
         mine = [s.tensor for s in block.body if isinstance(s, Einsum) and s.tensor in inits]
-        end: Expr = Scalar(name=rank_of(block.var))
-        if block.descending:
-            block, end = _counted_up(block, frozenset(mine)), Num(value=0)
+        end: Expr = Num(value=0) if block.descending else Scalar(name=rank_of(block.var))
         inner_einsums = [s for s in block.body if isinstance(s, Einsum)]
         before: list[Stmt] = []
-        body.enter(block.var, frozenset(mine))
+        body.enter(block.var, frozenset(mine), descending=block.descending)
         for t in dict.fromkeys(mine):
             before += body.seed(inits[t], next(e for e in inner_einsums if e.tensor == t))
         moves_by = walk_of(block, inner_einsums, body.axes, self.cascade.constraints)
@@ -244,28 +242,3 @@ class _Placer:
                 descending=block.descending,
             ),
         ]
-
-
-def _counted_up(block: Iter, states: frozenset[str]) -> Iter:
-    """A descending iteration with the generations of its states counted by steps done: from `v`, a step makes `v + 1`.
-
-    All else is read and written at `v` itself.
-    """
-    here: Expr = Var(name=block.var)
-    following = apply("add", here, Num(value=1))
-    swapped: dict[Expr, Expr] = {here: following, following: here}
-
-    def leaf(e: Expr) -> Expr | None:
-        if isinstance(e, Read) and e.tensor in states:
-            return replace(e, indices=tuple(swapped.get(i) or transform(i, leaf) for i in e.indices))
-        return None
-
-    def one(s: Statement) -> Statement:
-        if not isinstance(s, Einsum):
-            return s
-        own = s.tensor in states
-        indices = tuple(swapped.get(i, i) for i in s.indices) if own else s.indices
-        where = tuple(transform(c, leaf) for c in s.where)
-        return replace(s, indices=indices, expr=transform(s.expr, leaf), where=where)
-
-    return replace(block, body=tuple(map(one, block.body)))

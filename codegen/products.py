@@ -145,7 +145,7 @@ class Products(Values):
         if self.index is None:
             return "cur"
         for i in e.indices:
-            if self._step(i)[1]:
+            if self._step(i, e.tensor)[1]:
                 return "new"
             if not isinstance(i, Var):
                 raise not_lowered(e, f"writing {e.tensor} at {i}")
@@ -156,7 +156,7 @@ class Products(Values):
         if tag == "new" and e.tensor in self.states:
             assert self.index is not None
             old_is_read = any(
-                r.tensor == e.tensor and Var(name=self.index) in r.indices
+                r.tensor == e.tensor and (self.index, False) in [self._step(i, e.tensor) for i in r.indices]
                 for x in later
                 for r in reads(x.expr, *x.where)
             )

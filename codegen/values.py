@@ -63,6 +63,7 @@ class Values:
     moving: set[str] = field(default_factory=set)  # values loaded anew in each step of the loop
     index: str | None = None
     states: frozenset[str] = frozenset()
+    falling: set[str] = field(default_factory=set)  # indices of loops whose steps go down
     ends: dict[str, Expr] = field(default_factory=dict)  # the generation of a state that a loop leaves
     around: dict[str, frozenset[str]] = field(default_factory=dict)  # states of each loop around, by its index
     facts: FactTable = field(init=False)
@@ -134,7 +135,7 @@ class Values:
         tag = "cur"
         own: list[Expr] = []
         for i in x.indices:
-            at, follows = self._step(i)
+            at, follows = self._step(i, x.tensor)
             if at is not None and follows:
                 tag = "new"
             elif at is not None:
@@ -155,13 +156,14 @@ class Values:
                 return self.env[x.tensor, key]
         raise not_lowered(e, f"reading {x}, which no loop of this kernel has finished,")
 
-    def _step(self, i: Expr) -> tuple[str | None, bool]:
-        """The loop whose index an index is, and whether it is that of the next step."""
+    def _step(self, i: Expr, tensor: str = "") -> tuple[str | None, bool]:
+        """The loop whose index an index is, and whether it names what the step makes of a state, not what it finds."""
         for v in (*self.around, *((self.index,) if self.index is not None else ())):
+            falls = v in self.falling and tensor in self._states(v)
             if i == Var(name=v):
-                return v, False
+                return v, falls
             if isinstance(i, Apply) and i.op == "add" and i.args[0] == Var(name=v):
-                return v, True
+                return v, not falls
         return None, False
 
     def _states(self, index: str) -> frozenset[str]:

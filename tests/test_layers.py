@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -233,5 +232,5 @@ def test_importing_the_package_is_light_and_quick() -> None:
         for _ in range(5)
     ]
     assert [loaded for _, loaded in runs] == [[]] * 5
-    # The median, for a busy machine can delay any single run.
-    assert statistics.median(seconds for seconds, _ in runs) < 0.15
+    # The least, for a busy machine can only delay a run.
+    assert min(seconds for seconds, _ in runs) < 0.15

@@ -40,9 +40,10 @@ from einsumcascade.rewrites.blocks import Block, Steps, opened, undifferentiated
 from einsumcascade.rewrites.defer import expand_means, localise
 from einsumcascade.rewrites.reassociate import reassociate
 from einsumcascade.rewrites.reroll import reroll
-from einsumcascade.rewrites.reverse import Loop, Reverse
+from einsumcascade.rewrites.reverse import Reverse
 from einsumcascade.rewrites.saved import least_saved
 from einsumcascade.rewrites.step import Step
+from einsumcascade.rewrites.transposes import Loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
