@@ -228,11 +228,6 @@ class _Partition:
                         raise not_lowered(e, f"every generation of {e.tensor} as an output")
                 residents = tuple(v for v in self._unbounded(tuple(free)) if v not in reduced)
                 writes = tuple(x.tensor for x in inner)
-                for x in inner:
-                    if reduced and x.tensor in self.cascade.output_names:
-                        raise not_lowered(
-                            x, f"{x.tensor}, an output of every step of an iteration that reduces a rank,"
-                        )
                 self._add(_Unit((*own, s), writes, residents, reduced or (s.var,), solves=bool(reduced)))
             elif (spread := self._scattered(s)) is not None:
                 self.scattered[s.tensor] = s.free

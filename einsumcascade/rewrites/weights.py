@@ -130,6 +130,10 @@ class Weights:
         d = self.defs.get(f.tensor)
         return d is not None and is_map(d) and isinstance(d.expr, Apply) and d.expr.op == "exp"
 
+    def absorbs(self, g: Expr, f: Read) -> bool:
+        """Whether a factor is an exponential that takes a divisor in."""
+        return self._is_exponential(f) and self.normalises(g, f)
+
     def normalises(self, g: Expr, f: Read) -> bool:
         """Whether a value of the row is the sum of an exponential over its points, plus positive terms."""
         if isinstance(g, Read):
@@ -188,7 +192,8 @@ def in_exponents(cascade: Cascade, taken: set[str]) -> tuple[Cascade, Weights]:
                 if d is None or d.reduce != "sum" or x != Read(tensor=d.tensor, indices=d.indices):
                     continue
                 inside = [f for f, n in factors(d.expr) if n == 1 and isinstance(f, Read)]
-                if not any(weights.normalises(g, f) for f in inside) or not set(variables(g)) <= set(d.free):
+                # Only into an exponent can the division go; elsewhere the sum stays, for the gradient reads its quotient.
+                if not any(weights.absorbs(g, f) for f in inside) or not set(variables(g)) <= set(d.free):
                     continue
                 summed = replace(d, expr=weights.fold(product((*factors(d.expr), (g, -1)))))
                 rest = tuple(p for n, p in enumerate(parts) if n not in (j, k))

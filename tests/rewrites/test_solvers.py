@@ -126,3 +126,13 @@ def test_a_solver_that_descends_is_left_as_it_is() -> None:
 
 def test_an_iteration_around_all_reductions_is_derived() -> None:
     assert derive("feedback").passes["M"] == (2, 1)
+
+
+def test_what_every_step_of_a_solver_puts_out_is_stored_step_by_step() -> None:
+    text = (
+        str(load("feedback"))
+        .replace("X[n + 1,", "U[n, p] = GM[n, p] + SD[n, p]\n  X[n + 1,")
+        .replace("out O", "out O, U")
+    )
+    found = verify(parse(text), extents={"P": 33, "M": 70, "E": 16, "N": 3})
+    assert found.passed, str(found)
