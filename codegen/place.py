@@ -7,7 +7,7 @@ computes. Axes come from roles, masks from constraints, loop bounds from the sam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from einsumcascade.codegen.body import Body
 from einsumcascade.codegen.kernel_ir import Axis, Loop, Segment, Stmt, TileKernel, first, last
@@ -23,14 +23,10 @@ from einsumcascade.language.ir import (
     Init,
     Iter,
     Num,
-    Read,
     Scalar,
-    Statement,
     Var,
-    apply,
     rank_of,
     scalars,
-    transform,
     variables,
     walk,
 )

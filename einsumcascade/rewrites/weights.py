@@ -192,7 +192,7 @@ def in_exponents(cascade: Cascade, taken: set[str]) -> tuple[Cascade, Weights]:
                 if d is None or d.reduce != "sum" or x != Read(tensor=d.tensor, indices=d.indices):
                     continue
                 inside = [f for f, n in factors(d.expr) if n == 1 and isinstance(f, Read)]
-                # Only into an exponent can the division go; elsewhere the sum stays, for the gradient reads its quotient.
+                # Only an exponent takes the division in; elsewhere the sum stays, for the gradient reads its quotient.
                 if not any(weights.absorbs(g, f) for f in inside) or not set(variables(g)) <= set(d.free):
                     continue
                 summed = replace(d, expr=weights.fold(product((*factors(d.expr), (g, -1)))))
