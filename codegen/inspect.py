@@ -17,7 +17,9 @@ from pathlib import Path
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.build import CompiledKernel
 from einsumcascade.errors import Diagnostic, TargetError
+from einsumcascade.schedules.demands import ALU, FP32, SHUFFLE, SPECIAL, TENSOR
 
+ACCESS, OTHER = "access", "other"
 # Columns of a report, by the opcodes that belong to each.
 CLASSES: Mapping[str, re.Pattern[str]] = {
     "MMA": re.compile(r"(HGMMA|IGMMA|QGMMA|HMMA|IMMA|QMMA|OMMA|DMMA|UTC\w*MMA)"),
@@ -30,6 +32,18 @@ CLASSES: Mapping[str, re.Pattern[str]] = {
     "SHFL": re.compile(r"SHFL"),
     "LDL": re.compile(r"LDL"),
     "STL": re.compile(r"STL"),
+}
+# Pipes of a multiprocessor by the opcodes that they take; uniform and control instructions take nothing but a turn.
+PIPES: Mapping[str, re.Pattern[str]] = {
+    TENSOR: CLASSES["MMA"],
+    SPECIAL: CLASSES["MUFU"],
+    FP32: re.compile(r"F(FMA|MUL|ADD)2?|IMAD|HFMA2|HADD2|HMUL2"),
+    ALU: re.compile(
+        r"FMNMX3?|FSETP?|FSEL|F2FP|F2F|F2I|I2F|I2FP|FRND|V?IADD3?|VIMNMX3?|IMNMX|ISETP|ISCADD|LEA|LOP3|SHF|SEL|PRMT|MOV"
+        r"|SGXT|BMSK|PLOP3|P2R|R2P|IABS|HMNMX2|HSETP2|POPC|FLO"
+    ),
+    SHUFFLE: CLASSES["SHFL"],
+    ACCESS: re.compile(r"LD[SGLTC]?|LDSM|LDGSTS|LDTM|ST[SGLT]?|STSM|STTM|ATOM[SG]?|RED|REDG|UTMA\w+|SYNCS"),
 }
 # Opcodes that do the work of two: packed pairs, and the maximum of three.
 _DOUBLE = re.compile(r"F(FMA|MUL|ADD)2|FMNMX3")
@@ -80,6 +94,12 @@ class LoopReport:
             if CLASSES[name].fullmatch(opcode)
         )
 
+    @property
+    def pipes(self) -> dict[str, int]:
+        """Instructions by the pipe that takes them; `other` are uniform ones, branches and barriers."""
+        found = {name: sum(n for o, n in self.opcodes.items() if p.fullmatch(o)) for name, p in PIPES.items()}
+        return {**found, OTHER: self.instructions - sum(found.values())}
+
     def to_dict(self) -> dict[str, object]:
         """Return the report as values that JSON knows."""
         return {
@@ -87,6 +107,7 @@ class LoopReport:
             "instructions": self.instructions,
             "serialised": self.serialised,
             "classes": {name: self.count(name) for name in CLASSES},
+            "pipes": self.pipes,
             "opcodes": dict(self.opcodes),
         }
 

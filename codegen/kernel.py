@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.emit_triton import KernelText
-from einsumcascade.codegen.inspect import KernelReport
+from einsumcascade.codegen.inspection import Inspection, compiled, step_report
 from einsumcascade.codegen.kernel_ir import TileKernel
-from einsumcascade.codegen.launch import Built, selectors
+from einsumcascade.codegen.launch import Built, feature_ranks, selectors, text_binding
 from einsumcascade.codegen.memory import stride_name
 from einsumcascade.codegen.names import extent_name, safe
+from einsumcascade.errors import LoweringError
+from einsumcascade.language.ir import rank_of
+from einsumcascade.schedules.model import KernelPrediction, predict, works
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import Schedule
 
 if TYPE_CHECKING:
     import torch
 
+    from einsumcascade.codegen.build import CompiledKernel
     from einsumcascade.codegen.tiles import TileMap
 
 TYPES = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64"}
@@ -36,31 +40,6 @@ def parameter_types(built: Built, kernel: TileKernel, text: KernelText) -> dict[
         out[safe(t)] = "*i32" if t in whole else TYPES[built.dtype if t in inputs else own]
     out |= {stride_name(t, kernel.tensors[t][n]): "i32" for t, n in text.strides}
     return out | {extent_name(r, text.tensors): "i32" for r in text.lengths}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection:
-    """What a compiler made of each kernel of a program.
-
-    Args:
-        kernels: a report by kernel name, in order.
-        target: what it was compiled for. dtype: of the inputs.
-    """
-
-    kernels: Mapping[str, KernelReport]
-    target: str
-    dtype: str
-
-    def to_dict(self) -> dict[str, object]:
-        """A JSON value."""
-        return {
-            "target": self.target,
-            "dtype": self.dtype,
-            "kernels": {n: r.to_dict() for n, r in self.kernels.items()},
-        }
-
-    def __str__(self) -> str:
-        return "\n\n".join(f"{name} ({self.target}, {self.dtype})\n{report}" for name, report in self.kernels.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,35 +79,75 @@ class Kernel:
 
         return tile_maps(self.built, tensors, extents)
 
-    def inspect(self) -> Inspection:
-        """Compile every kernel for the target and report registers, spills, shared memory and hot loops.
+    def inspect(self, *, extents: Mapping[str, int] | None = None) -> Inspection:
+        """Compile every kernel for the target and report registers, spills, shared memory, hot loops and time.
 
         The common case is compiled: contiguous tensors, aligned to 16 bytes, lengths that are
         multiples of 16; tensors that only index or compare hold int32.
 
+        Args:
+            extents: of the lengths; those that the kernel was asked for count too. With all of them the time is
+                predicted, from what was compiled and the rates of the target.
+
         Raises: LoweringError, TargetError: the compiler refuses the text, or a block needs more than the target has.
         Cost: seconds a kernel. No GPU is needed.
         """
-        from einsumcascade.codegen.build import compile_kernel
         from einsumcascade.codegen.inspect import inspect_kernel
 
-        reports = {}
-        for tile, text in zip(self.built.kernels, self.built.texts, strict=True):
-            signature = parameter_types(self.built, tile, text)
-            constexprs: dict[str, object] = dict(text.constexprs)
-            for t, axes in tile.tensors.items():
-                for v in axes[-1:]:
-                    constexprs[stride_name(t, v)] = 1
-                    signature.pop(stride_name(t, v), None)
-            compiled = compile_kernel(
-                self.source,
-                kernel=text.name,
-                signature=signature,
-                constexprs=constexprs,
+        built = self.built
+        reports = {
+            text.name: inspect_kernel(self._compiled(tile, text))
+            for tile, text in zip(built.kernels, built.texts, strict=True)
+        }
+        given = {**built.extents, **(extents or {})}
+        binding = text_binding(built.cascade, given)
+        features = feature_ranks(built.cascade)
+        lengths = {rank_of(v) for i in built.cascade.inputs for v in i.indices} - set(features)
+        names = {k.name: f"{k.name}_kernel" for k in built.program.kernels}
+        try:
+            found = works(built.program, built.schedule, extents=binding.extents, dtype=built.dtype)
+        except LoweringError:
+            # The model knows no form for what the lowering moves by itself.
+            return Inspection(kernels=reports, target=self.target.name, dtype=built.dtype)
+        steps = {names[n]: s for n, w in found.items() if (s := step_report(reports[names[n]], w)) is not None}
+        unknown = tuple(r for r in binding.extents if r in lengths and r not in given)
+        predictions: dict[str, KernelPrediction] = {}
+        if not unknown:
+            numbers = {**{r: binding.extents[r] for r in features}, **given}
+            prediction = predict(
+                built.program,
+                built.schedule,
+                extents=numbers,
+                dtype=built.dtype,
                 target=self.target,
-                divisible=[p for p in signature if p not in text.unspecialised],
-                num_warps=tile.schedule.warps,
-                num_stages=tile.schedule.stages,
+                compiled={n: compiled(reports[names[n]]) for n in names},
             )
-            reports[text.name] = inspect_kernel(compiled)
-        return Inspection(kernels=reports, target=self.target.name, dtype=self.built.dtype)
+            predictions = {names[k.name]: k for k in prediction.kernels}
+        return Inspection(
+            kernels=reports,
+            target=self.target.name,
+            dtype=built.dtype,
+            steps=steps,
+            predictions=predictions,
+            unknown=unknown,
+        )
+
+    def _compiled(self, tile: TileKernel, text: KernelText) -> CompiledKernel:
+        from einsumcascade.codegen.build import compile_kernel
+
+        signature = parameter_types(self.built, tile, text)
+        constexprs: dict[str, object] = dict(text.constexprs)
+        for t, axes in tile.tensors.items():
+            for v in axes[-1:]:
+                constexprs[stride_name(t, v)] = 1
+                signature.pop(stride_name(t, v), None)
+        return compile_kernel(
+            self.source,
+            kernel=text.name,
+            signature=signature,
+            constexprs=constexprs,
+            target=self.target,
+            divisible=[p for p in signature if p not in text.unspecialised],
+            num_warps=tile.schedule.warps,
+            num_stages=tile.schedule.stages,
+        )

@@ -233,14 +233,15 @@ def cost(
     check_schedule(program, schedule)
     frames = {k.name: frame_of(program, k, schedule.kernels[k.name], binding) for k in program.kernels}
     return ScheduleCost(
-        kernels=tuple(_kernel(program, k, frames[k.name], dtype, device) for k in program.kernels),
+        kernels=tuple(kernel_cost(program, k, frames[k.name], dtype=dtype, device=device) for k in program.kernels),
         target=device.name,
         dtype=dtype,
         extents=dict(binding.extents),
     )
 
 
-def _kernel(program: Program, kernel: Kernel, frame: Frame, dtype: str, device: GpuTarget) -> KernelCost:
+def kernel_cost(program: Program, kernel: Kernel, frame: Frame, *, dtype: str, device: GpuTarget) -> KernelCost:
+    """Cost one kernel of a program, brought to the form that is lowered."""
     tensors = tuple(_tensors(program, kernel, frame, dtype))
     once, each = _operations(frame, None), [_operations(frame, loop) for loop in frame.loops]
     # How many programs there are of each kind, and the operations of one.
@@ -273,7 +274,7 @@ def _kernel(program: Program, kernel: Kernel, frame: Frame, dtype: str, device: 
     )
 
 
-def _statements(frame: Frame, loop: Loop | None) -> tuple[Einsum | Init, ...]:
+def statements(frame: Frame, loop: Loop | None) -> tuple[Einsum | Init, ...]:
     """The statements of a loop, or those outside all loops."""
     body = frame.cascade.body if loop is None else loop.block.body
     return tuple(s for s in body if isinstance(s, Einsum | Init))
@@ -292,9 +293,9 @@ def _tensors(program: Program, kernel: Kernel, frame: Frame, dtype: str) -> Iter
     axes: dict[str, tuple[str, ...]] = {}
     for loop in (None, *frame.loops):
         inside: dict[Read, None] = {}
-        for s in _statements(frame, loop):
-            for r in _loaded(frame.cascade, s):
-                (inside if loop is not None and _moves(frame.cascade, r, loop) else outside)[r] = None
+        for s in statements(frame, loop):
+            for r in loaded(frame.cascade, s):
+                (inside if loop is not None and moves(frame.cascade, r, loop) else outside)[r] = None
             if isinstance(s, Einsum) and s.tensor in dtypes:
                 axes[s.tensor] = s.free
                 place = Read(tensor=s.tensor, indices=s.indices)
@@ -320,7 +321,7 @@ def _tensor(frame: Frame, tensor: str, axes: Sequence[str], moved: int, dtype: s
     )
 
 
-def _loaded(cascade: Cascade, s: Einsum | Init) -> Iterator[Read]:
+def loaded(cascade: Cascade, s: Einsum | Init) -> Iterator[Read]:
     """The reads of inputs that a statement makes; a map leaves its conditions to what reads it."""
     tests = conditions(cascade, s) if isinstance(s, Einsum) and (s.ranks or s.tensor in cascade.output_names) else ()
     for r in reads(s.expr, *tests):
@@ -328,7 +329,7 @@ def _loaded(cascade: Cascade, s: Einsum | Init) -> Iterator[Read]:
             yield r
 
 
-def _moves(cascade: Cascade, read: Read, loop: Loop) -> bool:
+def moves(cascade: Cascade, read: Read, loop: Loop) -> bool:
     """Whether an address is another in each step of a loop: by its index, or by a computed position."""
     inside = reads(*read.indices)
     return loop.block.var in variables(*read.indices) or any(cascade.input(r.tensor) is None for r in inside)
@@ -365,7 +366,7 @@ def _elements(frame: Frame, access: Read, axes: Sequence[str], loop: Loop | None
 def _operations(frame: Frame, loop: Loop | None) -> dict[str, int]:
     """Operations of a program outside loops, or of one step of a loop."""
     out = dict.fromkeys((*CLASSES, CONTRACTION), 0)
-    for s in _statements(frame, loop):
+    for s in statements(frame, loop):
         found = operations_of(s)
         for kind in CLASSES:
             out[kind] += found.of(kind).at(frame.sizes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from einsumcascade.analysis.dependence import conditions
@@ -48,6 +48,8 @@ class Loop:
         tile: elements of the last of them that a step covers.
         live: where the last of them is live, over the ends of tiles of residents and over batch ranks.
         tests: conditions that tell tile by tile whether one is live.
+        conditions: what its reductions are culled by, the end of the data left out.
+        everywhere: those of them that every tile tests, since no interval says where they hold.
     """
 
     block: Iter
@@ -55,11 +57,13 @@ class Loop:
     tile: int
     live: Live = EVERYWHERE
     tests: tuple[Expr, ...] = ()
+    conditions: tuple[Expr, ...] = ()
+    everywhere: tuple[Expr, ...] = ()
 
     @property
     def bounding(self) -> tuple[str, ...]:
         """Residents that decide which tiles are walked, by the names of their first and last coordinates."""
-        ends = [e for r in self.live.may for e in (r.lo, r.hi) if e is not None]
+        ends = [e for r in (*self.live.may, *self.live.must) for e in (r.lo, r.hi) if e is not None]
         return (*variables(*ends, *self.tests), *(r.tensor.partition("_")[2] for r in reads(*ends, *self.tests)))
 
 
@@ -81,6 +85,7 @@ class Frame:
         grid: tile of each tiled resident. batch: the other residents, one program for each value.
         axes: variables of tiles.
         sizes: elements that a program holds of each rank, by name: 1 of a batch rank or an iterative one.
+        inner: variable of the tile that loops walk; "" where none is derived.
         loops: in order.
     """
 
@@ -91,6 +96,7 @@ class Frame:
     batch: tuple[str, ...]
     axes: tuple[str, ...]
     sizes: Mapping[str, int]
+    inner: str
     loops: tuple[Loop, ...]
 
     @property
@@ -134,13 +140,22 @@ class Frame:
         if loop.tests:
             starts = {n for low, high in found for n in range(low, high, tile)}
             found = [(n, n + tile) for n in starts if self._is_live(loop, corner, n)]
-        out: list[Range] = []
-        for low, high in sorted(found):
-            if out and low <= out[-1][1]:
-                out[-1] = (out[-1][0], max(out[-1][1], high))
-            else:
-                out.append((low, high))
-        return tuple(out)
+        return _joined(found)
+
+    def full(self, loop: Loop, corner: Corner) -> int:
+        """Steps of a loop over tiles whose points are all live, which need no mask."""
+        if loop.everywhere:
+            return 0
+        extent, tile = self.binding.extent(loop.walked[-1]), loop.tile
+        ends = [
+            (
+                0 if r.lo is None else max(0, self._at(r.lo, corner)),
+                extent if r.hi is None else min(extent, self._at(r.hi, corner)),
+            )
+            for r in loop.live.must
+        ]
+        found = sum(max(0, high // tile - -(-low // tile)) for low, high in _joined(ends))
+        return found * math.prod(map(self.binding.extent, loop.walked[:-1]))
 
     def _is_live(self, loop: Loop, corner: Corner, start: int) -> bool:
         """Whether the conditions of a loop that are no intervals leave a tile a live point."""
@@ -184,6 +199,17 @@ class Frame:
         return math.prod(n for v, n in zip(loop.walked, turns, strict=True) if v not in without)
 
 
+def _joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """Ranges in order, those that overlap or touch as one; empty ones are left out."""
+    out: list[Range] = []
+    for low, high in sorted(r for r in ranges if r[0] < r[1]):
+        if out and low <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], high))
+        else:
+            out.append((low, high))
+    return tuple(out)
+
+
 def frame_of(program: Program, kernel: Kernel, schedule: KernelSchedule, binding: Binding) -> Frame:
     """Bring a kernel to the form that is lowered, and see where its ranks go and how its loops walk.
 
@@ -219,6 +245,7 @@ def frame_of(program: Program, kernel: Kernel, schedule: KernelSchedule, binding
         batch=batch,
         axes=(*grid, *((inner,) if inner else ()), *whole),
         sizes=sizes,
+        inner=inner,
         loops=(),
     )
     loops: list[Loop] = []
@@ -261,4 +288,5 @@ def _bounded(frame: Frame, loop: Loop, inner: str) -> Loop:
     found = [decide(given[c], tiled) for c in solved.tests]
     truths = [f[0] for f in found if f is not None]
     tests = tuple(ZERO if isinstance(t, bool) else t for t in truths if not isinstance(t, bool) or not t)
-    return replace(loop, live=solved.live, tests=tests)
+    everywhere = tuple(given[c] for c in solved.tests)
+    return replace(loop, live=solved.live, tests=tests, conditions=tuple(given.values()), everywhere=everywhere)

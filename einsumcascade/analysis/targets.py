@@ -5,7 +5,8 @@ A target is a record, not a device: every one can be compiled for on a machine t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from einsumcascade.errors import Diagnostic, TargetError, nearest
@@ -33,6 +34,16 @@ class GpuTarget:
         tensor_flops_per_clock: bf16 products with float32 sums, per multiprocessor, two operations a product.
         fp32_per_clock: float32 additions, products or fused pairs, per multiprocessor.
         special_per_clock: exponentials, reciprocals and the like, per multiprocessor.
+        alu_per_clock: comparisons, maxima, selections, whole numbers and conversions, per multiprocessor.
+        shuffle_per_clock: numbers handed from thread to thread of a warp, per multiprocessor.
+        issued_per_clock: instructions of a warp that the schedulers of a multiprocessor issue.
+        shared_bytes_per_clock: between shared memory and the rest of a multiprocessor.
+        l2_bytes_per_clock: read from the second-level cache, all multiprocessors together.
+        shared_memory_per_multiprocessor: for the blocks that are resident together, in bytes.
+        shared_memory_reserved: bytes of it that each block takes for the system.
+        warps_per_multiprocessor, blocks_per_multiprocessor: the most that are resident together.
+        product_rows: rows of a tile below which a matrix unit idles: 16 a warp, 64 a group of four, 128 a block.
+        sources: where the figures stand: by document, what was taken from it.
     """
 
     name: str
@@ -50,6 +61,17 @@ class GpuTarget:
     tensor_flops_per_clock: int
     fp32_per_clock: int
     special_per_clock: int
+    alu_per_clock: int
+    shuffle_per_clock: int
+    issued_per_clock: int
+    shared_bytes_per_clock: int
+    l2_bytes_per_clock: int
+    shared_memory_per_multiprocessor: int
+    shared_memory_reserved: int
+    warps_per_multiprocessor: int
+    blocks_per_multiprocessor: int
+    product_rows: int
+    sources: Mapping[str, str] = field(hash=False, repr=False)
 
 
 def _cuda(
@@ -62,6 +84,9 @@ def _cuda(
     bandwidth_gb_s: float,
     tensor_flops_per_clock: int,
     fp32_per_clock: int,
+    l2_bytes_per_clock: int,
+    product_rows: int,
+    sources: Mapping[str, str],
 ) -> GpuTarget:
     """Build an NVIDIA target; the descriptor unit and the asynchronous product came together."""
     return GpuTarget(
@@ -80,8 +105,28 @@ def _cuda(
         tensor_flops_per_clock=tensor_flops_per_clock,
         fp32_per_clock=fp32_per_clock,
         special_per_clock=16,
+        alu_per_clock=64,
+        shuffle_per_clock=32,
+        issued_per_clock=4,
+        shared_bytes_per_clock=128,
+        l2_bytes_per_clock=l2_bytes_per_clock,
+        # What a block cannot have of it is reserved: 1 KiB a block.
+        shared_memory_per_multiprocessor=(shared_memory_kib + 1) * 1024,
+        shared_memory_reserved=1024,
+        warps_per_multiprocessor=64,
+        blocks_per_multiprocessor=32,
+        product_rows=product_rows,
+        sources={**_CUDA_SOURCES, **sources},
     )
 
+
+_CUDA_SOURCES: Final = {
+    "CUDA C++ Programming Guide, compute capabilities": "shared memory, registers, warps and blocks of a "
+    "multiprocessor; four schedulers that issue one instruction a clock each",
+    "CUDA C++ Programming Guide, throughput of native arithmetic instructions": "float32 operations, special functions "
+    "(16), comparisons, maxima and conversions (64), shuffles (32) of a multiprocessor and clock",
+    "CUDA C++ Programming Guide, shared memory": "32 banks of 4 bytes a clock",
+}
 
 TARGETS: Final[tuple[GpuTarget, ...]] = (
     # A100 80 GB.
@@ -94,6 +139,12 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         bandwidth_gb_s=2039.0,
         tensor_flops_per_clock=2048,
         fp32_per_clock=64,
+        l2_bytes_per_clock=5120,
+        product_rows=16,
+        sources={
+            "NVIDIA A100 architecture whitepaper": "multiprocessors, boost clock, tensor rate, L2 bytes a clock",
+            "NVIDIA A100 80GB datasheet": "bandwidth",
+        },
     ),
     # H200.
     _cuda(
@@ -105,6 +156,14 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         bandwidth_gb_s=4800.0,
         tensor_flops_per_clock=4096,
         fp32_per_clock=128,
+        l2_bytes_per_clock=5120,
+        product_rows=64,
+        sources={
+            "NVIDIA H100 architecture whitepaper": "multiprocessors, tensor rate and its clock; L2 bytes a clock are "
+            "those of the A100, since it names none",
+            "NVIDIA H200 datasheet": "bandwidth",
+            "PTX ISA, wgmma": "64 rows a group of four warps",
+        },
     ),
     # B200.
     _cuda(
@@ -116,6 +175,13 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         bandwidth_gb_s=8000.0,
         tensor_flops_per_clock=8192,
         fp32_per_clock=128,
+        l2_bytes_per_clock=10240,
+        product_rows=128,
+        sources={
+            "NVIDIA Blackwell architecture brief, DGX B200 datasheet": "multiprocessors, bandwidth, tensor rate; L2 "
+            "bytes a clock are those of the A100 on each of two dies, since neither names any",
+            "PTX ISA, tcgen05.mma": "128 rows a block",
+        },
     ),
     # MI300X.
     GpuTarget(
@@ -134,6 +200,23 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         tensor_flops_per_clock=2048,
         fp32_per_clock=128,
         special_per_clock=16,
+        alu_per_clock=128,
+        shuffle_per_clock=32,
+        issued_per_clock=4,
+        shared_bytes_per_clock=128,
+        l2_bytes_per_clock=8 * 2048,
+        shared_memory_per_multiprocessor=64 * 1024,
+        shared_memory_reserved=0,
+        warps_per_multiprocessor=32,
+        blocks_per_multiprocessor=32,
+        product_rows=16,
+        sources={
+            "AMD CDNA 3 architecture whitepaper": "compute units, matrix and vector rates, 2048 bytes a clock from the "
+            "L2 of each of eight dies, LDS of 64 KiB with 128 bytes a clock, which shuffles take too",
+            "AMD Instinct MI300X datasheet": "clock, bandwidth",
+            "AMD CDNA 3 instruction set reference": "512 vector registers a lane, 16 rows a matrix instruction, a "
+            "quarter of the vector rate for transcendentals",
+        },
     ),
 )
 

@@ -31,6 +31,7 @@ class Op:
         ieee: Triton text that holds where the value rules cannot bite, if it differs from `triton`.
         symbol, precedence: infix spelling, higher binds tighter.
         cost: class of the operation in counts: add, multiply, divide, exp, max or other.
+        special: instructions of a GPU's special-function unit that a value costs.
         identity: neutral element, for operators a reduction may use.
         distributes_over: names of reductions (+) with x (*) (a (+) b) = (x (*) a) (+) (x (*) b).
         condition: the value is a truth value.
@@ -53,6 +54,7 @@ class Op:
     symbol: str = ""
     precedence: int = 0
     cost: str = "other"
+    special: int = 0
     identity: float | None = None
     is_associative: bool = False
     is_commutative: bool = False
@@ -123,7 +125,7 @@ _ROWS = (
        gradient=("G * Y", "G * X")),
     Op(name="div", arity=2, symbol="/", precedence=6, array=_div, sympy=lambda sp, x, y: x / y,
        triton="tl.where({0} == 0, tl.where({1} == 0, 0.0, {0} / {1}), {0} / {1})", ieee="{0} / {1}", cost="divide",
-       gradient=("select(Y == 0, 0, G / Y)", "select(Y == 0, 0, -G * V / Y)")),
+       special=1, gradient=("select(Y == 0, 0, G / Y)", "select(Y == 0, 0, -G * V / Y)")),
     Op(name="floordiv", arity=2, symbol="//", precedence=6, array=lambda xp, x, y: xp.floor_divide(x, y),
        sympy=lambda sp, x, y: sp.floor(x / y), triton="{0} // {1}",
        gradient=("", "")),
@@ -131,7 +133,7 @@ _ROWS = (
        sympy=lambda sp, x, y: x - y * sp.floor(x / y), triton="{0} % {1}",
        gradient=("G", "-G * floor(X / Y)")),
     Op(name="pow", arity=2, symbol="**", precedence=8, array=lambda xp, x, y: x**y, sympy=lambda sp, x, y: x**y,
-       triton="tl.exp2({1} * tl.log2({0}))",
+       special=2, triton="tl.exp2({1} * tl.log2({0}))",
        gradient=("G * Y * X ** (Y - 1)", "G * V * log(X)")),
     Op(name="neg", arity=1, symbol="-", precedence=7, array=lambda xp, x: x * -1, sympy=lambda sp, x: -x,
        triton="-{0}", cost="add",
@@ -148,7 +150,7 @@ _ROWS = (
     Op(name="ieee_sub", arity=2, array=lambda xp, x, y: x - y, sympy=lambda sp, x, y: x - y, triton="{0} - {1}",
        cost="add", internal=True),
     Op(name="ieee_div", arity=2, array=lambda xp, x, y: x / y, sympy=lambda sp, x, y: x / y, triton="{0} / {1}",
-       cost="divide", internal=True),
+       special=1, cost="divide", internal=True),
     Op(name="quotient", arity=2, array=lambda xp, x, y: xp.floor_divide(x, y),
        sympy=lambda sp, x, y: sp.floor(x / y), triton="{0} // {1}", internal=True),  # of numbers >= 0
     # bounds of loops: whole numbers next to what a tensor holds, and positions in 32 bits
@@ -176,22 +178,22 @@ _ROWS = (
        gradient=("", "select(X, G, 0)", "select(X, 0, G)")),
     # functions
     Op(name="exp", arity=1, array=lambda xp, x: xp.exp(x), sympy=lambda sp, x: sp.exp(x), triton="tl.exp({0})",
-       cost="exp", low=0.0, monotone=True, positive=True,
+       special=1, cost="exp", low=0.0, monotone=True, positive=True,
        gradient=("G * V",)),
     Op(name="exp2", arity=1, array=lambda xp, x: xp.exp2(x), sympy=lambda sp, x: sp.exp(x * sp.log(2)),
-       triton="tl.math.exp2({0})", cost="exp", low=0.0, monotone=True, positive=True,
+       special=1, triton="tl.math.exp2({0})", cost="exp", low=0.0, monotone=True, positive=True,
        gradient=("0.6931471805599453 * G * V",)),
     Op(name="log", arity=1, array=lambda xp, x: xp.log(x), sympy=lambda sp, x: sp.log(x), triton="tl.log({0})",
-       monotone=True,
+       special=1, monotone=True,
        gradient=("select(X == 0, 0, G / X)",)),
     Op(name="log2", arity=1, array=lambda xp, x: xp.log2(x), sympy=lambda sp, x: sp.log(x) / sp.log(2),
-       triton="tl.log2({0})", monotone=True,
+       special=1, triton="tl.log2({0})", monotone=True,
        gradient=("select(X == 0, 0, 1.4426950408889634 * G / X)",)),
     Op(name="sqrt", arity=1, array=lambda xp, x: xp.sqrt(x), sympy=lambda sp, x: sp.sqrt(x), triton="tl.sqrt({0})",
-       monotone=True, low=0.0,
+       special=1, monotone=True, low=0.0,
        gradient=("select(V == 0, 0, G / (2 * V))",)),
     Op(name="rsqrt", arity=1, array=lambda xp, x: 1.0 / xp.sqrt(x), sympy=lambda sp, x: 1 / sp.sqrt(x),
-       triton="tl.rsqrt({0})", low=0.0,
+       special=1, triton="tl.rsqrt({0})", low=0.0,
        gradient=("-0.5 * G * V * V * V",)),
     Op(name="abs", arity=1, array=lambda xp, x: xp.abs(x), sympy=lambda sp, x: sp.Abs(x), triton="tl.abs({0})",
        low=0.0,
@@ -206,17 +208,17 @@ _ROWS = (
        triton="tl.ceil({0})", monotone=True,
        gradient=("",)),
     Op(name="tanh", arity=1, array=lambda xp, x: xp.tanh(x), sympy=lambda sp, x: sp.tanh(x),
-       triton="libdevice.tanh({0})", low=-1.0, high=1.0, monotone=True,
+       special=1, triton="libdevice.tanh({0})", low=-1.0, high=1.0, monotone=True,
        gradient=("G * (1 - V * V)",)),
     Op(name="sigmoid", arity=1, array=_sigmoid, sympy=lambda sp, x: 1 / (1 + sp.exp(-x)),
-       triton="tl.sigmoid({0})", low=0.0, high=1.0, monotone=True, positive=True,
+       special=2, triton="tl.sigmoid({0})", low=0.0, high=1.0, monotone=True, positive=True,
        gradient=("G * V * (1 - V)",)),
     Op(name="silu", arity=1, array=lambda xp, x: xp.where(x == -INF, 0.0, x * _sigmoid(xp, x)),
-       sympy=lambda sp, x: x / (1 + sp.exp(-x)),
+       special=2, sympy=lambda sp, x: x / (1 + sp.exp(-x)),
        triton="{0} * tl.sigmoid({0})", low=-0.28,
        gradient=("G * sigmoid(X) * (1 + X * (1 - sigmoid(X)))",)),
     Op(name="softplus", arity=1, array=lambda xp, x: xp.where(x > 0, x, 0.0) + xp.log1p(xp.exp(-xp.abs(x))),
-       sympy=lambda sp, x: sp.log(1 + sp.exp(x)),
+       special=2, sympy=lambda sp, x: sp.log(1 + sp.exp(x)),
        triton="tl.maximum({0}, 0.0) + tl.log(1.0 + tl.exp(-tl.abs({0})))", low=0.0, monotone=True, positive=True,
        gradient=("G * sigmoid(X)",)),
     Op(name="relu", arity=1, array=lambda xp, x: xp.where(x <= 0, 0.0, x), sympy=lambda sp, x: sp.Max(x, 0),
@@ -226,16 +228,16 @@ _ROWS = (
        triton="tl.where({0} >= 0, {0}, 0.2 * {0})", monotone=True,
        gradient=("select(X > 0, G, 0.2 * G)",)),
     Op(name="elu", arity=1, array=lambda xp, x: xp.where(x > 0, x, xp.expm1(xp.where(x < 0, x, 0.0))),
-       triton="tl.where({0} > 0, {0}, tl.exp(tl.minimum({0}, 0.0)) - 1.0)", low=-1.0, monotone=True,
+       special=1, triton="tl.where({0} > 0, {0}, tl.exp(tl.minimum({0}, 0.0)) - 1.0)", low=-1.0, monotone=True,
        gradient=("select(X > 0, G, G * (V + 1))",)),
     Op(name="sin", arity=1, array=lambda xp, x: xp.sin(x), sympy=lambda sp, x: sp.sin(x), triton="tl.sin({0})",
-       low=-1.0, high=1.0,
+       special=1, low=-1.0, high=1.0,
        gradient=("G * cos(X)",)),
     Op(name="cos", arity=1, array=lambda xp, x: xp.cos(x), sympy=lambda sp, x: sp.cos(x), triton="tl.cos({0})",
-       low=-1.0, high=1.0,
+       special=1, low=-1.0, high=1.0,
        gradient=("-G * sin(X)",)),
     Op(name="erf", arity=1, array=_erf, sympy=lambda sp, x: sp.erf(x), triton="tl.erf({0})", low=-1.0, high=1.0,
-       monotone=True,
+       special=1, monotone=True,
        gradient=("1.1283791670955126 * G * exp(-X * X)",)),
     Op(name="clamp", arity=3, array=lambda xp, x, low, high: xp.minimum(xp.maximum(x, low), high),
        sympy=lambda sp, x, low, high: sp.Min(sp.Max(x, low), high),

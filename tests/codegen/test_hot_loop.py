@@ -9,7 +9,7 @@ import pytest
 
 import einsumcascade as ec
 from einsumcascade.analysis.targets import TARGETS
-from einsumcascade.codegen.kernel import Inspection
+from einsumcascade.codegen.inspection import Inspection
 from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import constrained

@@ -1,0 +1,233 @@
+"""The model ranks as an H200 does, counts tiles as the lowering walks them, and estimates what a compiler makes."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import einsumcascade as ec
+from einsumcascade.analysis.targets import TARGETS, gpu_target
+from einsumcascade.codegen.inspection import compiled
+from einsumcascade.errors import ScheduleError, TargetError
+from einsumcascade.gallery import load
+from einsumcascade.language.ir import Cascade
+from einsumcascade.language.parser import constrained
+from einsumcascade.rewrites.derive import simplify
+from einsumcascade.schedules.demands import TENSOR
+from einsumcascade.schedules.model import Prediction, predict, rank
+from einsumcascade.schedules.program import Program, partition
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from einsumcascade.schedules.timing import Stations, dealt, resident_blocks
+from tests.codegen.calls import VARIANTS
+from tests.gallery.draws import extents_of
+
+NAME = "softmax_attention"
+MEASURED = Path(__file__).with_name("measured_h200.json")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "schedules.md"
+SHAPES = [(16, 128, False), (16, 128, True), (32, 64, False), (32, 64, True)]
+Choice = tuple[int, int, int, int, bool]
+SPACE: tuple[Choice, ...] = tuple(itertools.product((64, 128, 256), (32, 64, 128), (4, 8), (2, 3, 4), (True, False)))
+H200 = gpu_target("cuda:90")
+
+
+def program_of(cascade: Cascade) -> Program:
+    return partition(simplify(cascade).cascade, bounded=("e", "f"))
+
+
+def schedule_of(choice: Choice) -> Schedule:
+    p, m, warps, stages, descriptors = choice
+    return Schedule(
+        kernels={NAME: KernelSchedule(tiles={"p": p, "m": m}, warps=warps, stages=stages, descriptors=descriptors)}
+    )
+
+
+@cache
+def ranking(heads: int, size: int, causal: bool) -> dict[Choice, Prediction]:
+    cascade = constrained(load(NAME), "m <= p", {}) if causal else load(NAME)
+    extents = {"B": 4, "H": heads, "P": 4096, "M": 4096, "E": size, "F": size}
+    choices = {str(schedule_of(c)): c for c in SPACE}
+    ranked = rank(program_of(cascade), [schedule_of(c) for c in SPACE], extents=extents)
+    return {choices[str(r.schedule)]: r for r in ranked if math.isfinite(r.seconds)}
+
+
+def measured(heads: int, size: int, causal: bool) -> dict[Choice, float]:
+    """TFLOP/s of the rows that are of the space and gave right results."""
+    rows: list[dict[str, Any]] = json.loads(MEASURED.read_text())["rows"]
+    return {
+        (r["block_m"], r["block_n"], r["warps"], r["stages"], r["descriptors"]): r["tflops"]
+        for r in rows
+        if (r["H"], r["D"], r["causal"]) == (heads, size, causal)
+        and r["correct"]
+        and not r["source_pipelined"]
+        and not r["warp_specialize"]
+    }
+
+
+def place(heads: int, size: int, causal: bool) -> tuple[int, int]:
+    """The place of the measured best in the model's ranking, behind all that it finds equal, and how many there are."""
+    ranked, rows = ranking(heads, size, causal), measured(heads, size, causal)
+    best = ranked[max(rows, key=lambda c: rows[c])].seconds
+    return sum(r.seconds <= best for r in ranked.values()), len(ranked)
+
+
+def correlation(heads: int, size: int, causal: bool) -> float:
+    """Spearman's, of measured speed and predicted speed."""
+    rows = measured(heads, size, causal)
+    ranked = ranking(heads, size, causal)
+    pairs = [_ranks(list(rows.values())), _ranks([1 / ranked[c].seconds for c in rows])]
+    middle = (len(rows) - 1) / 2
+    above = sum((x - middle) * (y - middle) for x, y in zip(*pairs, strict=True))
+    return above / math.sqrt(math.prod(sum((x - middle) ** 2 for x in p) for p in pairs))
+
+
+def _ranks(values: list[float]) -> list[float]:
+    return [sum(w < v for w in values) + (sum(w == v for w in values) - 1) / 2 for v in values]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_measured_best_is_in_the_upper_quarter_of_the_ranking(shape: tuple[int, int, bool]) -> None:
+    behind, count = place(*shape)
+    assert count >= 90
+    assert behind <= count / 4
+
+
+def test_the_page_shows_the_places_and_the_correlations() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for heads, size, causal in SHAPES:
+        behind, count = place(heads, size, causal)
+        row = f"| D {size} {'causal' if causal else 'full'} |"
+        (line,) = [x for x in page.splitlines() if x.startswith(row)]
+        cells = [c.strip() for c in line.split("|")]
+        rows = len(measured(heads, size, causal))
+        assert cells[3:6] == [f"{behind} of {count}", f"{correlation(heads, size, causal):.2f}", str(rows)], line
+
+
+@given(blocks=st.integers(1, 16), stations=st.integers(1, 5), clocks=st.integers(1, 1000))
+def test_a_balanced_network_has_its_closed_form(blocks: int, stations: int, clocks: int) -> None:
+    """K stations of equal demand D with n customers take (n + K - 1) D a customer's turn."""
+    network = Stations(queues={str(k): float(clocks) for k in range(stations)}, pipes={TENSOR: 0.0})
+    assert math.isclose(network.with_others(blocks), (blocks + stations - 1) * clocks)
+
+
+def test_no_pipe_works_faster_than_it_can() -> None:
+    network = Stations(queues={"a": 10.0, "b": 10.0}, pipes={"a": 10.0, "c": 30.0})
+    assert network.with_others(4) == 4 * 30.0
+    assert network.with_others(1) == 30.0
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=12),
+    repeats=st.integers(1, 300),
+    blocks=st.integers(1, 3),
+    order=st.sampled_from(["ascending", "descending", "descending, heads inside"]),
+)
+def test_programs_are_dealt_as_they_become_free(lengths: list[int], repeats: int, blocks: int, order: str) -> None:
+    """With one pipe alone a multiprocessor is never slower than its work; the end is that of a list schedule."""
+    walks = tuple(((n, 0),) for n in lengths)
+    demands = {w: Stations(queues={"a": float(w[0][0])}, pipes={TENSOR: 0.0}) for w in walks}
+    found = dealt(walks, repeats, demands, blocks, H200, order=order)
+    total = sum(lengths) * repeats
+    assert found >= max(max(lengths), total / H200.multiprocessors) * (1 - 1e-9)
+    # No program begins later than a busy machine lets it, and the longest may begin last.
+    assert found <= total / H200.multiprocessors + (blocks + 1) * max(lengths)
+    if len(lengths) * repeats <= 3 * H200.multiprocessors and blocks == 1:
+        batch = lengths if order == "ascending" else lengths[::-1]
+        queue = [n for n in batch for _ in range(repeats)] if "inside" in order else batch * repeats
+        free = [0] * H200.multiprocessors
+        for n in queue:
+            heapq.heapreplace(free, free[0] + n)
+        assert math.isclose(found, max(free))
+
+
+def test_a_last_wave_that_is_not_full_runs_with_fewer_blocks() -> None:
+    walks = tuple(((n, 0),) for n in (4,))
+    demands = {walks[0]: Stations(queues={"a": 4.0, "b": 4.0}, pipes={TENSOR: 0.0})}
+    one = dealt(walks, 132, demands, 2, H200, order="ascending")
+    two = dealt(walks, 264, demands, 2, H200, order="ascending")
+    assert (one, two) == (8.0, 12.0)
+    assert dealt(walks, 264 + 132, demands, 2, H200, order="ascending") == 20.0
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "blocks"),
+    [(255, 98336, 4, 2), (138, 115712, 4, 2), (110, 58368, 4, 3), (32, 0, 1, 32), (168, 0, 12, 1), (16, 233000, 4, 0)],
+)
+def test_blocks_that_are_resident_are_those_of_the_occupancy_calculator(
+    registers: int, shared: int, warps: int, blocks: int
+) -> None:
+    assert resident_blocks(H200, registers=registers, shared_memory_bytes=shared, warps=warps) == blocks
+
+
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("choice", [(128, 64, 4, 2, True), (64, 64, 4, 3, True), (64, 128, 4, 2, False)])
+def test_registers_and_shared_memory_are_near_what_is_compiled(size: int, choice: Choice) -> None:
+    kernel = ec.compile(NAME).kernel(extents={"E": size, "F": size}, target="cuda:90", schedule=schedule_of(choice))
+    (report,) = kernel.inspect().kernels.values()
+    extents = {"B": 4, "H": 16, "P": 4096, "M": 4096, "E": size, "F": size}
+    (estimated,) = predict(kernel.program, schedule_of(choice), extents=extents).kernels
+    assert abs(estimated.registers - report.registers) <= 0.1 * report.registers
+    assert abs(estimated.shared_memory_bytes - report.shared_memory_bytes) <= 0.05 * report.shared_memory_bytes
+
+
+def test_what_was_compiled_takes_the_place_of_estimates() -> None:
+    choice = (64, 64, 4, 3, True)
+    kernel = ec.compile(NAME).kernel(extents={"E": 64, "F": 64}, target="cuda:90", schedule=schedule_of(choice))
+    (report,) = kernel.inspect().kernels.values()
+    extents = {"B": 4, "H": 32, "P": 4096, "M": 4096, "E": 64, "F": 64}
+    options: dict[str, Any] = {"extents": extents, "compiled": {NAME: compiled(report)}}
+    (found,) = predict(kernel.program, schedule_of(choice), **options).kernels
+    assert (found.registers, found.shared_memory_bytes) == (report.registers, report.shared_memory_bytes)
+    steps = found.full_steps + found.tested_steps
+    hot = report.hot_loop
+    assert hot is not None
+    issued = hot.instructions * report.num_warps / 4 * steps / H200.multiprocessors
+    assert issued <= found.cycles["issue"] <= 1.1 * issued
+    # Two products of 64 x 64 x 64 a step.
+    assert math.isclose(found.cycles["tensor"], steps * 2 * 2 * 64**3 / 4096 / H200.multiprocessors)
+
+
+@pytest.mark.parametrize("constraint", ["m <= p", "m <= p and p - m < 100", "m <= p and (m < 70 or p - m < 100)", ""])
+def test_full_and_tested_tiles_are_those_that_the_kernel_walks(constraint: str) -> None:
+    cascade = constrained(load(NAME), constraint, {}) if constraint else load(NAME)
+    extents = {"B": 1, "H": 2, "P": 500, "M": 700, "E": 64, "F": 64}
+    chosen = schedule_of((64, 32, 4, 2, False))
+    kernel = ec.compile(cascade).kernel(extents={"E": 64, "F": 64}, target="cuda:90", schedule=chosen)
+    (tiles,) = kernel.tiles(extents=extents)
+    (found,) = predict(kernel.program, chosen, extents=extents).kernels
+    assert (found.full_steps, found.tested_steps) == (tiles.full, tiles.visited - tiles.full)
+
+
+@pytest.mark.parametrize("target", [t.name for t in TARGETS])
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_every_kernel_of_the_gallery_has_a_time(name: str, target: str) -> None:
+    cascade = load(name)
+    built = ec.compile(cascade).kernel(extents=extents_of(cascade, name), target=target)
+    found = predict(built.program, built.schedule, extents=extents_of(cascade, name), target=target)
+    assert 0 < found.seconds < 1
+    assert json.loads(json.dumps(found.to_dict()))["binding"] == found.binding
+
+
+def test_a_schedule_that_cannot_run_comes_last() -> None:
+    large, small = schedule_of((256, 128, 8, 4, True)), schedule_of((64, 64, 4, 2, True))
+    extents = {"B": 1, "H": 1, "P": 512, "M": 512, "E": 128, "F": 128}
+    program = program_of(load(NAME))
+    ranked = rank(program, [large, small], extents=extents)
+    assert [r.schedule for r in ranked] == [small, large]
+    assert math.isinf(ranked[1].seconds) and ranked[1].kernels[0].blocks == 0
+    with pytest.raises(ScheduleError):
+        rank(program, [Schedule(kernels={NAME: KernelSchedule(tiles={"p": 96, "m": 64})})], extents=extents)
+    with pytest.raises(TargetError):
+        rank(program, [small], extents=extents, target="cuda:91")
+
+
+def test_every_target_says_where_its_figures_stand() -> None:
+    assert all(t.sources and all(t.sources.values()) for t in TARGETS)
