@@ -143,7 +143,7 @@ class Price:
         if counts is not None:
             # Phases as they are, of instructions as they were counted.
             threads = self.schedule.warps * self.target.warp_size
-            known = {p: counts.get(p, 0) * threads for p in LANES}
+            known = {p: float(counts.get(p, 0) * threads) for p in LANES}
             known[ISSUE] = counts[ISSUE] * threads
             phases = [{p: known[p] * x[p] / lanes[p] if lanes[p] else 0.0 for p in known} for x in phases]
             lanes = known
