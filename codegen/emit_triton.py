@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.forms import powers
 from einsumcascade.codegen.kernel_ir import (
     Count,
@@ -81,6 +82,26 @@ MULTIPLY = """
 def _multiply(x, y):
     return x * y
 """
+TANH = """
+
+@triton.jit
+def _tanh(x):
+    # One instruction, right to 2^-11: less than what inputs of 16 bits are rounded by.
+    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+"""
+RECIPROCAL = """
+
+@triton.jit
+def _reciprocal(x):
+    # 1 / x of x >= 1, which needs none of the care that other divisors take.
+    return {quotient}
+"""
+RECIPROCAL_OF = {
+    "cuda": (
+        'tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)'
+    ),
+    "hip": "1.0 / x",
+}
 UNIFORM = """
 
 @triton.jit
@@ -115,24 +136,27 @@ class KernelText:
     unspecialised: tuple[str, ...]
 
 
-def emit(kernel: TileKernel, *, precision: str = "ieee") -> KernelText:
+def emit(kernel: TileKernel, *, precision: str = "ieee", coarse: bool = False) -> KernelText:
     """Print one kernel.
 
     Args:
         kernel: statements over tiles.
         precision: of products of float32 tiles: "ieee", "tf32x3" or "tf32".
+        coarse: functions may be right to 2^-11 only, by instructions of an NVIDIA GPU.
 
     Returns: its text; deterministic.
     Cost: linear in the statements.
     """
-    return _Printer(kernel, precision).run()
+    return _Printer(kernel, precision, coarse).run()
 
 
-def module(kernels: tuple[KernelText, ...], *, title: str, cascade: str) -> str:
+def module(kernels: tuple[KernelText, ...], *, title: str, cascade: str, target: GpuTarget) -> str:
     """One importable text with several kernels, and the cascade they compute in its header."""
     body = "".join("\n\n" + k.text for k in kernels)
     helper = (MULTIPLY if "_multiply)" in body else "") + (UNIFORM if "_uniform(" in body else "")
     helper += COUNT if "_count(" in body else ""
+    helper += TANH if "_tanh(" in body else ""
+    helper += RECIPROCAL.format(quotient=RECIPROCAL_OF[target.backend]) if "_reciprocal(" in body else ""
     for name, rounded, unknown in WHOLE_ROWS:
         if f"_{name}(" in body:
             helper += WHOLE.format(name=name, rounded=rounded, unknown=unknown)
@@ -384,6 +408,7 @@ class _Printer(Memory):
                 position_of(loop): f"o_{variable_of(loop.rank)}",
                 apply("mul", *position_product(loop)): start_name(loop),
             }
+            self.texts.walked = (*self.texts.walked, loop.inner)
         for s in loads.values():
             if self._is_fixed(s, loop):
                 self._address(s, loop)
@@ -401,6 +426,8 @@ class _Printer(Memory):
             self._segment(loop, g, loads)
         self.depth -= loop.parts > 1
         self.texts.positions = around
+        if loop.inner is not None:
+            self.texts.walked = self.texts.walked[:-1]
 
     def _moving(self, loads: Mapping[str, Load], loop: Loop) -> dict[str, str]:
         """The pointers that move on with each step of a loop, and the strides along it."""

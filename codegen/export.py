@@ -52,7 +52,7 @@ def exported(e: Exported) -> str:
         _refuse(built)
     name = _word(identifier(e.original.name))
     texts = tuple(t for b in e.builts for t in b.texts)
-    kernels = module(texts, title=f"{name}: {_title(e)}", cascade=_header(e))
+    kernels = module(texts, title=f"{name}: {_title(e)}", cascade=_header(e), target=e.forward.target)
     kernels = kernels.replace("\nimport triton\n", "\nimport torch\nimport triton\n", 1)
     kernels = "\n".join(line.rstrip() for line in kernels.splitlines())
     parts = [kernels, _tables(e), CHECK, _launches(e.forward, f"_{name}_forward")]

@@ -5,7 +5,7 @@ A test for each says when Triton no longer needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
@@ -67,7 +67,7 @@ def mend(memory: Callable[[], Memory]) -> None:
     * A cast from float32 to bfloat16 truncates. Here it rounds to nearest, ties to even.
     * A loop bound that depends on the program fails in Triton 3.6 with NumPy 2.4, and so does a bfloat16 constant.
     * A truth value of a single number is taken for a float where it meets a block of truth values.
-    * Functions of libdevice are not there. Those that kernels use are computed by NumPy here.
+    * Functions of libdevice are not there, nor is inline assembly. What kernels use is computed by NumPy here.
     * The language is patched anew, and slowly, at every call of every function. Here it is patched once, and what else
       takes long is left out.
     """
@@ -130,6 +130,22 @@ def mend(memory: Callable[[], Memory]) -> None:
         return tl.tensor(handle_of(np.tanh(x.handle.data), x.handle.dtype), x.type)
 
     libdevice.tanh = tanh
+
+    def inline_asm_elementwise(asm: str, constraints: str, args: Sequence[Any], **_: Any) -> Any:
+        (x,) = args
+        data = instructions[asm.split()[0]](x.handle.data).astype(np.float32)
+        return tl.tensor(handle_of(data, x.handle.dtype), x.type)
+
+    def tanh_approx(x: Any) -> Any:
+        # As wrong as the instruction may be, to 11 bits.
+        fraction, exponent = np.frexp(np.tanh(x))
+        return np.ldexp(np.rint(fraction * 2.0**11) / 2.0**11, exponent)
+
+    instructions: dict[str, Callable[[Any], Any]] = {
+        "tanh.approx.f32": tanh_approx,
+        "rcp.approx.ftz.f32": lambda x: 1 / x,
+    }
+    tl.inline_asm_elementwise = inline_asm_elementwise
 
     def get_bf16(self: Any, value: Any) -> Any:
         return handle_of(narrow(np.array([value])), tl.bfloat16)

@@ -225,8 +225,10 @@ def build(
     binding = program_binding(program, binding)
     check_schedule(program, schedule)
     kernels = tuple(lower(k, program, schedule.kernels[k.name], binding) for k in program.kernels)
-    texts = tuple(emit(cut(k), precision=precision) for k in kernels)
-    source = module(texts, title=f"{identifier(cascade.name)}: generated from the cascade below.", cascade=str(cascade))
+    coarse = target.backend == "cuda" and DTYPE_BYTES[dtype] == 2
+    texts = tuple(emit(cut(k), precision=precision, coarse=coarse) for k in kernels)
+    title = f"{identifier(cascade.name)}: generated from the cascade below."
+    source = module(texts, title=title, cascade=str(cascade), target=target)
     digest = hashlib.sha256((source + schedule.to_json()).encode()).hexdigest()[:16]
     return Built(
         cascade=cascade,

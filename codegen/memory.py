@@ -19,6 +19,7 @@ class Memory:
 
     kernel: TileKernel
     precision: str
+    coarse: bool = False
     lines: list[str] = field(default_factory=list)
     depth: int = 1
     described: dict[str, bool] = field(default_factory=dict)  # tensors whose loads are all by descriptors
@@ -27,7 +28,7 @@ class Memory:
     texts: Texts = field(init=False)
 
     def __post_init__(self) -> None:
-        self.texts = Texts(self.kernel)
+        self.texts = Texts(self.kernel, self.coarse)
 
     def _line(self, text: str, *, comment: str = "") -> None:
         self.lines.append(INDENT * self.depth + text + (f"  # {comment}" if comment else ""))

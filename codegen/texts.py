@@ -20,9 +20,12 @@ from einsumcascade.language.ir import (
     rank_of,
     reads,
     scalars,
+    transform,
     variables,
 )
 from einsumcascade.rewrites.base_two import LOG2E
+from einsumcascade.schedules.bounds import linear
+from einsumcascade.schedules.intervals import summed
 
 ATOM = 20
 
@@ -42,15 +45,18 @@ class Texts:
 
     Args:
         kernel: the kernel.
+        coarse: functions may be right to 2^-11 only.
         loads: names of values that come straight from memory, so are of their tensor's dtype.
         axes_of: axes of every value.
     """
 
     kernel: TileKernel
+    coarse: bool = False
     loads: set[str] = field(default_factory=set)
     axes_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
     scalars: dict[str, str] = field(default_factory=dict)  # text of a hoisted scalar by its name
     positions: Mapping[Expr, str] = field(default_factory=dict)  # coordinates of loops, by expression
+    walked: tuple[str, ...] = ()  # variables of the tiles that loops walk
     temporaries: dict[str, str] = field(default_factory=dict)  # name by text, of values that a line uses twice
     numbered: dict[str, str] = field(default_factory=dict)  # the same of every line so far
     mask_axes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by name
@@ -146,6 +152,11 @@ class Texts:
             left, right = (self._bracketed(self.expand(p, axes), ATOM) for p in parts)
             return Text(f"{left} {'&' if expr.op == 'and' else '|'} {right}", 8, axes)
         template = expr.row.ieee if expr.op in ("sub", "div") and _is_integer(expr) else expr.row.triton
+        if self.coarse and expr.row.coarse:
+            template = expr.row.coarse
+        match expr:
+            case Apply(op="ieee_div", args=(Num(value=1), Apply(op="add", args=(Num(value=1), _)))) if axes:
+                return Text(f"_reciprocal({self.expand(parts[1], axes).text})", ATOM, axes)
         assert template is not None, expr.op
         plain = {
             "add": 11,
@@ -180,6 +191,8 @@ class Texts:
     def _as_number(self, expr: Apply, n: int, t: Text, *, raw: bool) -> Text:
         """An operand as the operator wants it: truth values as 0 and 1, coordinates as real numbers where they grow."""
         arg = expr.args[n]
+        if not raw and _is_whole(arg) and not _is_whole(expr) and not expr.row.condition:
+            t = self._distance(arg) or t
         truth = isinstance(arg, Apply) and arg.row.condition
         if truth and not expr.row.condition and not (expr.op == "select" and n == 0):
             return Text(f"tl.cast({t.text}, tl.float32)", ATOM, t.axes)
@@ -204,6 +217,34 @@ class Texts:
         if _is_whole(arg) and (product or function or expr.op == "pow"):
             return Text(f"tl.cast({t.text}, tl.float32)", ATOM, t.axes)
         return t
+
+    def _distance(self, expr: Expr) -> Text | None:
+        """A whole number over two axes of a tile, as p - m, in floating point from the start.
+
+        What is common to a row is added up as a whole number and converted once a row, so that each element costs one
+        subtraction: exact as far as whole numbers are (2^24), and rounded beyond as a conversion would.
+        """
+        if isinstance(expr, Apply) and expr.op in ("abs", "neg"):
+            inner = self._distance(expr.args[0])
+            if inner is None:
+                return None
+            return (
+                Text(f"tl.abs({inner.text})", ATOM, inner.axes)
+                if expr.op == "abs"
+                else Text(f"-{self._bracketed(inner, 13)}", 13, inner.axes)
+            )
+        form = linear(transform(expr, _plain_difference))
+        own = [v for v in self.walked if form is not None and abs(form.get(Var(name=v), 0)) == 1]
+        if form is None or len(own) != 1:
+            return None
+        sign = form.pop(Var(name=own[0]))
+        rows = self.of(summed(form))
+        if len(rows.axes) != 1 or own[0] in rows.axes:
+            return None
+        axes = self._union([rows, Text("", ATOM, (own[0],))])
+        row = self.expand(Text(f"{self._bracketed(rows, ATOM)}.to(tl.float32)", ATOM, rows.axes), axes).text
+        column = self.expand(Text(f"r_{own[0]}.to(tl.float32)", ATOM, (own[0],)), axes).text
+        return Text(f"{row} {'-' if sign < 0 else '+'} {column}", 11, axes)
 
     def _floored(self, expr: Apply, parts: list[Text], axes: tuple[str, ...]) -> Text:
         """Floor division and its remainder where an operand may be negative: the hardware's round towards zero."""
@@ -283,6 +324,13 @@ class Texts:
                 return t
         index = ", ".join(":" if v in t.axes else "None" for v in axes)
         return Text(f"{self._bracketed(t, ATOM)}[{index}]", ATOM, axes)
+
+
+def _plain_difference(e: Expr) -> Expr | None:
+    """A difference of whole numbers, which are never infinite, as forms know it."""
+    if isinstance(e, Apply) and e.op == "ieee_sub":
+        return apply("sub", *(transform(a, _plain_difference) for a in e.args))
+    return None
 
 
 def _rounded_up(expr: Apply) -> tuple[Expr, Expr] | None:

@@ -28,6 +28,8 @@ class Op:
             language: (-inf) - (-inf) = -inf, 0/0 = 0, log 0 = -inf.
         sympy: expression on SymPy arguments; first argument is the module. None: opaque to algebra.
         triton: format string over the operands' texts; None: no lowering.
+        coarse: Triton text for inputs of 16 bits on a GPU that has an instruction for it, if it differs from `triton`:
+            right to 2^-11.
         ieee: Triton text that holds where the value rules cannot bite, if it differs from `triton`.
         symbol, precedence: infix spelling, higher binds tighter.
         cost: class of the operation in counts: add, multiply, divide, exp, max or other.
@@ -50,6 +52,7 @@ class Op:
     array: Callable[..., Any]
     sympy: Callable[..., Any] | None = None
     triton: str | None = None
+    coarse: str = ""
     ieee: str | None = None
     symbol: str = ""
     precedence: int = 0
@@ -104,8 +107,6 @@ def _trisolve(xp: Any, lower: Any, right: Any) -> Any:
 
 # Further than any position.
 FAR = 1 << 62
-
-_SIGMOID = "tl.where({0} >= 0, 1.0, tl.exp(-tl.abs({0}))) / (1.0 + tl.exp(-tl.abs({0})))"
 
 # One row an operator, kept compact.
 # fmt: off
@@ -208,18 +209,19 @@ _ROWS = (
        triton="tl.ceil({0})", monotone=True,
        gradient=("",)),
     Op(name="tanh", arity=1, array=lambda xp, x: xp.tanh(x), sympy=lambda sp, x: sp.tanh(x),
-       special=1, triton="libdevice.tanh({0})", low=-1.0, high=1.0, monotone=True,
+       special=1, triton="libdevice.tanh({0})", coarse="_tanh({0})", low=-1.0, high=1.0, monotone=True,
        gradient=("G * (1 - V * V)",)),
     Op(name="sigmoid", arity=1, array=_sigmoid, sympy=lambda sp, x: 1 / (1 + sp.exp(-x)),
        special=2, triton="tl.sigmoid({0})", low=0.0, high=1.0, monotone=True, positive=True,
        gradient=("G * V * (1 - V)",)),
     Op(name="silu", arity=1, array=lambda xp, x: xp.where(x == -INF, 0.0, x * _sigmoid(xp, x)),
        special=2, sympy=lambda sp, x: x / (1 + sp.exp(-x)),
-       triton="{0} * tl.sigmoid({0})", low=-0.28,
+       triton="{0} * _reciprocal(1.0 + tl.math.exp2(-1.4426950408889634 * {0}))", low=-0.28,
        gradient=("G * sigmoid(X) * (1 + X * (1 - sigmoid(X)))",)),
     Op(name="softplus", arity=1, array=lambda xp, x: xp.where(x > 0, x, 0.0) + xp.log1p(xp.exp(-xp.abs(x))),
-       special=2, sympy=lambda sp, x: sp.log(1 + sp.exp(x)),
-       triton="tl.maximum({0}, 0.0) + tl.log(1.0 + tl.exp(-tl.abs({0})))", low=0.0, monotone=True, positive=True,
+       sympy=lambda sp, x: sp.log(1 + sp.exp(x)),
+       triton="tl.maximum({0}, 0.0) + tl.log(1.0 + tl.math.exp2(-1.4426950408889634 * tl.abs({0})))", special=2,
+       low=0.0, monotone=True, positive=True,
        gradient=("G * sigmoid(X)",)),
     Op(name="relu", arity=1, array=lambda xp, x: xp.where(x <= 0, 0.0, x), sympy=lambda sp, x: sp.Max(x, 0),
        triton="tl.maximum({0}, 0.0)", cost="max", low=0.0, monotone=True,
@@ -228,7 +230,8 @@ _ROWS = (
        triton="tl.where({0} >= 0, {0}, 0.2 * {0})", monotone=True,
        gradient=("select(X > 0, G, 0.2 * G)",)),
     Op(name="elu", arity=1, array=lambda xp, x: xp.where(x > 0, x, xp.expm1(xp.where(x < 0, x, 0.0))),
-       special=1, triton="tl.where({0} > 0, {0}, tl.exp(tl.minimum({0}, 0.0)) - 1.0)", low=-1.0, monotone=True,
+       triton="tl.where({0} > 0, {0}, tl.math.exp2(tl.minimum({0}, 0.0) * 1.4426950408889634) - 1.0)", special=1,
+       low=-1.0, monotone=True,
        gradient=("select(X > 0, G, G * (V + 1))",)),
     Op(name="sin", arity=1, array=lambda xp, x: xp.sin(x), sympy=lambda sp, x: sp.sin(x), triton="tl.sin({0})",
        special=1, low=-1.0, high=1.0,

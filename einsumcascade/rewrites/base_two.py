@@ -3,6 +3,9 @@
     SN[p,m1,m0] = exp(scale * S[p,m1,m0] - scale * R[p,m1+1])
  -> SN[p,m1,m0] = exp2(S[p,m1,m0] * (scale * log2e) - R[p,m1+1])      R[p,m1+1] = max(R[p,m1], (scale*log2e) * L[p,m1])
 
+    W[p,m]     = sigmoid(scale * S[p,m])
+ -> W[p,m]     = 1 / (1 + exp2(-S[p,m] * (scale * log2e)))
+
 A GPU has exp2, not exp; with the factor folded into the score's own scale an exponent costs one fused multiply-add,
 and a maximum kept in that unit is subtracted as it is. Precondition of the change of unit: the state is a maximum, its
 factor is positive, and every exponent in its loop reads it with the same factor.
@@ -29,11 +32,12 @@ from einsumcascade.language.ir import (
     apply,
     rank_of,
     reads,
+    subexpressions,
     transform,
     variables,
     walk,
 )
-from einsumcascade.rewrites.algebra import Factor, factors, is_positive, product, terms, total
+from einsumcascade.rewrites.algebra import Factor, factors, fresh, is_positive, names_taken, product, terms, total
 
 LOG2E = math.log2(math.e)
 
@@ -47,7 +51,10 @@ def to_base_two(cascade: Cascade) -> Cascade:
     Returns: a cascade of equal value up to rounding; the reference runs it.
     Cost: linear in the Einsums.
     """
+    cascade = cascade.with_body(_named(cascade.body, cascade.output_names, names_taken(cascade)))
     cascade = cascade.with_body(_inlined(cascade.body, cascade.output_names))
+    positive = frozenset(c.name for c in cascade.constants if is_positive(Scalar(name=c.name), cascade))
+    cascade = cascade.with_body(_each(cascade.body, lambda e: _gathered(e, positive)))
     cascade = cascade.with_body(tuple(_statement(s) for s in cascade.body))
     inits = {s.tensor: s for s in cascade.body if isinstance(s, Init)}
     for block in [s for s in cascade.body if isinstance(s, Iter)]:
@@ -74,14 +81,17 @@ def _expr(expr: Expr) -> Expr:
     if not isinstance(expr, Apply):
         return expr
     args = tuple(_expr(a) for a in expr.args)
-    if expr.op != "exp":
+    if expr.op not in ("exp", "sigmoid"):
         return replace(expr, args=args)
     scaled = []
     for term, sign in terms(args[0]):
         numbers, rest = _split(term)
         factor = _times_log2e(numbers)
         scaled.append((apply("mul", product(rest), factor) if rest else factor, sign))
-    return apply("exp2", total(tuple(scaled)))
+    if expr.op == "exp":
+        return apply("exp2", total(tuple(scaled)))
+    below = apply("add", Num(value=1), apply("exp2", total(tuple((t, -sign) for t, sign in scaled))))
+    return apply("div", Num(value=1), below)
 
 
 def _split(term: Expr) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
@@ -96,6 +106,65 @@ def _times_log2e(numbers: tuple[Factor, ...]) -> Expr:
 
 def _is_number(e: Expr) -> bool:
     return not reads(e) and not variables(e)
+
+
+# --- constants ------------------------------------------------------------------------------------------------------
+
+
+def _each(body: tuple[Statement, ...], leaf: Callable[[Expr], Expr]) -> tuple[Statement, ...]:
+    """A body with every value rewritten; conditions and indices stay as they are."""
+    out: list[Statement] = []
+    for s in body:
+        out.append(replace(s, body=_each(s.body, leaf)) if isinstance(s, Iter) else replace(s, expr=leaf(s.expr)))
+    return tuple(out)
+
+
+def _gathered(expr: Expr, positive: frozenset[str]) -> Expr:
+    """`a * X / b` as `X * (a / b)` for constants, of which those below are positive: one product for each element."""
+    if not isinstance(expr, Apply):
+        return expr
+    if expr.op in ("mul", "div"):
+        parts = factors(expr)
+        numbers = [(f, n) for f, n in parts if isinstance(f, Num) or (isinstance(f, Scalar) and not f.is_extent)]
+        rest = tuple((_gathered(f, positive), n) for f, n in parts if (f, n) not in numbers)
+        below = [f for f, n in numbers if n < 0]
+        known = all(f.value > 0 if isinstance(f, Num) else f.name in positive for f in below)
+        if len(numbers) + len(below) > 1 and known and any(n > 0 and not _is_number(f) for f, n in rest):
+            return apply("mul", product(rest), product(tuple(numbers)))
+    return replace(expr, args=tuple(_gathered(a, positive) for a in expr.args))
+
+
+def _named(body: tuple[Statement, ...], outputs: tuple[str, ...], taken: set[str]) -> tuple[Statement, ...]:
+    """Give a function of an element a name of its own where a map only multiplies it by constants.
+
+        S = cap * tanh(X)   ->   SN = tanh(X),  S = cap * SN
+
+    What else has the same function reads that name too, so that S stands where it is read, its factor in the scale of
+    an exponent or outside a maximum.
+    """
+    found = tuple(replace(s, body=_named(s.body, outputs, taken)) if isinstance(s, Iter) else s for s in body)
+    for s in found:
+        if not isinstance(s, Einsum) or s.reduce is not None or s.where or s.tensor in outputs:
+            continue
+        numbers, rest = _split(s.expr)
+        inner = rest[0][0] if len(rest) == 1 and rest[0][1] == 1 else None
+        if (
+            not numbers
+            or not isinstance(inner, Apply)
+            or inner.row.symbol
+            or inner.row.condition
+            or inner.op == "select"
+        ):
+            continue
+        if not all(isinstance(i, Var) for i in s.indices) or set(variables(*s.indices)) != set(variables(inner)):
+            continue
+        new = replace(s, tensor=fresh(s.tensor + "N", taken), expr=inner)
+        taken.add(new.tensor)
+        value = Read(tensor=new.tensor, indices=s.indices)
+        first = next(n for n, x in enumerate(found) if any(inner in subexpressions(e) for e in _exprs(x)))
+        put = _each(found[first:], lambda e, inner=inner, value=value: transform(e, {inner: value}.get))  # type: ignore[misc]
+        return _named((*found[:first], new, *put), outputs, taken)
+    return found
 
 
 # --- scaled values stand where they are read ------------------------------------------------------------------------
@@ -221,15 +290,11 @@ def _mapped(s: Iter, leaf: Callable[[Expr], Expr | None]) -> Iter:
 
 
 def _all_reads(expr: Expr) -> list[Read]:
-    from einsumcascade.language.ir import subexpressions
-
     return [e for e in subexpressions(expr) if isinstance(e, Read)]
 
 
 def _exponent_units(expr: Expr, tensor: str) -> list[Expr]:
     """The factor of each term `factor * T[..]` of each exponent."""
-    from einsumcascade.language.ir import subexpressions
-
     out = []
     for e in subexpressions(expr):
         if isinstance(e, Apply) and e.op == "exp2":

@@ -62,12 +62,11 @@ def alibi_kernel(
     step_V = tl.cast(stride_V_m, tl.int64) * BLOCK_M
     # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, BLOCK_M):
-        o_m = start_m + r_m0
         b_K = tl.load(p_K + o_K)  # [BLOCK_M, E]
         # QKN[b, h, p, m1, m0] = Q[b, h, p, e] * K[b, h, m1 * M0 + m0, e] :: sum(e)
         b_QKN = tl.dot(b_Q, tl.trans(b_K), input_precision="ieee")  # [BLOCK_P, BLOCK_M]
         # S[b, h, p, m1, m0] = scale * QKN[b, h, p, m1, m0] - SLOPE[h] * abs(p - (m1 * M0 + m0))
-        b_S = scale * b_QKN - b_SLOPE.to(tl.float32) * tl.abs(o_p[:, None] - o_m[None, :])  # [BLOCK_P, BLOCK_M]
+        b_S = scale * b_QKN - b_SLOPE.to(tl.float32) * tl.abs((o_p - start_m).to(tl.float32)[:, None] - r_m0.to(tl.float32)[None, :])  # [BLOCK_P, BLOCK_M]
         # LGM[b, h, p, m1] = S[b, h, p, m1, m0] :: max(m0)
         b_LGM = tl.max(b_S, axis=1)  # [BLOCK_P]
         # RGM[b, h, p, m1 + 1] = max(RGM[b, h, p, m1], LGM[b, h, p, m1] * 1.4426950408889634)
@@ -93,7 +92,7 @@ def alibi_kernel(
         o_m = start_m + r_m0
         b_K = tl.load(p_K + o_K, mask=(o_m < M)[:, None], other=0.0)  # [BLOCK_M, E]
         b_QKN = tl.dot(b_Q, tl.trans(b_K), input_precision="ieee")  # [BLOCK_P, BLOCK_M]
-        b_S = scale * b_QKN - b_SLOPE.to(tl.float32) * tl.abs(o_p[:, None] - o_m[None, :])  # [BLOCK_P, BLOCK_M]
+        b_S = scale * b_QKN - b_SLOPE.to(tl.float32) * tl.abs((o_p - start_m).to(tl.float32)[:, None] - r_m0.to(tl.float32)[None, :])  # [BLOCK_P, BLOCK_M]
         # culled points hold the identity of the reduction that follows
         b_S = tl.where((o_m < M)[None, :], b_S, float("-inf"))  # [BLOCK_P, BLOCK_M]
         b_LGM = tl.max(b_S, axis=1)  # [BLOCK_P]

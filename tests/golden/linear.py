@@ -52,7 +52,7 @@ def linear_0_kernel(
         b_K = tl.load(p_K + o_K)  # [BLOCK_M, E]
         tmp_0 = b_K.to(tl.float32)
         # FK[b, h, e, m1, m0] = elu(K[b, h, m1 * M0 + m0, e]) + 1
-        b_FK = (tl.where(tmp_0 > 0, tmp_0, tl.exp(tl.minimum(tmp_0, 0.0)) - 1.0)) + 1  # [BLOCK_M, E]
+        b_FK = (tl.where(tmp_0 > 0, tmp_0, tl.math.exp2(tl.minimum(tmp_0, 0.0) * 1.4426950408889634) - 1.0)) + 1  # [BLOCK_M, E]
         b_V = tl.load(p_V + o_V)  # [BLOCK_M, F]
         # LKV[b, h, e, f, m1] = FK[b, h, e, m1, m0] * V[b, h, m1 * M0 + m0, f] :: sum(m0)
         b_RKV = tl.dot(tl.trans(b_FK.to(b_V.dtype)), b_V, b_RKV, input_precision="ieee")  # [E, F]
@@ -67,7 +67,7 @@ def linear_0_kernel(
         o_m = start_m + r_m0
         b_K = tl.load(p_K + o_K, mask=(o_m < M)[:, None], other=0.0)  # [BLOCK_M, E]
         tmp_0 = b_K.to(tl.float32)
-        b_FK = (tl.where(tmp_0 > 0, tmp_0, tl.exp(tl.minimum(tmp_0, 0.0)) - 1.0)) + 1  # [BLOCK_M, E]
+        b_FK = (tl.where(tmp_0 > 0, tmp_0, tl.math.exp2(tl.minimum(tmp_0, 0.0) * 1.4426950408889634) - 1.0)) + 1  # [BLOCK_M, E]
         b_V = tl.load(p_V + o_V, mask=(o_m < M)[:, None], other=0.0)  # [BLOCK_M, F]
         b_RKV = tl.dot(tl.trans(b_FK.to(b_V.dtype)), b_V, b_RKV, input_precision="ieee")  # [E, F]
         # culled points hold the identity of the reduction that follows
@@ -117,7 +117,7 @@ def linear_1_kernel(
     b_KS = tl.load(p_KS + o_KS)  # [E]
     tmp_0 = b_Q.to(tl.float32)
     # FQ[b, h, p, e] = elu(Q[b, h, p, e]) + 1
-    b_FQ = (tl.where(tmp_0 > 0, tmp_0, tl.exp(tl.minimum(tmp_0, 0.0)) - 1.0)) + 1  # [BLOCK_P, E]
+    b_FQ = (tl.where(tmp_0 > 0, tmp_0, tl.math.exp2(tl.minimum(tmp_0, 0.0) * 1.4426950408889634) - 1.0)) + 1  # [BLOCK_P, E]
     # NV[b, h, p, f] = FQ[b, h, p, e] * KV[b, h, e, f] :: sum(e)
     b_NV = tl.dot(b_FQ.to(Q.dtype.element_ty), b_KV.to(Q.dtype.element_ty), input_precision="ieee")  # [BLOCK_P, F]
     # SD[b, h, p] = FQ[b, h, p, e] * KS[b, h, e] :: sum(e)
