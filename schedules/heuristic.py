@@ -15,6 +15,9 @@ from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_var
 ELEMENTS_A_THREAD = 128
 # Of a program of 128 rows: with half as many, scores and accumulators of 128 columns spill in the hot loop.
 THREADS = 256
+# Rows of a product that a warp holds, and the warps that multiply together.
+WARP_ROWS = 16
+LEAST_WARPS = 4
 # Heads up to this width take the tiles of a head of 128.
 WIDE = 128
 # Elements of keys and values that one step streams; beyond it accumulators of 512 columns spill in the hot loop.
@@ -62,6 +65,10 @@ def _kernel(
         while resident * _rows(sizes, grid) + width * _columns(sizes, grid) > room and _rows(sizes, grid) > 16:
             sizes = {v: n // 2 if n == _rows(sizes, grid) and v in grid else n for v, n in sizes.items()}
     warps = 4 if dtype_bytes >= 4 and widest <= 64 else THREADS // target.warp_size
+    if not grid and dtype_bytes < 4:
+        # Warps beyond the rows of a product hold, and compute, its operands again.
+        while warps > LEAST_WARPS and warps * WARP_ROWS > widest:
+            warps //= 2
     cube = _cube(program, k, extents, sizes)
     while cube > ELEMENTS_A_THREAD * target.warp_size * warps:
         largest = max(sizes.values(), default=1)
