@@ -14,6 +14,7 @@ from einsumcascade.codegen.launch import Built, feature_ranks, selectors, text_b
 from einsumcascade.codegen.memory import stride_name
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.errors import LoweringError
+from einsumcascade.language.check import extents_known
 from einsumcascade.language.ir import rank_of
 from einsumcascade.schedules.model import KernelPrediction, predict, works
 from einsumcascade.schedules.program import Program
@@ -104,8 +105,14 @@ class Kernel:
         features = feature_ranks(built.cascade)
         lengths = {rank_of(v) for i in built.cascade.inputs for v in i.indices} - set(features)
         names = {k.name: f"{k.name}_kernel" for k in built.program.kernels}
+        left = {rank_of(v) for v in extents_known(built.program.cascade)}
+
+        def walked(numbers: Mapping[str, int]) -> dict[str, int]:
+            """Extents without those of ranks that the program has written out."""
+            return {r: n for r, n in numbers.items() if r in left}
+
         try:
-            found = works(built.program, built.schedule, extents=binding.extents, dtype=built.dtype)
+            found = works(built.program, built.schedule, extents=walked(binding.extents), dtype=built.dtype)
         except LoweringError:
             # The model knows no form for what the lowering moves by itself.
             return Inspection(kernels=reports, target=self.target.name, dtype=built.dtype)
@@ -117,7 +124,7 @@ class Kernel:
             prediction = predict(
                 built.program,
                 built.schedule,
-                extents=numbers,
+                extents=walked(numbers),
                 dtype=built.dtype,
                 target=self.target,
                 compiled={n: compiled(reports[names[n]]) for n in names},
