@@ -70,7 +70,12 @@ def _decoding(b: int, m: int) -> Shape:
     return Shape(b=b, h=32, g=8, p=4, m=m, e=128, f=128)
 
 
-LARGE, NARROW, LONG, SHORT = _square(4, 16, 4096, 128), _square(4, 32, 4096, 64), _square(1, 16, 16384, 128), _square(16, 16, 1024, 128)
+LARGE, NARROW, LONG, SHORT = (
+    _square(4, 16, 4096, 128),
+    _square(4, 32, 4096, 64),
+    _square(1, 16, 16384, 128),
+    _square(16, 16, 1024, 128),
+)
 UNEQUAL = Shape(b=4, h=16, p=4096, m=4096, e=192, f=128)
 GROUPED = _square(4, 16, 4096, 128, g=4)
 PACKED = Shape(b=1, h=16, p=16384, m=16384, e=128, f=128)

@@ -28,7 +28,7 @@ class Clock(Protocol):
 
 
 class CudaClock:
-    """Events of the GPU around a call; the L2 cache holds nothing of it before. `triton.testing.do_bench` does the same.
+    """Events of the GPU around a call; the L2 cache holds nothing of it before, as in `triton.testing.do_bench`.
 
     Writing the cache takes longer than a host takes to launch a kernel, so a launch alone is not what is timed.
     """
@@ -37,7 +37,8 @@ class CudaClock:
         self.cache = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
 
     def run(self, call: Call) -> Any:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        event: Any = torch.cuda.Event
+        start, end = (event(enable_timing=True) for _ in range(2))
         self.cache.zero_()
         start.record()
         call()
@@ -119,7 +120,14 @@ def host_us(call: Call, wait: Callable[[], object], *, times: int = 20) -> float
 
 def device_state() -> dict[str, str]:
     """Clocks, temperature and power of the GPU as its driver tells them; empty where there is none to ask."""
-    asked = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
+    asked = (
+        "driver_version",
+        "clocks.sm",
+        "clocks.mem",
+        "temperature.gpu",
+        "power.draw",
+        "clocks_event_reasons.active",
+    )
     command = ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

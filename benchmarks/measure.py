@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import einsumcascade as ec
 from einsumcascade.benchmarks.cases import Case
 from einsumcascade.benchmarks.clock import Call, Clock, Times, host_us, interleaved
 from einsumcascade.benchmarks.rivals import Function, NotHere, Rival
 from einsumcascade.benchmarks.truth import OUT, Truth, Verdict, truth_of
 from einsumcascade.benchmarks.variants import Tensors, draw
+from einsumcascade.codegen.op import compile as compile_cascade
 
 OURS = "ours"
 
@@ -47,7 +47,8 @@ class Row:
     """One candidate on one case: its verdicts, and its times if it passed.
 
     Args:
-        state: "passed"; "wrong": an error is outside its bound, so nothing was timed; "failed": it did not run.
+        state: "passed"; "wrong": an error is outside its bound, so nothing was timed; "failed": it did not run;
+            "left out": it cannot compute this case.
         share: the largest error as a share of its bound.
         note: why there are no times.
     """
@@ -83,14 +84,17 @@ def ours(case: Case) -> Candidate:
 
     def make() -> Function:
         cascade = case.variant.cascade()
-        op = ec.compile(cascade)
+        op = compile_cascade(cascade)
         if case.variant.schedule is not None:
-            op = ec.compile(cascade, schedule=case.variant.schedule(op, case.shape))
+            op = compile_cascade(cascade, schedule=case.variant.schedule(op, case.shape))
         made.append(op)
-        return op
+        function: Any = op
+        return function  # type: ignore[no-any-return]
 
     def schedule() -> str:
-        return str(made[0].schedule).replace("\n", " | ") if made else ""
+        # With gradients there is a pair of programs, and one without.
+        ran = [made[0].schedule, *(p.backward.last().schedule for p in made[0]._pairs.values() if p.backward.last)]
+        return " | ".join(str(s).replace("\n", " | ").replace("; loads by pointers", "") for s in ran)
 
     return Candidate(name=OURS, make=make, schedule=schedule)
 
@@ -220,7 +224,7 @@ def _compared(
             row.verdicts = truth.judge(attempt.results())
             row.schedule = candidate.schedule()
     except NotHere as why:
-        row.note = str(why)
+        row.state, row.note = "left out", str(why)
         return row, None
     except Exception as error:
         # Triton and the compilers behind it raise classes of their own, and none of them may end the run.

@@ -6,6 +6,7 @@ them contiguous in its own, and what it returns is seen in ours for the comparis
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Rival:
     Args:
         key: its name in filters. title: its name in tables.
         variants: those it computes.
-        make: prepares a function of the inputs in the order of the variant; raises NotHere with the reason if it cannot.
+        make: prepares a function of the inputs in the order of the variant; raises NotHere if it cannot.
         tokens_first: it wants tokens before heads.
         absent: why it is not here; empty where it is.
     """
@@ -65,8 +66,9 @@ def _sdpa(backend: SDPBackend, case: Case, x: Tensors) -> Function:
         shape = q.shape
         q = _heads_in_one(name, q)
         with sdpa_kernel(backend):
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
-        return out.reshape(*shape[:-1], v.shape[-1])
+            out: Tensor = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+        rows: Tensor = out.reshape(*shape[:-1], v.shape[-1])
+        return rows
 
     return call
 
@@ -89,6 +91,8 @@ def _flex(case: Case, x: Tensors) -> Function:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     s, name, device = case.shape, case.variant.name, x["Q"].device
+    if device.type == "cpu" and case.direction != "forward":
+        raise NotHere("it has no gradients on a CPU")
     mask = None
     if name not in ("full", "decode"):
         mask = create_block_mask(_flex_mask(name, x), None, None, s.p, s.m, device=str(device))
@@ -98,7 +102,7 @@ def _flex(case: Case, x: Tensors) -> Function:
         if name == "diff":
             out = attend(q[0], k[0], v) - LAMBDA * attend(q[1], k[1], v)
         elif name == "sink":
-            inner, lse = attend(q, k, v, return_lse=True)
+            inner, lse = _with_lse(attend, q, k, v)
             out = (inner * torch.sigmoid(lse - rest[0][:, None])[..., None]).to(inner.dtype)
         elif name == "varlen":
             out = attend(*(t.transpose(0, 1)[None] for t in (q, k, v)))[0].transpose(0, 1)
@@ -107,6 +111,15 @@ def _flex(case: Case, x: Tensors) -> Function:
         return out
 
     return _compiled(call, device)
+
+
+def _with_lse(attend: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    from torch.nn.attention import flex_attention as home
+
+    if not hasattr(home, "AuxRequest"):
+        return attend(q, k, v, return_lse=True)  # type: ignore[no-any-return]
+    out, aux = attend(q, k, v, return_aux=home.AuxRequest(lse=True))
+    return out, aux.lse
 
 
 def _flex_score(name: str, given: Sequence[Tensor]) -> Callable[..., Tensor] | None:
@@ -166,7 +179,7 @@ def _formula(case: Case, x: Tensors) -> Function:
 
 
 def _flash_attn(case: Case, x: Tensors) -> Function:
-    import flash_attn
+    flash_attn: Any = importlib.import_module("flash_attn")
 
     name = case.variant.name
     if name == "varlen":
@@ -210,7 +223,7 @@ def _torch_varlen(case: Case, x: Tensors) -> Function:
 
 
 def _fla(case: Case, x: Tensors) -> Function:
-    from fla.ops.attn import parallel_attn
+    parallel_attn = importlib.import_module("fla.ops.attn").parallel_attn
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out: Tensor = parallel_attn(q, k, v)
@@ -240,9 +253,7 @@ def _rival(key: str, title: str, variants: str, make: Any, absent: Any, **option
 RIVALS = {
     r.key: r
     for r in (
-        _rival(
-            "flash", "SDPA flash", "full causal gqa decode", partial(_sdpa, SDPBackend.FLASH_ATTENTION), _on_cuda
-        ),
+        _rival("flash", "SDPA flash", "full causal gqa decode", partial(_sdpa, SDPBackend.FLASH_ATTENTION), _on_cuda),
         _rival(
             "cudnn", "SDPA cuDNN", "full causal mla gqa decode", partial(_sdpa, SDPBackend.CUDNN_ATTENTION), _on_cuda
         ),
@@ -263,7 +274,9 @@ RIVALS = {
             tokens_first=True,
         ),
         _rival("fla", "FLA", "causal", _fla, partial(_installed, "fla"), tokens_first=True),
-        _rival("math", "SDPA math", "full causal mla", partial(_sdpa, SDPBackend.MATH), lambda device: _only_cpu(device)),
+        _rival(
+            "math", "SDPA math", "full causal mla", partial(_sdpa, SDPBackend.MATH), lambda device: _only_cpu(device)
+        ),
         _rival("formula", "torch.compile", _FORMULA, _formula, lambda device: ""),
     )
 }

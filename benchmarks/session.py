@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-import einsumcascade as ec
 from einsumcascade.benchmarks.cases import Case
 from einsumcascade.benchmarks.clock import Clock, CudaClock, HostClock, device_state, interleaved
 from einsumcascade.benchmarks.measure import Row, Settings, TimeUp, first_line, measure
@@ -82,9 +82,8 @@ def run(
         say(f"\n{case}" + (f"  [{left():.0f} s left]" if math.isfinite(left()) else ""))
         try:
             rivals = [r for r in plan.rivals if suits(r, case, asked=plan.asked, smoke=plan.smoke)]
-            rows = measure(
-                case, device, clock, rivals, plan.settings, left=left, say=lambda row, c=case: say(line(c, row))
-            )
+            told = partial(_told, say, case)
+            rows = measure(case, device, clock, rivals, plan.settings, left=left, say=told)
             record["rows"] = [r.to_dict() for r in rows]
         except TimeUp:
             record["skipped"] = "the time was up while it was measured"
@@ -104,6 +103,10 @@ def run(
     return result
 
 
+def _told(say: Callable[[str], None], case: Case, row: Row) -> None:
+    say(line(case, row))
+
+
 def _record(case: Case) -> dict[str, Any]:
     return {
         "case": str(case),
@@ -118,7 +121,7 @@ def _record(case: Case) -> dict[str, Any]:
 
 def machine(device: torch.device, plan: Plan) -> dict[str, Any]:
     """Say where and with what this runs."""
-    cuda = device.type == "cuda"
+    cuda, cudnn = device.type == "cuda", cast(Any, torch.backends.cudnn)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": plan.command,
@@ -127,11 +130,11 @@ def machine(device: torch.device, plan: Plan) -> dict[str, Any]:
         "multiprocessors": torch.cuda.get_device_properties(device).multi_processor_count if cuda else None,
         "state": device_state() if cuda else {},
         "versions": {
-            "einsumcascade": ec.__version__,
+            "einsumcascade": sys.modules["einsumcascade"].__version__,
             "torch": torch.__version__,
             "triton": _version("triton"),
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version() if cuda else None,
+            "cudnn": cudnn.version() if cuda else None,
             "flash-attn": _version("flash-attn"),
             "flash-linear-attention": _version("flash-linear-attention"),
             "python": platform.python_version(),
@@ -175,7 +178,7 @@ def heading(result: Mapping[str, Any]) -> str:
 
 def line(case: Case, row: Row) -> str:
     """One candidate in one line."""
-    text = f"  {row.name:<14} {row.state:<6}"
+    text = f"  {row.name:<14} {row.state:<8}"
     text += f" error {row.share:5.2f} of its bound" if row.share is not None else ""
     if row.times is not None:
         rate = f"{row.rate:8.1f} {'GB/s' if case.decodes else 'TFLOP/s'}" if row.rate else ""

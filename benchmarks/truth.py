@@ -219,5 +219,3 @@ def _left(axes: str, at: Place) -> str:
 
 def _rows(t: Tensor, axes: str, cut: slice) -> Tensor:
     return t[tuple(cut if a == "p" else slice(None) for a in axes)]
-
-

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import einsumcascade as ec
+from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade
+from einsumcascade.language.parser import parse
 from einsumcascade.schedules.schedule import Schedule
 
 WINDOW = 1024
@@ -147,7 +148,9 @@ def _count_ragged(p: int, m: int) -> int:
 # --- formulas ---------------------------------------------------------------------------------------------------------
 
 
-def softmax(mask: Mask | None = None, change: Callable[[Tensor, Tensors, Tensor, Tensor], Tensor] | None = None) -> Formula:
+def softmax(
+    mask: Mask | None = None, change: Callable[[Tensor, Tensors, Tensor, Tensor], Tensor] | None = None
+) -> Formula:
     """Softmax attention with changed scores, each step rounded to the dtype of its inputs."""
 
     def formula(x: Tensors, p: Tensor, m: Tensor) -> Tensor:
@@ -214,7 +217,7 @@ out AV
 
 
 def _causal(name: str = "softmax_attention", **changes: str) -> Cascade:
-    cascade = ec.load(name)
+    cascade = load(name)
     for tensor, text in changes.items():
         new: dict[str, Any] = {"SLOPE": ...} if "SLOPE" in text else {"BIAS": "h, n"}
         cascade = cascade.score(tensor, text, **new)
@@ -222,8 +225,8 @@ def _causal(name: str = "softmax_attention", **changes: str) -> Cascade:
 
 
 def _documents() -> Cascade:
-    text = f"{ec.load('softmax_attention')}\nin DOC[t]\nconstraint DOC[m] == DOC[p], m <= p"
-    return ec.parse(text, name="document_attention")
+    text = f"{load('softmax_attention')}\nin DOC[t]\nconstraint DOC[m] == DOC[p], m <= p"
+    return parse(text, name="document_attention")
 
 
 def parts(shape: Shape) -> int:
@@ -267,7 +270,9 @@ def _variant(name: str, about: str, cascade: Callable[[], Cascade], formula: For
 VARIANTS = {
     v.name: v
     for v in (
-        _variant("full", "softmax over all keys", lambda: ec.load("softmax_attention"), softmax(), live=lambda p, m: p * m),
+        _variant(
+            "full", "softmax over all keys", lambda: load("softmax_attention"), softmax(), live=lambda p, m: p * m
+        ),
         _variant("causal", "softmax over the past", _causal, softmax(past)),
         _variant(
             "alibi",
@@ -280,7 +285,7 @@ VARIANTS = {
         _variant(
             "window",
             f"the last {WINDOW} keys",
-            lambda: ec.load("softmax_attention").constrain("m <= p and p - m < w", w=WINDOW),
+            lambda: load("softmax_attention").constrain("m <= p and p - m < w", w=WINDOW),
             softmax(near),
             live=_count_near,
         ),
@@ -324,13 +329,13 @@ VARIANTS = {
         _variant(
             "relu2",
             "causal, each weight the square of its positive score",
-            lambda: ec.parse(_SQUARED, name="relu_squared"),
+            lambda: parse(_SQUARED, name="relu_squared"),
             weighted(lambda s, m: torch.relu(s) ** 2 / m),
         ),
         _variant(
             "diff",
             "causal, a weighted difference of two softmaxes",
-            lambda: ec.parse(_TWO_SOFTMAXES, name="differential"),
+            lambda: parse(_TWO_SOFTMAXES, name="differential"),
             _differential,
             inputs={"Q": "sbhpe", "K": "sbhme", "V": "bhmf", "LAM": "s"},
             values={"LAM": lambda shape: torch.tensor([1.0, -LAMBDA])},
@@ -348,7 +353,7 @@ VARIANTS = {
         _variant(
             "varlen",
             "causal, sequences of many lengths packed behind one another",
-            lambda: ec.load("varlen_causal"),
+            lambda: load("varlen_causal"),
             softmax(own_sequence),
             inputs={"Q": "phe", "K": "mhe", "V": "mhf", "LO": "p", "HI": "p", "FIRST": "p"},
             out="phf",
@@ -362,7 +367,7 @@ VARIANTS = {
         _variant(
             "decode",
             "one query of each head over all keys; the rows of a group are its query heads",
-            lambda: ec.load("softmax_attention"),
+            lambda: load("softmax_attention"),
             softmax(),
             inputs={"Q": "bgpe", "K": "bgme", "V": "bgmf"},
             out="bgpf",
@@ -373,7 +378,9 @@ VARIANTS = {
 }
 
 
-def draw(variant: Variant, shape: Shape, dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> dict[str, Tensor]:
+def draw(
+    variant: Variant, shape: Shape, dtype: torch.dtype, device: torch.device, *, seed: int = 0
+) -> dict[str, Tensor]:
     """Draw the inputs of a case: normal numbers in the dtype, but what the variant says otherwise."""
     generator = torch.Generator(device).manual_seed(seed)
     found = {}

@@ -60,11 +60,18 @@ class Pair:
         names = [o.tensor for o in self.gradient.forward.outputs]
         return tuple(n for n, o in enumerate(names) if n >= self.count or o not in self.gradient.received)
 
+    @cached_property
+    def places(self) -> tuple[int, ...]:
+        """Where among inputs and outputs the backward finds what it needs beside what the outputs receive."""
+        names = [i.tensor for i in self.gradient.original.inputs]
+        found = {o.tensor: n for n, o in enumerate(self.gradient.forward.outputs, len(names))}
+        found |= {t: n for n, t in enumerate(names)}
+        return tuple(found[i.tensor] for i in self.gradient.backward.inputs if i.tensor in found)
+
     def kept(self, inputs: Sequence[torch.Tensor], outputs: Tensors) -> Tensors:
         """What the backward needs beside what the outputs receive, in its order."""
-        known = dict(zip((o.tensor for o in self.gradient.forward.outputs), outputs, strict=True))
-        known |= dict(zip((i.tensor for i in self.gradient.original.inputs), inputs, strict=True))
-        return tuple(known[i.tensor] for i in self.gradient.backward.inputs if i.tensor in known)
+        known = [*inputs, *outputs]
+        return tuple([known[n] for n in self.places])
 
     def given(self, kept: Tensors, received: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """The inputs of the backward in its order."""
@@ -124,7 +131,7 @@ def underivable(name: str, what: str) -> LoweringError:
 
 
 class _Recorded(torch.autograd.Function):
-    """One call in eager mode, or under transforms of torch.func."""
+    """One call under transforms of torch.func."""
 
     generate_vmap_rule = True
 
@@ -140,7 +147,7 @@ class _Recorded(torch.autograd.Function):
         ctx.like = [(t.shape, t.dtype, t.device) for t in output[: pair.count]]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*pair.kept(tensors, output))
-        ctx.mark_non_differentiable(*(output[n] for n in pair.still))
+        ctx.mark_non_differentiable(*[output[n] for n in pair.still])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
@@ -151,6 +158,18 @@ class _Recorded(torch.autograd.Function):
         else:
             found = _computed(pair.backward, given)
         return None, *pair.handed(found, ctx.dtypes)
+
+
+class _Eager(torch.autograd.Function):
+    """One call in eager mode. With a `setup_context` of its own, PyTorch would inspect signatures at every call."""
+
+    @staticmethod
+    def forward(ctx: Any, pair: Pair, *tensors: torch.Tensor) -> Tensors:
+        output = pair.forward(tensors)
+        _Recorded.setup_context(ctx, (pair, *tensors), output)
+        return output
+
+    backward = _Recorded.backward
 
 
 class _Backward(torch.autograd.Function):
@@ -173,7 +192,8 @@ class _Backward(torch.autograd.Function):
 
 def recorded(pair: Pair, tensors: Sequence[torch.Tensor]) -> torch.Tensor | Tensors:
     """Run a call in eager mode, or under transforms, and record its gradient."""
-    found: Tensors = _Recorded.apply(pair, *tensors)  # type: ignore[no-untyped-call]
+    function = _Recorded if torch._C._are_functorch_transforms_active() else _Eager
+    found: Tensors = function.apply(pair, *tensors)  # type: ignore[no-untyped-call]
     return found[0] if pair.count == 1 else found[: pair.count]
 
 

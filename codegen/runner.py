@@ -6,10 +6,10 @@ strides, dtypes, device.
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -20,6 +20,7 @@ from einsumcascade.codegen.launch import (
     allocate,
     build,
     feature_ranks,
+    fitting,
     output_dtype,
     plan,
     program_of,
@@ -27,7 +28,7 @@ from einsumcascade.codegen.launch import (
     value_dtype,
 )
 from einsumcascade.codegen.tables import tables_of
-from einsumcascade.language.extents import bind
+from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade
 from einsumcascade.schedules.schedule import Schedule
 
@@ -103,14 +104,12 @@ class Runner:
                     return run_on_cpu(built, dict(zip(names, given, strict=True)), binding)
 
             return _Call(partial(self._text_for, features, dtype, precision), run, self._outputs(names, dtype))
-        if any(t.descriptors for t in built.texts):
+        return self.launched(built, inputs, binding, dtype)
 
-            def launched(given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-                return run_on_gpu(built, dict(zip(names, given, strict=True)), binding)
-
-            return _Call(lambda: built, launched, self._outputs(names, dtype))
+    def launched(self, built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding, dtype: str) -> _Call:
+        """What calls share whose tensors are like these, launched on their device."""
         launches = _Launches(built, inputs, binding)
-        return _Call(lambda: built, launches.run, self._outputs(names, dtype))
+        return _Call(lambda: built, launches.run, self._outputs(list(inputs), dtype))
 
     def _outputs(self, inputs: list[str], dtype: str) -> tuple[tuple[str, torch.dtype | None], ...]:
         """Names of the outputs; an output that is an input is a tensor of its own all the same, of the dtype given."""
@@ -182,11 +181,17 @@ class _Launches:
     A call makes its buffers and launches: nothing waits for the device, and nothing is read from it.
     """
 
-    def __init__(self, built: Built, inputs: Mapping[str, torch.Tensor], binding: Any) -> None:
+    def __init__(self, built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding) -> None:
         from einsumcascade.codegen.build import load_module
 
+        self.built, self.binding = built, binding
         tensors = allocate(built, inputs, binding)
+        built = fitting(built, tensors)
         self.names = list(inputs)
+        # Strides are those of the signature, but an address is a call's own. What is made here is aligned.
+        described = dict.fromkeys(t for text in built.texts for t in text.descriptors)
+        self.described = [n for n in described if n in inputs]
+        self.launch = self._described if described else self._launch
         self.tabled = [k for k in built.kernels if k.tables]
         made = {t for k in built.kernels for t in k.outputs}
         self.new = [(n, tuple(t.shape), t.dtype) for n, t in tensors.items() if n in made]
@@ -208,6 +213,9 @@ class _Launches:
                 self.launches.append((kernel[(c.programs,)], names, scalars, options))
 
     def run(self, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        for name in self.described:
+            if given[self.names.index(name)].data_ptr() % 16:
+                return run_on_gpu(self.built, dict(zip(self.names, given, strict=True)), self.binding)
         if torch.cuda.current_device() != self.device.index:
             with torch.cuda.device(self.device):
                 return self._run(given)
@@ -220,11 +228,28 @@ class _Launches:
             tensors[name] = make(shape, dtype=dtype, device=self.device)
         for kernel in self.tabled:
             tensors |= tables_of(kernel, tensors)
-        for launch, names, scalars, options in self.launches:
-            launch(*[tensors[n] for n in names], *scalars, **options)
+        self.launch(tensors)
         for name, dtype in self.rounded:
             tensors[name] = tensors[name].to(dtype)
         return tensors
+
+    def _launch(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for launch, names, scalars, options in self.launches:
+            launch(*[tensors[n] for n in names], *scalars, **options)
+
+    def _described(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Launch with descriptors, which the device makes in memory that the host provides for these launches alone."""
+
+        def launch() -> None:
+            set_allocator(self._memory)
+            self._launch(tensors)
+
+        from triton import set_allocator
+
+        contextvars.copy_context().run(launch)
+
+    def _memory(self, size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.int8, device=self.device)
 
 
 def allowed_precision() -> str:

@@ -26,6 +26,7 @@ ORDER = (
     "codegen",
     "verify",
     "report",
+    "benchmarks",
     "cli",
     "__main__",
     "__init__",
@@ -37,12 +38,12 @@ REFERENCE_IMPORTERS = {"verify", "__init__", "reference"}
 CLOSED_FORMS = "einsumcascade.reference.closed_forms"
 
 HOLDERS = {
-    "torch": {"codegen", "verify"},
-    "triton": {"codegen", "verify"},
+    "torch": {"codegen", "verify", "benchmarks"},
+    "triton": {"codegen", "verify", "benchmarks"},
     "numpy": {"reference", "verify"},
-    "jinja2": {"report"},
+    "jinja2": {"report", "benchmarks"},
     "markupsafe": {"report"},
-    "matplotlib": {"report"},
+    "matplotlib": {"report", "benchmarks"},
 }
 HEAVY = ("torch", "triton", "sympy", "networkx", "numpy", "jinja2", "lark", "matplotlib", "rich", "typer")
 
@@ -107,7 +108,7 @@ def fault(importer: str, imported: str) -> str | None:
     top = imported.split(".")[0]
     if top in HOLDERS and here not in HOLDERS[top]:
         return f"only {' and '.join(sorted(HOLDERS[top]))} import {top}"
-    if top in ("codegen", "schedules", "reference"):
+    if top in ("benchmarks", "codegen", "schedules", "reference"):
         return f"its name is einsumcascade.{top}"
     if top != "einsumcascade":
         return None

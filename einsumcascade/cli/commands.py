@@ -1,4 +1,4 @@
-"""The commands: list, analyse, derive, compile and verify.
+"""The commands: list, analyse, derive, compile, export, report, verify, bench and check.
 
 Results go to stdout, messages and progress to stderr. Exit status: 0, 1 where a verification failed, 2 for bad input.
 """
@@ -372,6 +372,18 @@ def verify(
     show(verification, as_json=as_json)
     if not verification.passed:
         raise typer.Exit(1)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    options_metavar="",
+)
+def bench(context: typer.Context) -> None:
+    """Benchmark our kernels beside what a user would call instead; `bench --help` tells how."""
+    from einsumcascade.benchmarks.main import main as run
+
+    # The same command runs in a bare checkout where typer is missing, so its options are read there.
+    raise typer.Exit(run(context.args, prog="einsumcascade bench"))
 
 
 @app.command()

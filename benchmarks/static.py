@@ -1,0 +1,211 @@
+"""What can be said of our kernels without a GPU: choices, resources, instructions of hot loops, and the least time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from einsumcascade.analysis.roofline import MEMORY, roofline
+from einsumcascade.analysis.targets import gpu_target
+from einsumcascade.benchmarks.cases import Case
+from einsumcascade.benchmarks.measure import first_line
+from einsumcascade.benchmarks.table import Table
+from einsumcascade.codegen.op import compile as compile_cascade
+from einsumcascade.language.ir import Cascade, rank_of
+from einsumcascade.rewrites.differentiate import differentiate
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+
+TARGET = "cuda:90"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One kernel of a case.
+
+    Args:
+        schedule: its choices. registers, spilled: of a thread; the latter in bytes.
+        loop: instructions of an iteration of the hot loop; per_score: the same for each score of a thread's share of a
+            tile; None without a loop.
+        serialised: products of the loop wait for each other.
+    """
+
+    kernel: str
+    schedule: KernelSchedule
+    registers: int
+    spilled: int
+    loop: int | None
+    per_score: float | None
+    serialised: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What is known of a case beforehand.
+
+    Args:
+        least_ms: no kernel for it can be faster on the target. bound_by: memory or the pipe that says so.
+        note: why there is no more.
+    """
+
+    case: Case
+    lines: Sequence[Line] = ()
+    least_ms: float | None = None
+    bound_by: str = ""
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        kernels = [
+            {
+                "kernel": k.kernel,
+                "schedule": str(k.schedule),
+                "registers": k.registers,
+                "spilled": k.spilled,
+                "loop": k.loop,
+                "per_score": k.per_score,
+                "serialised": k.serialised,
+            }
+            for k in self.lines
+        ]
+        return {
+            "case": str(self.case),
+            "kernels": kernels,
+            "least_ms": self.least_ms,
+            "bound_by": self.bound_by,
+            "note": self.note,
+        }
+
+
+def forecast(
+    cases: Sequence[Case],
+    *,
+    budget: float,
+    say: Callable[[Forecast], None] = lambda f: None,
+    now: Callable[[], float] = time.monotonic,
+) -> list[Forecast]:
+    """Compile and inspect our kernels for each case, as long as the budget lasts.
+
+    Cost: 1 to 5 s a kernel; the same text is compiled once.
+    """
+    began, known, longest = now(), dict[tuple[str, str, str], list[Line]](), 0.0
+    found = []
+    for case in cases:
+        start = now()
+        if budget - (start - began) < longest:
+            entry = Forecast(case=case, note=f"skipped: {max(budget - (start - began), 0):.0f} s left")
+        else:
+            try:
+                entry = _forecast(case, known)
+            except Exception as error:
+                # A kernel that the compiler refuses is a line of the table, not its end.
+                entry = Forecast(case=case, note=first_line(error))
+            longest = max(longest, now() - start)
+        found.append(entry)
+        say(entry)
+    return found
+
+
+def programs(case: Case) -> list[tuple[Cascade, Schedule | None]]:
+    """The cascades that a case runs, and their schedules where no rule chooses them."""
+    cascade, variant = case.variant.cascade(), case.variant
+    if case.direction == "forward":
+        chosen = variant.schedule(compile_cascade(cascade), case.shape) if variant.schedule else None
+        return [(cascade, chosen)]
+    gradient = differentiate(cascade, wrt=variant.wrt)
+    backward: list[tuple[Cascade, Schedule | None]] = [(gradient.backward, None)]
+    return backward if case.direction == "backward" else [(gradient.forward, None), *backward]
+
+
+def extents_of(cascade: Cascade, case: Case) -> dict[str, int]:
+    """The extents of a case by the ranks of a cascade."""
+    return {rank_of(v): case.shape.extent(v) for i in cascade.inputs for v in i.indices}
+
+
+def _forecast(case: Case, known: dict[tuple[str, str, str], list[Line]]) -> Forecast:
+    lines: list[Line] = []
+    bounds: dict[str, float] = {}
+    for cascade, schedule in programs(case):
+        extents = extents_of(cascade, case)
+        op = compile_cascade(cascade, schedule=schedule)
+        features: dict[str, int] = {r: n for r, n in extents.items() if r in ("E", "F")}
+        kernel = op.kernel(extents=features, dtype=case.dtype, target=TARGET)
+        key = (kernel.source, str(kernel.schedule), case.dtype)
+        if key not in known:
+            known[key] = _inspected(kernel)
+        lines += known[key]
+        bound = roofline(cascade, extents=extents, dtype=case.dtype, target=TARGET)
+        share = 1.0 if bound.culls or not cascade.constraints else _live_share(case)
+        for pipe, us in bound.bounds_us.items():
+            bounds[pipe] = bounds.get(pipe, 0.0) + us * (1.0 if pipe == MEMORY else share)
+    binding = max(bounds, key=lambda p: bounds[p])
+    return Forecast(case=case, lines=lines, least_ms=bounds[binding] / 1e3, bound_by=binding)
+
+
+def _live_share(case: Case) -> float:
+    """The share of the scores that no mask removes, where a roofline cannot count them because data decide."""
+    return case.variant.live(case.shape.p, case.shape.m) / (case.shape.p * case.shape.m)
+
+
+def _inspected(kernel: Any) -> list[Line]:
+    reports: Mapping[str, Any] = kernel.inspect().kernels
+    lines = []
+    for tile, report in zip(kernel.built.kernels, reports.values(), strict=True):
+        schedule: KernelSchedule = tile.schedule
+        hot = report.hot_loop
+        # A tile of fewer than two axes holds no scores.
+        scores = math.prod(schedule.tiles.values()) / (32 * schedule.warps) if len(schedule.tiles) > 1 else None
+        lines.append(
+            Line(
+                kernel=tile.name,
+                schedule=schedule,
+                registers=report.registers,
+                spilled=report.spill_bytes,
+                loop=hot.instructions if hot else None,
+                per_score=hot.instructions / scores if hot and scores else None,
+                serialised=bool(hot and hot.serialised),
+            )
+        )
+    return lines
+
+
+def table(found: Sequence[Forecast]) -> Table:
+    """The forecasts as a table, a row a kernel."""
+    rows = []
+    for f in found:
+        least = f"{f.least_ms:.3f}" if f.least_ms is not None else ""
+        if not f.lines:
+            rows.append([str(f.case), f.note, *[""] * 7])
+        for n, k in enumerate(f.lines):
+            tiles = " x ".join(f"{v} {t}" for v, t in k.schedule.tiles.items())
+            choice = f"{tiles}, {k.schedule.warps} warps, {k.schedule.stages} stages"
+            choice += ", descriptors" if k.schedule.descriptors else ""
+            rows.append(
+                [
+                    str(f.case) if n == 0 else "",
+                    k.kernel,
+                    choice,
+                    str(k.registers),
+                    str(k.spilled),
+                    "" if k.loop is None else str(k.loop) + ("*" if k.serialised else ""),
+                    "" if k.per_score is None else f"{k.per_score:.1f}",
+                    least if n == 0 else "",
+                    f.bound_by if n == 0 else "",
+                ]
+            )
+    target = gpu_target(TARGET)
+    chip = f"{target.multiprocessors} multiprocessors, {target.clock_ghz} GHz"
+    return Table(
+        title=f"Our kernels for {TARGET} ({chip}), as compiled",
+        heads=["case", "kernel", "choices", "registers", "spilled", "loop", "per score", "least ms", "bound by"],
+        rows=rows,
+        words=3,
+    )
+
+
+LEGEND = """\
+registers, spilled: of a thread, in registers and bytes; loop: instructions of one iteration of the hot loop, * where
+its products wait for each other; per score: the same for each score that a thread holds; least ms: the roofline of the
+whole case, which no kernel can beat. Nothing here was measured."""
