@@ -232,5 +232,6 @@ def launch_report() -> str:
         "backward: that of its gradient; launch alone: the part of a light call that Triton's interface takes\n"
         "texts and binaries: made for the forward at that many lengths; a length is a multiple of 16 or it is not\n"
         "kernels compiled and bound for cuda:90, the driver stubbed; the fastest of some batches\n"
-        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, triton {triton.__version__}"
+        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"triton {triton.__version__}"
     )

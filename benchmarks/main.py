@@ -145,8 +145,9 @@ def _static(options: argparse.Namespace, cases: Sequence[Any], budget: float, co
 
 
 def _show(result: dict[str, Any], folder: Path | None) -> int:
+    from einsumcascade.benchmarks.findings import report
     from einsumcascade.benchmarks.plots import write_page, write_png
-    from einsumcascade.benchmarks.table import broken, report
+    from einsumcascade.benchmarks.table import broken
 
     print(f"\n{report(result)}")
     if folder is not None:

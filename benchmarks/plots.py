@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from einsumcascade.benchmarks.findings import tables
 from einsumcascade.benchmarks.measure import OURS
 from einsumcascade.benchmarks.session import heading
-from einsumcascade.benchmarks.table import Table, faults, figure, means, names, rates
+from einsumcascade.benchmarks.table import faults, figure, names
 
 PAGE = "page.html.jinja"
 # Ours is the saturated one.
@@ -51,7 +52,7 @@ def write_png(result: Mapping[str, Any], folder: Path) -> list[Path]:
     chosen, written = colours(result), []
     for group in groups(result):
         count = sum(len(c["bars"]) + 1 for c in group["cases"])
-        figure, axes = plt.subplots(figsize=(9, 1.2 + 0.17 * count), layout="constrained")
+        drawing, axes = plt.subplots(figsize=(9, 1.2 + 0.17 * count), layout="constrained")
         y, ticks, labels, named = 0.0, [], [], set()
         for case in group["cases"]:
             ticks.append(y + (len(case["bars"]) - 1) / 2)
@@ -70,11 +71,12 @@ def write_png(result: Mapping[str, Any], folder: Path) -> list[Path]:
         )
         axes.set_title(f"{group['direction']} on {result['device']}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=7, frameon=False, loc="lower right")
+        axes.margins(y=0.01)
+        drawing.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=len(named))
         unit = "" if group["unit"] == "TFLOP/s" else "-bandwidth"
         path = folder / f"{group['direction']}{unit}.png"
-        figure.savefig(path, dpi=150)
-        plt.close(figure)
+        drawing.savefig(path, dpi=150)
+        plt.close(drawing)
         written.append(path)
     return written
 
@@ -89,13 +91,12 @@ def write_page(result: Mapping[str, Any], path: Path) -> bool:
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(text)
-    tables: list[Table] = [t for t in (means(result), rates(result)) if t.rows]
     page = template.render(
         result=result,
         heading=heading(result).splitlines(),
         groups=groups(result),
         colours=colours(result),
-        tables=tables,
+        tables=tables(result),
         faults=faults(result),
         figure=figure,
     )

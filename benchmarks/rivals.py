@@ -99,6 +99,7 @@ def _flex(case: Case, x: Tensors) -> Function:
     attend: Any = partial(flex_attention, block_mask=mask, enable_gqa=name in ("gqa", "decode"))
 
     def call(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+        out: Tensor
         if name == "diff":
             out = attend(q[0], k[0], v) - LAMBDA * attend(q[1], k[1], v)
         elif name == "sink":
@@ -117,7 +118,8 @@ def _with_lse(attend: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Ten
     from torch.nn.attention import flex_attention as home
 
     if not hasattr(home, "AuxRequest"):
-        return attend(q, k, v, return_lse=True)  # type: ignore[no-any-return]
+        out, lse = attend(q, k, v, return_lse=True)
+        return out, lse
     out, aux = attend(q, k, v, return_aux=home.AuxRequest(lse=True))
     return out, aux.lse
 

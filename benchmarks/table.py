@@ -120,15 +120,20 @@ def figure(rate: float) -> str:
     return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
+def kind(record: Result) -> str:
+    """The direction of a case; decoding is of a kind of its own."""
+    return "decode" if record["variant"] == "decode" else str(record["direction"])
+
+
 def means(result: Result) -> Table:
     """The geometric mean of the ratios to each rival, by direction, with the smallest and where it was."""
     rows = []
-    for direction in dict.fromkeys(r["direction"] for r in result["cases"]):
+    for direction in dict.fromkeys(map(kind, result["cases"])):
         for rival in names(result):
             found = {
                 record["case"]: r
                 for record in result["cases"]
-                if record["direction"] == direction and (r := ratio(record, rival)) is not None
+                if kind(record) == direction and (r := ratio(record, rival)) is not None
             }
             if found:
                 least = min(found, key=lambda c: found[c])
@@ -158,12 +163,3 @@ def broken(result: Result) -> int:
     """How many of our own runs were wrong or failed."""
     rows = [row for record in result["cases"] for row in record.get("rows", ())]
     return sum(row["name"] == OURS and row["state"] != "passed" for row in rows)
-
-
-def report(result: Result) -> str:
-    """All tables of a run."""
-    texts = [show(t) for t in (rates(result), means(result)) if t.rows]
-    problems = faults(result)
-    if problems:
-        texts.append("Not measured\n" + "\n".join(f"  {p}" for p in problems))
-    return "\n\n".join(texts)
