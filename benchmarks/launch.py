@@ -171,7 +171,7 @@ def overhead(name: str = "softmax_attention", schedule: Schedule | None = None, 
         for length in LENGTHS:
             many(*tensors(length))
         sources = {c.shown().source for c in many._runner.calls.values()}
-        binaries = sum(map(_binaries, sources))
+        compiled = sum(map(binaries, sources))
     return Overhead(
         name=label or name,
         light=light,
@@ -181,11 +181,11 @@ def overhead(name: str = "softmax_attention", schedule: Schedule | None = None, 
         bare=bare,
         lengths=len(LENGTHS),
         texts=len(sources),
-        binaries=binaries,
+        binaries=compiled,
     )
 
 
-def _binaries(source: str) -> int:
+def binaries(source: str) -> int:
     """How many machine codes Triton holds of the kernels of a text."""
     from triton.runtime.jit import JITFunction
 

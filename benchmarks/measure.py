@@ -113,7 +113,7 @@ def limited(seconds: float) -> Iterator[None]:
         return
 
     def ring(signum: int, frame: FrameType | None) -> None:
-        raise TimeUp(f"took more than {seconds:.0f} s")
+        raise TimeUp(f"took more than {seconds:.3g} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
