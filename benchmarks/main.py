@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m bench
 
 def _run(options: argparse.Namespace, command: str) -> int:
     if options.show is not None:
-        return _show(_results_of(options.show), options.out)
+        return _show(results_of(options.show), options.out)
     if options.out is not None:
         _folder(options.out)
     import torch
@@ -162,7 +162,8 @@ def _show(result: dict[str, Any], folder: Path | None) -> int:
     return 1 if wrong else 0
 
 
-def _results_of(path: Path) -> dict[str, Any]:
+def results_of(path: Path) -> dict[str, Any]:
+    """Read the results of an earlier run. Raises: InputError: `benchmark-file`."""
     from einsumcascade.benchmarks.session import FORMAT
 
     try:

@@ -21,6 +21,9 @@ from torch.nn.attention.flex_attention import BlockMask
 from einsumcascade.analysis.spatial.mapping import load_mapping
 from einsumcascade.analysis.spatial.model import model
 from einsumcascade.analysis.targets import gpu_target
+from einsumcascade.benchmarks.cases import SETS, chosen
+from einsumcascade.benchmarks.main import results_of
+from einsumcascade.benchmarks.rivals import found
 from einsumcascade.cli import app, parse_extents, write_atomically
 from einsumcascade.codegen.flex import flex_attention
 from einsumcascade.codegen.inspect import _cuobjdump
@@ -257,6 +260,9 @@ CASES: dict[str, Callable[[], object]] = {
     "output-file": lambda: write_atomically(Path("no/such/kernel.py"), ""),
     "certificate": lambda: check("{}"),
     "schedule-file": command("compile", "gqa", "--schedule", "no/such.json"),
+    "benchmark-filter": lambda: chosen(SETS["standard"], ["causal", "D46"]),
+    "benchmark-rival": lambda: found(["flex", "cudn"], torch.device("cpu")),
+    "benchmark-file": lambda: results_of(Path("no/such.json")),
     "too-many-inputs": lambda: call(zeros(), zeros(), zeros()),
     "repeated-input": lambda: call(zeros(), K=zeros(), V=zeros()),
     "wrong-type": lambda: call(zeros(), [1.0]),
@@ -300,7 +306,7 @@ def golden() -> dict[str, str]:
 
 def codes_of_the_tree() -> set[str]:
     """List the codes that the source names: `code="..."`, or the first argument of what takes a code first."""
-    folders = ("einsumcascade", "codegen", "schedules", "reference")
+    folders = ("einsumcascade", "benchmarks", "codegen", "schedules", "reference")
     trees = [ast.parse(p.read_text(encoding="utf-8")) for f in folders for p in sorted((ROOT / f).rglob("*.py"))]
     makers = {name for tree in trees for node in ast.walk(tree) for name in _takes_a_code_first(node)}
     return {
