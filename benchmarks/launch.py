@@ -111,7 +111,7 @@ def stubbed() -> Iterator[None]:
         driver.set_active(before)
 
 
-def host_us(call: Callable[[], object], *, batches: int = 30, calls: int = 100) -> float:
+def host_us(call: Callable[[], object], *, batches: int = 200, calls: int = 20) -> float:
     """The microseconds of a call: those of the fastest batch, since what else the host does only adds to them."""
     for _ in range(calls):
         call()
@@ -161,7 +161,7 @@ def overhead(name: str = "softmax_attention", schedule: Schedule | None = None, 
         recorded = host_us(lambda: op(*trained))
         out: Any = op(*trained)
         back = torch.zeros_like(out)
-        backward = host_us(lambda: torch.autograd.grad(out, trained, back, retain_graph=True), calls=30)
+        backward = host_us(lambda: torch.autograd.grad(out, trained, back, retain_graph=True))
         (call,) = op._runner.calls.values()
         launches: Any = call.compute.__self__  # type: ignore[attr-defined]
         ready = dict(zip(launches.names, plain, strict=True))

@@ -98,20 +98,33 @@ def _flex(case: Case, x: Tensors) -> Function:
         mask = create_block_mask(_flex_mask(name, x), None, None, s.p, s.m, device=str(device))
     attend: Any = partial(flex_attention, block_mask=mask, enable_gqa=name in ("gqa", "decode"))
 
+    def scored(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+        out: Tensor = attend(q, k, v, _flex_score(name, rest))
+        return out
+
+    def with_sink(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+        out, lse = _with_lse(attend, q, k, v)
+        return (out * torch.sigmoid(lse - sink[:, None])[..., None]).to(out.dtype)
+
+    def difference(q0: Tensor, q1: Tensor, k0: Tensor, k1: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = attend(q0, k0, v) - LAMBDA * attend(q1, k1, v)
+        return out
+
+    special: dict[str, Function] = {"sink": with_sink, "diff": difference}
+    inner = _compiled(special.get(name, scored), device)
+
+    # Views are taken outside: not every release compiles FlexAttention of a view.
     def call(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
         out: Tensor
         if name == "diff":
-            out = attend(q[0], k[0], v) - LAMBDA * attend(q[1], k[1], v)
-        elif name == "sink":
-            inner, lse = _with_lse(attend, q, k, v)
-            out = (inner * torch.sigmoid(lse - rest[0][:, None])[..., None]).to(inner.dtype)
-        elif name == "varlen":
-            out = attend(*(t.transpose(0, 1)[None] for t in (q, k, v)))[0].transpose(0, 1)
-        else:
-            out = attend(_heads_in_one(name, q), k, v, _flex_score(name, rest)).reshape(*q.shape[:-1], v.shape[-1])
-        return out
+            return inner(*q.unbind(0), *k.unbind(0), v)  # type: ignore[no-any-return]
+        if name == "varlen":
+            out = inner(*(t.transpose(0, 1)[None] for t in (q, k, v)))
+            return out[0].transpose(0, 1)
+        out = inner(_heads_in_one(name, q), k, v, *rest)
+        return out.reshape(*q.shape[:-1], v.shape[-1])
 
-    return _compiled(call, device)
+    return call
 
 
 def _with_lse(attend: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

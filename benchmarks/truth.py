@@ -131,7 +131,7 @@ def _moved(t: Tensor, generator: torch.Generator) -> Tensor:
     if not t.is_floating_point():
         return t
     sign = torch.randint(0, 2, t.shape, generator=generator, device=t.device, dtype=torch.int8) * 2 - 1
-    return t.double() * (1 + ROUNDOFF[t.dtype] * sign)
+    return t.double() * (1 + ROUNDOFF[t.dtype] * sign.double())
 
 
 def _sizes(difference: Tensor, count: int) -> tuple[float, float]:

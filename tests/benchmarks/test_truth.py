@@ -88,6 +88,14 @@ def test_gradients_that_sum_over_an_axis_are_sampled_with_all_of_it() -> None:
     assert len(sample(VARIANTS["causal"], SHAPE, gradients=False)) == truth.HEADS
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_inputs_are_rounded_anew_by_the_roundoff_of_their_own_dtype(dtype: torch.dtype) -> None:
+    moved = truth._moved(torch.ones(100, dtype=dtype), torch.Generator().manual_seed(0))
+    assert set((moved - 1).tolist()) == {truth.ROUNDOFF[dtype], -truth.ROUNDOFF[dtype]}
+    whole = torch.arange(3)
+    assert truth._moved(whole, torch.Generator()) is whole
+
+
 def test_a_verdict_is_a_share_of_its_bound() -> None:
     assert Verdict(max_error=1.0, max_bound=2.0, rms_error=3.0, rms_bound=4.0).share == 0.75
     assert Verdict(max_error=0.0, max_bound=0.0, rms_error=0.0, rms_bound=0.0).passed
