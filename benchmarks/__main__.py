@@ -2,7 +2,9 @@
 
 import sys
 
-from einsumcascade.benchmarks.main import main
-
 if __name__ == "__main__":
+    try:
+        from einsumcascade.benchmarks.main import main
+    except ImportError as error:
+        sys.exit(f"{error}: the benchmark needs torch, triton, numpy, sympy, networkx, lark, and PYTHONPATH=.")
     sys.exit(main())

@@ -44,7 +44,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m benchmarks") -> int:
-    """Run the command; 1 where one of our kernels was wrong or failed, 2 for bad input."""
+    """Run the command; returns 1 where one of our kernels was wrong or failed, 2 for bad input, 130 after Ctrl-C."""
     options = parser(prog).parse_args(arguments)
     try:
         return _run(options, f"{prog} {' '.join(sys.argv[1:] if arguments is None else arguments)}".strip())
@@ -159,7 +159,7 @@ def _show(result: dict[str, Any], folder: Path | None) -> int:
     wrong = broken(result)
     if wrong:
         print(f"\n{wrong} of our own runs were wrong or failed", file=sys.stderr)
-    return 1 if wrong else 0
+    return 130 if result.get("interrupted") else 1 if wrong else 0
 
 
 def results_of(path: Path) -> dict[str, Any]:

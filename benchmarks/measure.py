@@ -24,8 +24,8 @@ from einsumcascade.codegen.op import compile as compile_cascade
 OURS = "ours"
 
 
-class TimeUp(Exception):
-    """A candidate took longer than it may."""
+class TimeUp(BaseException):
+    """A candidate took longer than it may. No Exception, so that compilers that recover from those do not keep it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +226,7 @@ def _compared(
     except NotHere as why:
         row.state, row.note = "left out", str(why)
         return row, None
-    except Exception as error:
+    except (Exception, TimeUp) as error:
         # Triton and the compilers behind it raise classes of their own, and none of them may end the run.
         row.note = first_line(error)
         return row, None
@@ -255,7 +255,7 @@ def _time(
                 call = attempt.call()
                 call()
             calls.append((row, call))
-        except Exception as error:
+        except (Exception, TimeUp) as error:
             row.state, row.note = "failed", f"when timed: {first_line(error)}"
             say(row)
     seconds = min(settings.seconds * len(calls), max(left(), 0.0))

@@ -54,7 +54,7 @@ class Plan:
 def run(
     plan: Plan, device: torch.device, *, say: Callable[[str], None] = print, now: Callable[[], float] = time.monotonic
 ) -> dict[str, Any]:
-    """Measure the cases of a plan.
+    """Measure the cases of a plan; Ctrl-C ends it with what is known.
 
     Returns: the results as JSON values: where and with what, and for each case its rows, or why it was skipped.
     """
@@ -87,6 +87,9 @@ def run(
             record["rows"] = [r.to_dict() for r in rows]
         except TimeUp:
             record["skipped"] = "the time was up while it was measured"
+        except KeyboardInterrupt:
+            record["skipped"] = "interrupted"
+            result["interrupted"] = True
         except Exception as error:
             # Memory that runs out in one case is no reason to lose the others.
             record["skipped"] = first_line(error)
@@ -96,6 +99,8 @@ def run(
         record["state"] = device_state() if device.type == "cuda" else {}
         longest[case.direction] = max(expected, record["seconds"])
         write(plan, result)
+        if "interrupted" in result:
+            break
         if device.type == "cuda":
             torch.cuda.empty_cache()
     result["seconds"] = now() - began

@@ -86,7 +86,7 @@ def forecast(
     say: Callable[[Forecast], None] = lambda f: None,
     now: Callable[[], float] = time.monotonic,
 ) -> list[Forecast]:
-    """Compile and inspect our kernels for each case, as long as the budget lasts.
+    """Compile and inspect our kernels for each case, as long as the budget lasts; Ctrl-C ends it with what is known.
 
     Cost: 1 to 5 s a kernel; the same text is compiled once.
     """
@@ -99,6 +99,8 @@ def forecast(
         else:
             try:
                 entry = _forecast(case, known)
+            except KeyboardInterrupt:
+                break
             except Exception as error:
                 # A kernel that the compiler refuses is a line of the table, not its end.
                 entry = Forecast(case=case, note=first_line(error))

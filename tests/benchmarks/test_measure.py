@@ -220,11 +220,11 @@ def test_results_are_written_after_each_case(tmp_path: Path, monkeypatch: pytest
 
     def killed(case: Case, *given: Any, **options: Any) -> Any:
         if case == two:
-            raise KeyboardInterrupt
+            raise SystemExit
         return inner(case, *given, **options)
 
     monkeypatch.setattr(session, "measure", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         run(plan(tmp_path, one, two), CPU, say=lambda text: None)
     (file,) = tmp_path.iterdir()
     kept = json.loads(file.read_text(encoding="utf-8"))
@@ -232,6 +232,15 @@ def test_results_are_written_after_each_case(tmp_path: Path, monkeypatch: pytest
     assert {"date", "command", "device", "versions", "settings", "absent"} <= set(kept)
     (row,) = kept["cases"][0]["rows"]
     assert row["state"] == "passed" and row["times"]["ms"] > 0 and row["verdicts"]["out"]["max_bound"] > 0
+
+
+def test_an_interrupt_ends_a_run_with_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "measure", interrupted)
+    result = run(plan(None, case("full forward"), case("causal forward")), CPU, say=lambda text: None)
+    assert [c["skipped"] for c in result["cases"]] == ["interrupted"] and result["interrupted"]
 
 
 def test_cases_that_do_not_fit_the_budget_are_skipped_and_told() -> None:
