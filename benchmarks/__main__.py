@@ -5,6 +5,7 @@ import sys
 if __name__ == "__main__":
     try:
         from einsumcascade.benchmarks.main import main
-    except ImportError as error:
+
+        sys.exit(main())
+    except ModuleNotFoundError as error:
         sys.exit(f"{error}: the benchmark needs torch, triton, numpy, sympy, networkx, lark, and PYTHONPATH=.")
-    sys.exit(main())
