@@ -9,7 +9,7 @@ from typing import Any
 from einsumcascade.benchmarks.findings import tables
 from einsumcascade.benchmarks.measure import OURS
 from einsumcascade.benchmarks.session import heading
-from einsumcascade.benchmarks.table import faults, figure, names
+from einsumcascade.benchmarks.table import faults, figure, kind, names
 
 PAGE = "page.html.jinja"
 # Ours is the saturated one.
@@ -22,7 +22,7 @@ def colours(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The bars of each measured case, by direction and unit."""
+    """The bars of each measured case, by kind."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in result["cases"]:
         bars = [
@@ -31,15 +31,15 @@ def groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             if r["rate"] is not None
         ]
         if bars:
-            found.setdefault((record["direction"], record["unit"]), []).append({"case": record["case"], "bars": bars})
+            found.setdefault((kind(record), record["unit"]), []).append({"case": record["case"], "bars": bars})
     return [
-        {"direction": d, "unit": u, "cases": cases, "most": max(b["rate"] for c in cases for b in c["bars"]) or 1.0}
-        for (d, u), cases in found.items()
+        {"kind": k, "unit": u, "cases": cases, "most": max(b["rate"] for c in cases for b in c["bars"]) or 1.0}
+        for (k, u), cases in found.items()
     ]
 
 
 def write_png(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw a figure for each direction; none where matplotlib is missing."""
+    """Draw a figure for each kind of case; none where matplotlib is missing."""
     try:
         import matplotlib
     except ImportError:
@@ -69,12 +69,11 @@ def write_png(result: Mapping[str, Any], folder: Path) -> list[Path]:
         axes.set_xlabel(
             f"{group['unit']} of live work" if group["unit"] == "TFLOP/s" else f"{group['unit']} of keys and values"
         )
-        axes.set_title(f"{group['direction']} on {result['device']}", fontsize=10)
+        axes.set_title(f"{group['kind']} on {result['device']}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.01)
         drawing.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=len(named))
-        unit = "" if group["unit"] == "TFLOP/s" else "-bandwidth"
-        path = folder / f"{group['direction']}{unit}.png"
+        path = folder / f"{group['kind']}.png"
         drawing.savefig(path, dpi=150)
         plt.close(drawing)
         written.append(path)
