@@ -46,7 +46,7 @@ class Forecast:
     """What is known of a case beforehand.
 
     Args:
-        least_ms: no kernel for it can be faster on the target. bound_by: memory or the pipe that says so.
+        least_ms: no kernels of this form can be faster on the target. bound_by: memory or the pipe that says so.
         note: why there is no more.
     """
 
@@ -138,8 +138,10 @@ def _forecast(case: Case, known: dict[tuple[str, str, str], list[Line]]) -> Fore
         if key not in known:
             known[key] = _inspected(kernel)
         lines += known[key]
-        bound = roofline(cascade, extents=extents, dtype=case.dtype, target=TARGET)
-        share = 1.0 if bound.culls or not cascade.constraints else _live_share(case)
+        # Of the form that the kernels have: as written, a text may divide at every score.
+        form = kernel.program.cascade
+        bound = roofline(form, extents=extents, dtype=case.dtype, target=TARGET)
+        share = 1.0 if bound.culls or not form.constraints else _live_share(case)
         for pipe, us in bound.bounds_us.items():
             bounds[pipe] = bounds.get(pipe, 0.0) + us * (1.0 if pipe == MEMORY else share)
     binding = max(bounds, key=lambda p: bounds[p])
@@ -209,5 +211,5 @@ def table(found: Sequence[Forecast]) -> Table:
 
 LEGEND = """\
 registers, spilled: of a thread, in registers and bytes; loop: instructions of one iteration of the hot loop, * where
-its products wait for each other; per score: the same for each score that a thread holds; least ms: the roofline of the
-whole case, which no kernel can beat. Nothing here was measured."""
+its products wait for each other; per score: the same for each score that a thread holds; least ms: the roofline of
+the whole case, which no kernels of this form can beat. Nothing here was measured."""
