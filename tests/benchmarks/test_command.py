@@ -100,6 +100,16 @@ def test_without_a_gpu_it_tells_what_compiling_tells(tmp_path: Path, capsys: pyt
     assert kept["cases"][0]["least_ms"] > 0
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_ours_and_the_rivals_pass_and_are_timed(tmp_path: Path) -> None:
+    assert main(["causal", "forward,backward", "N4096", "D64", "--rivals", "flash,flex", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert result["ceilings"]["copy_gb_s"] > 0
+    for record in result["cases"]:
+        assert [row["name"] for row in record["rows"]] == ["ours", "SDPA flash", "FlexAttention"]
+        assert all(row["state"] == "passed" and row["times"]["ms"] > 0 for row in record["rows"])
+
+
 def test_what_does_not_fit_the_budget_is_no_static_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--static", "--quick", "causal", "forward", "--budget", "0.001"]) == 0
     assert "skipped: 0 s left" in capsys.readouterr().out

@@ -14,7 +14,16 @@ import torch
 from einsumcascade.benchmarks import measure as measuring
 from einsumcascade.benchmarks import session
 from einsumcascade.benchmarks.cases import SETS, Case, chosen
-from einsumcascade.benchmarks.clock import LEAST_ROUNDS, MOST_ROUNDS, HostClock, Times, host_us, interleaved
+from einsumcascade.benchmarks.clock import (
+    LEAST_ROUNDS,
+    MOST_ROUNDS,
+    CudaClock,
+    HostClock,
+    Times,
+    device_state,
+    host_us,
+    interleaved,
+)
 from einsumcascade.benchmarks.measure import OURS, Candidate, Row, Settings, TimeUp, limited, measure
 from einsumcascade.benchmarks.rivals import RIVALS, NotHere, Rival, found
 from einsumcascade.benchmarks.session import Plan, run
@@ -195,6 +204,42 @@ def test_rounds_fill_their_seconds_and_not_more() -> None:
     assert Times.of([5.0, 1.0, 2.0, 3.0, 4.0, 100.0]) == Times(ms=3.5, low=2.0, high=5.0, rounds=6)
     (slept,) = interleaved(HostClock(), [lambda: time.sleep(0.002)], seconds=0.0)
     assert slept.ms >= 2.0 and host_us(lambda: time.sleep(0.001), lambda: None, times=3) >= 1000
+
+
+def test_the_clock_of_a_gpu_empties_the_cache_before_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            events.append(f"record, cache {clock.cache.unique().tolist()}")
+
+        def synchronize(self) -> None:
+            events.append("wait")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1.5
+
+    monkeypatch.setattr("einsumcascade.benchmarks.clock.FLUSH_BYTES", 64)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = CudaClock(CPU)
+    mark = clock.run(lambda: (events.append("call"), clock.cache.fill_(1)))
+    assert events == ["record, cache [0]", "call", "record, cache [1]"]
+    assert clock.read(mark) == 1.5 and events[-1] == "wait"
+
+
+def test_the_state_of_a_gpu_is_what_its_driver_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert device_state() == {}
+    tool.write_text("#!/bin/sh\necho '580.1, 1980 MHz, 3201 MHz, 41, 310.20 W, 0x0000000000000000'\n")
+    tool.chmod(0o755)
+    found = device_state()
+    assert (found["driver_version"], found["clocks.sm"], found["power.draw"]) == ("580.1", "1980 MHz", "310.20 W")
+    tool.write_text("#!/bin/sh\nexit 6\n")
+    assert device_state() == {}
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
