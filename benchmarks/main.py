@@ -172,7 +172,7 @@ def results_of(path: Path) -> dict[str, Any]:
         _refuse_file(f"'{path}' cannot be read: {error.strerror}")
     except ValueError:
         _refuse_file(f"'{path}' is no JSON")
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("cases"), list):
         _refuse_file(f"'{path}' holds no results of this benchmark")
     return found
 

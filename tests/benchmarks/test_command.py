@@ -139,7 +139,7 @@ def test_mistakes_are_one_message_and_status_two(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 7}', "{"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 7}', '{"format": 1}', "{"])
 def test_files_that_are_no_results_are_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.json"
     file.write_text(text)
