@@ -13,6 +13,7 @@ from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.benchmarks.cases import Case
 from einsumcascade.benchmarks.measure import first_line
 from einsumcascade.benchmarks.table import Table
+from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.op import compile as compile_cascade
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.differentiate import differentiate
@@ -30,6 +31,7 @@ class Line:
         loop: instructions of an iteration of the hot loop; per_score: the same for each score of a thread's share of a
             tile; None without a loop.
         serialised: products of the loop wait for each other.
+        seconds: predicted by the model; None where it cannot tell.
     """
 
     kernel: str
@@ -39,6 +41,7 @@ class Line:
     loop: int | None
     per_score: float | None
     serialised: bool
+    seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ class Forecast:
                 "loop": k.loop,
                 "per_score": k.per_score,
                 "serialised": k.serialised,
+                "predicted_ms": None if k.seconds is None else 1e3 * k.seconds,
             }
             for k in self.lines
         ]
@@ -134,9 +138,9 @@ def _forecast(case: Case, known: dict[tuple[str, str, str], list[Line]]) -> Fore
         op = compile_cascade(cascade, schedule=schedule)
         features: dict[str, int] = {r: n for r, n in extents.items() if r in ("E", "F")}
         kernel = op.kernel(extents=features, dtype=case.dtype, target=TARGET)
-        key = (kernel.source, str(kernel.schedule), case.dtype)
+        key = (kernel.source, str(kernel.schedule), str(extents))
         if key not in known:
-            known[key] = _inspected(kernel)
+            known[key] = _inspected(kernel, extents)
         lines += known[key]
         # Of the form that the kernels have: as written, a text may divide at every score.
         form = kernel.program.cascade
@@ -153,10 +157,10 @@ def _live_share(case: Case) -> float:
     return case.variant.live(case.shape.p, case.shape.m) / (case.shape.p * case.shape.m)
 
 
-def _inspected(kernel: Any) -> list[Line]:
-    reports: Mapping[str, Any] = kernel.inspect().kernels
+def _inspected(kernel: Kernel, extents: Mapping[str, int]) -> list[Line]:
+    found = kernel.inspect(extents=extents)
     lines = []
-    for tile, report in zip(kernel.built.kernels, reports.values(), strict=True):
+    for tile, (name, report) in zip(kernel.built.kernels, found.kernels.items(), strict=True):
         schedule: KernelSchedule = tile.schedule
         hot = report.hot_loop
         # A tile of fewer than two axes holds no scores.
@@ -170,6 +174,7 @@ def _inspected(kernel: Any) -> list[Line]:
                 loop=hot.instructions if hot else None,
                 per_score=hot.instructions / scores if hot and scores else None,
                 serialised=bool(hot and hot.serialised),
+                seconds=found.predictions[name].seconds if name in found.predictions else None,
             )
         )
     return lines
@@ -181,7 +186,7 @@ def table(found: Sequence[Forecast]) -> Table:
     for f in found:
         least = f"{f.least_ms:.3f}" if f.least_ms is not None else ""
         if not f.lines:
-            rows.append([str(f.case), f.note, *[""] * 7])
+            rows.append([str(f.case), f.note, *[""] * 8])
         for n, k in enumerate(f.lines):
             tiles = " x ".join(f"{v} {t}" for v, t in k.schedule.tiles.items())
             choice = f"{tiles}, {k.schedule.warps} warps, {k.schedule.stages} stages"
@@ -195,6 +200,7 @@ def table(found: Sequence[Forecast]) -> Table:
                     str(k.spilled),
                     "" if k.loop is None else str(k.loop) + ("*" if k.serialised else ""),
                     "" if k.per_score is None else f"{k.per_score:.1f}",
+                    "" if k.seconds is None else f"{1e3 * k.seconds:.3f}",
                     least if n == 0 else "",
                     f.bound_by if n == 0 else "",
                 ]
@@ -203,7 +209,18 @@ def table(found: Sequence[Forecast]) -> Table:
     chip = f"{target.multiprocessors} multiprocessors, {target.clock_ghz} GHz"
     return Table(
         title=f"Our kernels for {TARGET} ({chip}), as compiled",
-        heads=["case", "kernel", "choices", "registers", "spilled", "loop", "per score", "least ms", "bound by"],
+        heads=[
+            "case",
+            "kernel",
+            "choices",
+            "registers",
+            "spilled",
+            "loop",
+            "per score",
+            "model ms",
+            "least ms",
+            "bound by",
+        ],
         rows=rows,
         words=3,
     )
@@ -211,5 +228,6 @@ def table(found: Sequence[Forecast]) -> Table:
 
 LEGEND = """\
 registers, spilled: of a thread, in registers and bytes; loop: instructions of one iteration of the hot loop, * where
-its products wait for each other; per score: the same for each score that a thread holds; least ms: the roofline of
-the whole case, which no kernels of this form can beat. Nothing here was measured."""
+its products wait for each other; per score: the same for each score that a thread holds; model ms: the time that the
+static model predicts from these and from the rates of the target; least ms: the roofline of the whole case, which no
+kernels of this form can beat. Nothing here was measured."""
