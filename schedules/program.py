@@ -101,9 +101,20 @@ def bounded_variables(cascade: Cascade, extents: Mapping[str, int], *, limit: in
     fixed = {rank_of(v) for v in out} | {c.name for c in cascade.constants}
     for d in cascade.ranks:
         if set(scalars(d.expr)) <= fixed and 0 < extents.get(rank_of(d.name), 0) <= limit:
-            out.append(d.name)
+            if not _is_batch(d.name, cascade, (*out, *(x.name for x in cascade.ranks))):
+                out.append(d.name)
             fixed.add(rank_of(d.name))
     return tuple(out)
+
+
+def _is_batch(variable: str, cascade: Cascade, short: tuple[str, ...]) -> bool:
+    """Whether an output has a rank, and so has each of the largest tensors: programs of its elements share none."""
+    outputs = set(cascade.output_names)
+    if not any(variable in e.free for e in cascade.einsums if e.tensor in outputs):
+        return False
+    lengths = {e.tensor: len(set(e.free) - set(short)) for e in cascade.einsums}
+    most = max(lengths.values())
+    return most > 1 and all(variable in e.free for e in cascade.einsums if lengths[e.tensor] == most)
 
 
 def _numbers(cascade: Cascade) -> Iterator[str]:

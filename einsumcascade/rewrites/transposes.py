@@ -139,7 +139,8 @@ class Transposes:
             except LoweringError:
                 continue
             for s in cascade.einsums:
-                e = _behind(made.get(s.tensor), made, found) if s.reduce is not None else None
+                e = made.get(s.tensor)
+                e = _behind(e, made, found) if s.reduce is not None else e
                 if e is None or e.tensor not in found or s.tensor in out | set(cascade.output_names):
                     continue
                 out.add(s.tensor)
@@ -185,8 +186,10 @@ class Transposes:
         if isinstance(value, Read) or not (several or s.reduce in ("max", "min", "prod")):
             return value
         name = fresh(f"D{tensor}", self.taken)
-        self.body.append(Einsum(tensor=name, indices=s.indices, expr=value))
-        return Read(tensor=name, indices=s.indices)
+        # What a sum hands on is the same for each of its points.
+        indices = tuple(i for i in s.indices if set(variables(i)) <= set(variables(value)))
+        self.body.append(Einsum(tensor=name, indices=indices, expr=value))
+        return Read(tensor=name, indices=indices)
 
     def _all(self, value: Expr, space: tuple[str, ...]) -> Expr:
         """The expression with every variable of a space in it, for a rule needs to see them."""
@@ -293,8 +296,11 @@ def _behind(e: Einsum | None, made: dict[str, Einsum], found: tuple[str, ...]) -
         inner = reads(e.expr)
         if len(inner) > 1:
             inner = tuple(r for r in inner if r.tensor in found and (r, 1) in terms(e.expr))
-        readers = [x for x in made.values() if inner and inner[0].tensor in {r.tensor for r in reads(x.expr, *x.where)}]
-        if len(inner) != 1 or len(readers) > 1:
+            names = {r.tensor for r in inner}
+            if sum(bool(names & {r.tensor for r in reads(x.expr, *x.where)}) for x in made.values()) > 1:
+                # Shared with another value of the text, it does not move alone.
+                return None
+        if len(inner) != 1:
             return None
         e = made.get(inner[0].tensor)
     return e
