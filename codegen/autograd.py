@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from einsumcascade.codegen.launch import program_of
 from einsumcascade.codegen.ops import choices_of, define, outputs_like, registered, with_batch
 from einsumcascade.codegen.runner import Runner, Tensors
 from einsumcascade.errors import Diagnostic, LoweringError
 from einsumcascade.language.ir import Cascade
 from einsumcascade.rewrites.differentiate import Gradient, differentiable, differentiate
-from einsumcascade.schedules.schedule import SCATTERS, Schedule
+from einsumcascade.schedules.parts import parts_of, with_shared
+from einsumcascade.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,22 +33,24 @@ class Pair:
     backward: Runner
 
     @staticmethod
-    def of(cascade: Cascade, wrt: tuple[str, ...], precision: str | None, *, scatter: str = SCATTERS[0]) -> Pair:
+    def of(cascade: Cascade, wrt: tuple[str, ...], precision: str | None, schedule: Schedule | None = None) -> Pair:
         """Differentiate a cascade with respect to those of `wrt` that a gradient reaches.
+
+        Args:
+            schedule: of the op: `parts_of` says which of its choices are for which program.
 
         Raises: LoweringError: a construct has no gradient yet.
         """
         gradient = _gradient(cascade, cascade.name, wrt)
         given = frozenset(gradient.received.values()) | set(gradient.saved)
+        parts = parts_of(schedule, cascade.name)
+        forward = parts.forward
+        if parts.shared:
+            forward = with_shared(parts, program_of(gradient.forward, {}, forward))
         return Pair(
             gradient=gradient,
-            forward=Runner(cascade=gradient.forward, precision=precision),
-            backward=Runner(
-                cascade=gradient.backward,
-                precision=precision,
-                wide=given,
-                schedule=None if scatter == SCATTERS[0] else Schedule(scatter=scatter),
-            ),
+            forward=Runner(cascade=gradient.forward, precision=precision, schedule=forward),
+            backward=Runner(cascade=gradient.backward, precision=precision, wide=given, schedule=parts.backward),
         )
 
     @property

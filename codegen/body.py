@@ -9,7 +9,7 @@ from einsumcascade.codegen.facts import Facts, FactTable
 from einsumcascade.codegen.forms import conjunction, is_scaled, number, powers
 from einsumcascade.codegen.kernel_ir import Map, Reduce, Stmt, Store, Table, Value
 from einsumcascade.codegen.products import Products
-from einsumcascade.codegen.values import not_lowered
+from einsumcascade.codegen.values import is_natural, not_lowered
 from einsumcascade.language.ir import (
     Apply,
     Einsum,
@@ -41,7 +41,6 @@ class Body(Products):
 
     shared: set[Expr] = field(default_factory=set)  # constraints of the whole cascade, over values
     tables: dict[str, Table] = field(default_factory=dict)  # what bounds of loops read of inputs
-    scattered: frozenset[str] = frozenset()  # outputs that programs add to, at indices of their own
     outer: list[tuple[str | None, frozenset[str], dict[str, str]]] = field(default_factory=list)  # loops around
 
     # --- loops --------------------------------------------------------------------------------------------------
@@ -132,14 +131,26 @@ class Body(Products):
             out += self._map(e, expr, axes, tag, later, conditions)
         else:
             over = tuple(v for v in e.ranks if v in self.axes)
-            if any(self.axes[v].role == "grid" for v in over):
+            shared = [v for v in over if self.axes[v].role == "grid"]
+            if shared and not self._is_added(e.tensor):
                 raise not_lowered(e, "a reduction over a rank that the programs of its kernel share")
-            conditions += [self._inside(v) for v in over if self.axes[v].is_padded]
+            conditions += [self._inside(v) for v in over if v in shared or self.axes[v].is_padded]
             conditions = self._tested(conditions, e, out, free_of)
             out += self._reduction(e, expr, axes, over, tuple(conditions), tag, later)
         if e.tensor in self.outputs and tag == "cur":
             out.append(self._store(e, axes, tuple(tested), out, free_of))
         return out
+
+    def _is_added(self, tensor: str) -> bool:
+        """Whether programs add up a tensor in memory, or the state whose last generation they add."""
+        if tensor in self.scattered:
+            return True
+        states = [s.tensor for s in self.cascade.einsums if self._reads_of(s) >= {tensor} and self._tag(s) == "new"]
+        finals = [s.tensor for s in self.cascade.einsums if self._reads_of(s) & set(states)]
+        return any(t in self.scattered for t in finals)
+
+    def _reads_of(self, e: Einsum) -> set[str]:
+        return {r.tensor for r in reads(e.expr)}
 
     def _tested(self, conditions: list[Expr], e: Einsum, out: list[Stmt], free_of: frozenset[Expr]) -> list[Expr]:
         """The conditions left to test, over values; an index out of range in one is a condition itself."""
@@ -282,9 +293,11 @@ class Body(Products):
                 # Walked, but not where it goes.
                 i = i.args[0]
             at = self._values(i, e, out, free_of)
-            if not isinstance(i, Var):
-                mask += self._range_checks(at, d)
             indices.append(at)
+            end = apply("lt", at, Scalar(name=rank_of(d)))
+            if isinstance(i, Var) or self._is_within(at, rank_of(d)) or (end in free_of and is_natural(at)):
+                continue
+            mask += (end,) if end in self.cascade.constraints and is_natural(at) else self._range_checks(at, d)
         note = f"{Read(tensor=e.tensor, indices=e.indices)} += {e.expr}"
         return Store(
             tensor=e.tensor,

@@ -396,11 +396,11 @@ class _Printer(Memory):
     # --- loops --------------------------------------------------------------------------------------------------
 
     def _loop(self, loop: Loop) -> None:
-        loads: dict[str, Load] = {}
+        tiles: dict[str, Load | Store] = {}
         for g in loop.segments:
             for s in g.body:
-                if isinstance(s, Load):
-                    loads.setdefault(s.value.name, s)
+                if isinstance(s, Load) or (isinstance(s, Store) and s.adds):
+                    tiles.setdefault(suffix_of(s), s)
         around = self.texts.positions
         if loop.inner is not None:
             self.texts.positions = {
@@ -409,7 +409,7 @@ class _Printer(Memory):
                 apply("mul", *position_product(loop)): start_name(loop),
             }
             self.texts.walked = (*self.texts.walked, loop.inner)
-        for s in loads.values():
+        for s in tiles.values():
             if self._is_fixed(s, loop):
                 self._address(s, loop)
         if loop.parts > 1:
@@ -417,29 +417,29 @@ class _Printer(Memory):
             self._line(f"for part in tl.range(0, {loop.parts}):")
             self.depth += 1
         else:
-            for pointer, stride in self._moving(loads, loop).items():
+            for pointer, stride in self._moving(tiles, loop).items():
                 # A stride is 32 bits wide where it fits, a tile of strides need not be.
                 self._line(f"step_{pointer} = tl.cast({stride}, tl.int64) * {self.texts.step(loop.inner or '')}")
         for head in loop.heads:
             self._map(head)
         for g in loop.segments:
-            self._segment(loop, g, loads)
+            self._segment(loop, g, tiles)
         self.depth -= loop.parts > 1
         self.texts.positions = around
         if loop.inner is not None:
             self.texts.walked = self.texts.walked[:-1]
 
-    def _moving(self, loads: Mapping[str, Load], loop: Loop) -> dict[str, str]:
+    def _moving(self, tiles: Mapping[str, Load | Store], loop: Loop) -> dict[str, str]:
         """The pointers that move on with each step of a loop, and the strides along it."""
         found = {}
-        for s in loads.values():
+        for s in tiles.values():
             if self._is_fixed(s, loop) and not self._by_descriptor(s, loop):
                 _, _, moves = self._dimensions(s, loop)
                 if moves is not None:
                     found[pointer_of(s)] = moves
         return found
 
-    def _segment(self, loop: Loop, g: Segment, loads: Mapping[str, Load]) -> None:
+    def _segment(self, loop: Loop, g: Segment, tiles: Mapping[str, Load | Store]) -> None:
         lo, hi = self.texts.plain(g.lo), self.texts.plain(g.hi)
         step = f", {self.texts.step(loop.inner)}" if loop.inner is not None else ""
         tested = [str(c) for c in g.tested]
@@ -463,6 +463,8 @@ class _Printer(Memory):
                 if not self._is_fixed(s, loop):
                     self._address(s, None)
                 self._load(s, loop if self._is_fixed(s, loop) else None)
+            elif isinstance(s, Store) and suffix_of(s) in tiles and self._is_fixed(s, loop):
+                self._store(s, loop)
             else:
                 self._statement(s)
         self.depth -= g.live is not None
@@ -470,7 +472,7 @@ class _Printer(Memory):
             name = f"o_{variable_of(loop.rank)}"
             if any(_mentions(line, name) for line in self.lines[mark:]):
                 self.lines.insert(mark, INDENT * self.depth + f"{name} = {start_name(loop)} + r_{loop.inner}")
-        for pointer in self._moving(loads, loop) if loop.parts == 1 else ():
+        for pointer in self._moving(tiles, loop) if loop.parts == 1 else ():
             self._line(f"p_{pointer} += step_{pointer}")
         self.depth -= 1
         self.pointed = ""

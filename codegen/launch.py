@@ -26,8 +26,9 @@ from einsumcascade.rewrites.shifted import recompute_shifted
 from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.rewrites.unroll import unroll
 from einsumcascade.schedules.heuristic import default_schedule
-from einsumcascade.schedules.program import Program, bounded_variables, identifier, partition
-from einsumcascade.schedules.schedule import SCATTERS, Schedule, check_schedule
+from einsumcascade.schedules.partition import partition
+from einsumcascade.schedules.program import Program, bounded_variables, identifier
+from einsumcascade.schedules.schedule import SCATTERS, SUMS, Schedule, check_schedule
 
 if TYPE_CHECKING:
     import torch
@@ -189,7 +190,7 @@ def build(
         extents: by rank name; feature ranks that are missing count 64. Lengths do not enter the text; the extent of a
             rank that the text defines replaces its definition.
         dtype: of the inputs. target: what the default schedule is for.
-        schedule: a schedule to use instead; it must name every kernel.
+        schedule: choices to use instead; a kernel that they do not name gets the default ones.
         tile_limit: largest tile of the default schedule, for runs that are interpreted.
 
     Returns: the kernels and their text; the same arguments give the same text.
@@ -211,8 +212,19 @@ def build(
                 ),
             )
         )
+    if form.sums == SUMS[1] and form.scatter != SCATTERS[0]:
+        raise ScheduleError(
+            diagnostics=(
+                Diagnostic(
+                    code="schedule-illegal",
+                    headline="sums that are accumulated have no fixed order",
+                    rule="programs add to them as they come",
+                    hint=f"sums {SUMS[0]}, or a scatter in {SCATTERS[0]}",
+                ),
+            )
+        )
     program = program_of(cascade, extents, form)
-    if not form.kernels:
+    if any(k.name not in form.kernels for k in program.kernels):
         sizes = program_binding(program, binding)
         chosen = default_schedule(program, extents=sizes.extents, dtype_bytes=DTYPE_BYTES[dtype], target=target)
         kernels_of = dict(chosen.kernels)
@@ -220,7 +232,7 @@ def build(
             kernels_of = {
                 n: replace(k, tiles={v: min(t, tile_limit) for v, t in k.tiles.items()}) for n, k in kernels_of.items()
             }
-        form = replace(form, kernels=kernels_of)
+        form = replace(form, kernels={**kernels_of, **form.kernels})
     schedule = form
     binding = program_binding(program, binding)
     check_schedule(program, schedule)
@@ -262,7 +274,7 @@ def program_of(cascade: Cascade, extents: Mapping[str, int], form: Schedule | No
                 )
             )
     sizes = tuple(sorted(text_binding(cascade, extents).extents.items()))
-    return _program(cascade, cascade.name, sizes, form.reference, tuple(form.split.items()), form.scatter)
+    return _program(cascade, cascade.name, sizes, form.reference, tuple(form.split.items()), form.scatter, form.sums)
 
 
 def program_binding(program: Program, binding: Binding) -> Binding:
@@ -282,6 +294,7 @@ def _program(
     reference: str,
     split: tuple[tuple[str, int], ...],
     scatter: str,
+    sums: str,
 ) -> Program:
     # Cascades are equal whatever they are called, but their kernels are not: the name is part of the key.
     assert name == cascade.name
@@ -296,7 +309,7 @@ def _program(
         simple = split_form(simple, variable=v, parts=parts).cascade
     bounded = bounded_variables(simple, dict(extents))
     simple = recompute_shifted(simple, kept=lambda e: bool(set(e.ranks) - set(bounded))).cascade
-    return partition(simple, bounded=bounded, scatters=scatter == SCATTERS[0])
+    return partition(simple, bounded=bounded, scatters=scatter == SCATTERS[0], accumulates=sums == SUMS[1])
 
 
 def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) -> list[Call]:
@@ -384,7 +397,8 @@ def fitting(built: Built, tensors: Mapping[str, torch.Tensor]) -> Built:
 
 
 def _with_pointers(built: Built) -> Built:
-    schedule = Schedule(kernels={n: replace(k, descriptors=False) for n, k in built.schedule.kernels.items()})
+    kernels = {n: replace(k, descriptors=False) for n, k in built.schedule.kernels.items()}
+    schedule = replace(built.schedule, kernels=kernels)
     return build(
         built.cascade,
         extents=built.extents,
@@ -434,6 +448,9 @@ def run_interpreted(
 
     tensors = allocate(built, inputs, binding, poison=True)
     built = fitting(built, tensors)
+    if any(".atomic_add([" in t.text for t in built.texts):
+        # The interpreter has no addition by descriptors.
+        built = _with_pointers(built)
     launches = [
         Launch(
             kernel=c.kernel,

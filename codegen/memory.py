@@ -72,7 +72,7 @@ class Memory:
                 base.append(f"{text} * {stride}")
         return base, tile, moves
 
-    def _is_fixed(self, s: Load, loop: Loop) -> bool:
+    def _is_fixed(self, s: Load | Store, loop: Loop) -> bool:
         """Whether the address is a pointer that moves by one stride a step, tile by tile."""
         return all(
             i == position_of(loop)
@@ -85,7 +85,7 @@ class Memory:
         base, tile, _ = self._dimensions(s, loop)
         name = suffix_of(s)
         axes = s.value.axes if isinstance(s, Load) else s.axes
-        if isinstance(s, Load) and self._by_descriptor(s, loop):
+        if self._by_descriptor(s, loop):
             self._describe(s, base, loop)
             return
         start = ""
@@ -111,35 +111,39 @@ class Memory:
     def _load(self, s: Load, loop: Loop | None) -> None:
         name = suffix_of(s)
         if self._by_descriptor(s, loop):
-            at = ", ".join(
-                self._corner(i, loop)
-                for i, v in zip(s.indices, self.kernel.tensors[s.tensor], strict=True)
-                if self._spans(i, loop)
-            )
-            self._assign(s.value.name, f"d_{name}.load([{at}])", s.value.axes, "")
+            self._assign(s.value.name, f"d_{name}.load([{self._corners(s, loop)}])", s.value.axes, "")
             return
-        tiled = bool(s.value.axes)
-        text = f"p_{pointer_of(s)} + o_{name}" if tiled else f"p_{name}"
-        if loop is not None and loop.parts > 1 and (moves := self._dimensions(s, loop)[2]) is not None:
-            text += f" + tl.cast({start_name(loop)}, tl.int64) * {moves}"
+        text = self._element(s, loop)
         if s.mask:
             mask = self.texts.inside(conjunction(s.mask), s.value.axes)
             text += f", mask={mask}, other=0.0"
         self._assign(s.value.name, f"tl.load({text})", s.value.axes, "")
 
-    def _store(self, s: Store) -> None:
-        self._address(s, None)
+    def _element(self, s: Load | Store, loop: Loop | None) -> str:
+        """The pointers to the elements of a tile."""
+        axes = s.value.axes if isinstance(s, Load) else s.axes
+        text = f"p_{pointer_of(s)} + o_{suffix_of(s)}" if axes else f"p_{pointer_of(s)}"
+        if loop is not None and loop.parts > 1 and (moves := self._dimensions(s, loop)[2]) is not None:
+            text += f" + tl.cast({start_name(loop)}, tl.int64) * {moves}"
+        return text
+
+    def _store(self, s: Store, loop: Loop | None = None) -> None:
+        """Write a tile; `loop`: whose head has set the pointer."""
+        if loop is None:
+            self._address(s, None)
         if s.note and s.note not in self.noted:
             self.noted.add(s.note)
             self._line(f"# {s.note}")
-        name = suffix_of(s)
         text = self._grown(
             self.texts.inside(s.expr, tuple(v for v in s.axes if v in self.texts.of(s.expr).axes)),
             tuple(v for v in s.axes if v in self.texts.of(s.expr).axes),
             s.axes,
         )
         text = f"({text})" if " " in text and not text.startswith("tl.") else text
-        where = f"p_{pointer_of(s)} + o_{name}" if s.axes else f"p_{name}"
+        if self._by_descriptor(s, loop):
+            self._line(f"d_{suffix_of(s)}.atomic_add([{self._corners(s, loop)}], {text})")
+            return
+        where = self._element(s, loop)
         mask = f", mask={self.texts.inside(conjunction(s.mask), s.axes)}" if s.mask else ""
         self._temporaries()
         if s.adds:
@@ -153,15 +157,26 @@ class Memory:
     def _spans(self, i: Expr, loop: Loop | None) -> bool:
         return bool(self.texts.of(i, raw=True).axes) or (loop is not None and i == position_of(loop))
 
-    def _by_descriptor(self, s: Load, loop: Loop | None) -> bool:
-        """Whether a load is a box of its tensor: two plain axes, the last axis of the tensor among them."""
-        if not self.kernel.schedule.descriptors or len(s.value.axes) != 2:
+    def _by_descriptor(self, s: Load | Store, loop: Loop | None) -> bool:
+        """Whether a load, or what is added, is a box of its tensor: two plain axes, its last axis among them."""
+        axes = s.value.axes if isinstance(s, Load) else s.axes
+        if not self.kernel.schedule.descriptors or len(axes) != 2 or not (isinstance(s, Load) or s.adds):
             return False
         spans = [self._spans(i, loop) for i in s.indices]
         plain = all(isinstance(i, Var) or (loop is not None and i == position_of(loop)) for i in s.indices)
         yes = spans[-1] and sum(spans) == 2 and plain and not reads(*s.indices)
+        if isinstance(s, Store):
+            # A box is written whole but for what lies outside the tensor.
+            declared = zip(s.indices, self.kernel.tensors[s.tensor], strict=True)
+            within = [apply("lt", i, Scalar(name=rank_of(d))) for i, d in declared]
+            order = tuple(v for i in s.indices for v in self.texts.of(i, raw=True).axes)
+            yes = yes and set(s.mask) <= set(within) and order == axes
         self.described[s.tensor] = self.described.get(s.tensor, False) or yes
         return yes
+
+    def _corners(self, s: Load | Store, loop: Loop | None) -> str:
+        """The first coordinates of a box."""
+        return ", ".join(self._corner(i, loop) for i in s.indices if self._spans(i, loop))
 
     def _corner(self, i: Expr, loop: Loop | None) -> str:
         if loop is not None and i == position_of(loop):
@@ -172,12 +187,12 @@ class Memory:
             return f"i_{i.name} * {self.texts.size(i.name)}"
         return " + ".join(map(self.texts.size, axis.before)) or "0"
 
-    def _describe(self, s: Load, base: list[str], loop: Loop | None) -> None:
+    def _describe(self, s: Load | Store, base: list[str], loop: Loop | None) -> None:
         name = suffix_of(s)
         axes = [(i, d) for i, d in zip(s.indices, self.kernel.tensors[s.tensor], strict=True) if self._spans(i, loop)]
         shape = ", ".join(self.texts.extent(rank_of(d)) for _, d in axes)
         strides = f"{stride_name(s.tensor, axes[0][1])}, 1"
-        block = ", ".join(self.texts.size(v) for v in s.value.axes)
+        block = ", ".join(self.texts.size(v) for v in (s.value.axes if isinstance(s, Load) else s.axes))
         self._line(
             f"d_{name} = tl.make_tensor_descriptor({' + '.join([safe(s.tensor), *base])}, "
             f"shape=[{shape}], strides=[{strides}], block_shape=[{block}])"

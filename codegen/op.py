@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from einsumcascade.analysis.targets import gpu_target
+from einsumcascade.analysis.targets import GpuTarget, gpu_target
 from einsumcascade.codegen.autograd import Pair, library, recorded, underivable
 from einsumcascade.codegen.checks import PLAIN, check_kinds, refusal
 from einsumcascade.codegen.export import Exported, exported
@@ -26,6 +26,7 @@ from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.derive import Derivation, derive
 from einsumcascade.rewrites.differentiate import differentiable
+from einsumcascade.schedules.parts import parts_of
 from einsumcascade.schedules.schedule import PRECISIONS, Schedule
 
 DEFAULT_DTYPE = "bfloat16"
@@ -42,7 +43,7 @@ def compile(
 
     Args:
         cascade: a cascade, or the name of a gallery text or the path of a file.
-        schedule: choices for every kernel; None: by rule, from shapes and target.
+        schedule: choices for the kernels, those of the gradient too; None: by rule, from shapes and target.
         precision: of float32 products on tensor cores: "ieee" (exact), "tf32x3" or "tf32"; None follows
             `torch.get_float32_matmul_precision()`: "highest" is ieee, "high" tf32x3, "medium" tf32.
         constants: values in place of those the text declares.
@@ -106,14 +107,16 @@ class Op:
         self.__name__ = self.cascade.name
         self._names = [i.tensor for i in self.cascade.inputs]
         self._count = len(self._names)
-        self._runner = Runner(cascade=self.cascade, schedule=self.fixed_schedule, precision=self.precision)
+        plain = parts_of(self.fixed_schedule, self.cascade.name).plain
+        self._runner = Runner(cascade=self.cascade, schedule=plain, precision=self.precision)
         self._ran = self._runner
-        choices: dict[str, Any] = {"precision": self.precision, "schedule": self.fixed_schedule}
-        self._library = registered(self.cascade, **choices)
+        self._library = registered(self.cascade, precision=self.precision, schedule=plain)
+        text = self.fixed_schedule.to_json() if self.fixed_schedule is not None else ""
         self._recording = library(
             self.cascade,
-            **choices,
-            pair=partial(_hidden_pair, self.cascade, self.cascade.name, self.precision, self._scatter()),
+            precision=self.precision,
+            schedule=self.fixed_schedule,
+            pair=partial(_hidden_pair, self.cascade, self.cascade.name, self.precision, text),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -190,13 +193,10 @@ class Op:
     def _wrt(self, wanted: list[bool]) -> tuple[str, ...]:
         return tuple([n for n, yes in zip(self._names, wanted, strict=True) if yes])
 
-    def _scatter(self) -> str:
-        return (self.fixed_schedule or Schedule()).scatter
-
     def _pair(self, wrt: tuple[str, ...]) -> Pair:
         """What is behind calls that record gradients in some inputs."""
         if wrt not in self._pairs:
-            self._pairs[wrt] = Pair.of(self.cascade, wrt, self.precision, scatter=self._scatter())
+            self._pairs[wrt] = Pair.of(self.cascade, wrt, self.precision, self.fixed_schedule)
         return self._pairs[wrt]
 
     @property
@@ -226,6 +226,7 @@ class Op:
         dtype: str = DEFAULT_DTYPE,
         target: str | None = None,
         schedule: Schedule | None = None,
+        gradient: bool = False,
     ) -> Kernel:
         """The kernel text for a dtype and a target, which need not be there.
 
@@ -234,8 +235,9 @@ class Op:
             dtype: "float16", "bfloat16" or "float32".
             target: "cuda:80", "cuda:90", "cuda:100" or "hip:gfx942"; None: the device present, else cuda:90.
             schedule: choices to use instead of the op's.
+            gradient: the kernels of the backward, for gradients in all inputs that have one.
 
-        Raises: InputError, ScheduleError, TargetError, LoweringError.
+        Raises: InputError, ScheduleError, TargetError; LoweringError: a construct has no lowering, or no gradient, yet.
         """
         where = gpu_target(target) if target is not None else present_target()
         if dtype not in KERNEL_DTYPES:
@@ -245,15 +247,35 @@ class Op:
                 rule="inputs are " + ", ".join(KERNEL_DTYPES),
                 hint=nearest(dtype, KERNEL_DTYPES),
             )
+        if gradient:
+            pair = Pair.of(self.cascade, self._reached(), self.precision, schedule or self.fixed_schedule)
+            runner = pair.backward
+        else:
+            plain = parts_of(schedule or self.fixed_schedule, self.cascade.name).plain
+            runner = Runner(cascade=self.cascade, schedule=plain)
+        return self._kernel(runner, extents=dict(extents or {}), dtype=dtype, target=where)
+
+    def _kernel(self, runner: Runner, *, extents: dict[str, int], dtype: str, target: GpuTarget) -> Kernel:
         built = build(
-            self.cascade,
-            extents=dict(extents or {}),
+            runner.cascade,
+            extents=extents,
             dtype=dtype,
-            target=where,
-            schedule=schedule or self.fixed_schedule,
+            target=target,
+            schedule=runner.schedule,
             precision=self.precision or allowed_precision(),
         )
-        return Kernel(built=built, target=where)
+        return Kernel(built=built, target=target)
+
+    def _reached(self) -> tuple[str, ...]:
+        """The inputs that have a gradient; a cascade without one is refused."""
+        reached = differentiable(self.cascade)
+        if not reached:
+            raise refusal(
+                "no-gradient",
+                f"no gradient reaches an input of {self.cascade.name}",
+                rule="a gradient goes to inputs whose values reach an output; indices and conditions pass none",
+            )
+        return reached
 
     def module(self, **held: torch.Tensor) -> Module:
         """A torch.nn.Module that holds some of the inputs; its `forward` takes the others.
@@ -312,13 +334,11 @@ class Op:
             if "not-differentiated-yet" not in error.codes:
                 raise
             pair = None
+        plain = self.kernel(**options)
         if pair is None:
-            built = self.kernel(**options).built
-            return Exported(original=self.cascade, forward=built, gradient=None, backward=None, versions=versions)
-        forward, backward = (
-            Op(cascade=r.cascade, precision=self.precision).kernel(**options).built
-            for r in (pair.forward, pair.backward)
-        )
+            return Exported(original=self.cascade, forward=plain.built, gradient=None, backward=None, versions=versions)
+        options["target"] = plain.target
+        forward, backward = (self._kernel(r, **options).built for r in (pair.forward, pair.backward))
         return Exported(
             original=self.cascade, forward=forward, gradient=pair.gradient, backward=backward, versions=versions
         )
@@ -381,7 +401,7 @@ def _cast(ordered: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Ten
 
 
 @lru_cache(maxsize=256)
-def _hidden_pair(cascade: Cascade, name: str, precision: str | None, scatter: str, wrt: tuple[str, ...]) -> Pair:
+def _hidden_pair(cascade: Cascade, name: str, precision: str | None, schedule: str, wrt: tuple[str, ...]) -> Pair:
     """The pair that library calls use, apart from those that users hold: a traced call changes no `source`."""
     assert name == cascade.name
-    return Pair.of(cascade, wrt, precision, scatter=scatter)
+    return Pair.of(cascade, wrt, precision, Schedule.from_json(schedule) if schedule else None)

@@ -54,7 +54,7 @@ def lower(kernel: Kernel, program: Program, schedule: KernelSchedule, binding: B
     cascade = kernel.cascade
     in_range: dict[Expr, str] = {}
     if derived:
-        form = loop_form(cascade, over=derived, tile=schedule.tiles[derived[-1]])
+        form = loop_form(cascade, over=derived, tile=schedule.tiles[derived[-1]], added=frozenset(kernel.scattered))
         cascade = form.cascade
         in_range = {form.points[v]: rank_of(v) for v in derived if v != derived[-1] or not form.inner}
     cascade = to_base_two(cascade)
@@ -191,7 +191,8 @@ class _Placer:
         for t in dict.fromkeys(mine):
             before += body.seed(inits[t], next(e for e in inner_einsums if e.tensor == t))
         moves_by = walk_of(block, inner_einsums, body.axes, self.cascade.constraints)
-        looped = [e for e in inner_einsums if set(variables(*moves_by.position)) & set(e.ranks)]
+        walked = set(variables(*moves_by.position))
+        looped = [e for e in inner_einsums if walked & set(e.ranks) or e.tensor in self.kernel.scattered]
         every = tuple(dict.fromkeys(c for e in looped for c in self._always(e)))
         common = [c for c in every if all(c in self._always(e) for e in looped)]
         rows = Rows(body, grid, inner_einsums[0])

@@ -30,6 +30,7 @@ class Products(Values):
     pending: dict[str, tuple[Dot, Expr]] = field(default_factory=dict)  # products held back for an accumulation
     renamed: dict[str, str] = field(default_factory=dict)  # states whose new generation has a name of its own
     summands: dict[str, tuple[Expr, str]] = field(default_factory=dict)  # operand and reduction of each reduction
+    scattered: frozenset[str] = frozenset()  # outputs that programs add to
 
     # --- products of tiles --------------------------------------------------------------------------------------
 
@@ -142,7 +143,7 @@ class Products(Values):
 
     def _tag(self, e: Einsum) -> str:
         """Which generation an Einsum writes: "new" at i + 1, else "cur"."""
-        if self.index is None:
+        if self.index is None or e.tensor in self.scattered:
             return "cur"
         for i in e.indices:
             if self._step(i, e.tensor)[1]:

@@ -312,18 +312,29 @@ class Run:
 
     def _add(self, s: Store, out: torch.Tensor) -> None:
         """Add a tile to elements of an output, which several of its points may share."""
-        parts = [self._of(e) for e in (s.expr, *s.indices, *s.mask)]
+        walked = [self._span_of(i) for i in s.indices]
+        names = tuple(v for v in walked if v is not None)
+        straight = len(names) == len(walked) == len(set(names))
+        parts = [self._of(e) for e in (s.expr, *s.mask, *(() if straight else s.indices))]
         parts = [replace(t, data=torch.as_tensor(t.data, device=self.device)) for t in parts]
-        axes = self._union(parts)
-        aligned = [self._aligned(t, axes) for t in parts]
-        shape = torch.broadcast_shapes(*(t.shape for t in aligned))  # type: ignore[no-untyped-call]
-        value, *rest = (t.expand(shape) for t in aligned)
-        places, live = rest[: len(s.indices)], rest[len(s.indices) :]
-        for m in live:
+        axes = self._union([*parts, Tile(None, names)])
+        value, *rest = (self._aligned(t, axes) for t in parts)
+        for m in rest[: len(s.mask)]:
             value = torch.where(m, value, torch.zeros((), dtype=value.dtype, device=self.device))
-        inside = tuple(i.to(torch.int64).clamp(0, n - 1) for i, n in zip(places, out.shape, strict=True))
+        # Programs whose number the value does not depend on add it once each.
+        for v in self.kernel.batch:
+            value = value * self._length(v) if v not in axes else value
+        if straight:
+            over = [n for n, v in enumerate(axes) if v not in names]
+            value = value.sum(dim=over) if over else value
+            kept = tuple(v for v in axes if v in names)
+            out[tuple(slice(*self.spans[v]) for v in names)] += self._aligned(Tile(value, kept), names).to(out.dtype)
+            return
+        places = rest[len(s.mask) :]
+        shape = torch.broadcast_shapes(value.shape, *(t.shape for t in places))  # type: ignore[no-untyped-call]
+        inside = tuple(i.expand(shape).to(torch.int64).clamp(0, n - 1) for i, n in zip(places, out.shape, strict=True))
         if out.numel():
-            out.index_put_(inside, value.to(out.dtype), accumulate=True)
+            out.index_put_(inside, value.expand(shape).to(out.dtype), accumulate=True)
 
     # --- expressions --------------------------------------------------------------------------------------------
 

@@ -30,7 +30,8 @@ from einsumcascade.codegen.launch import (
 from einsumcascade.codegen.tables import tables_of
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade
-from einsumcascade.schedules.schedule import Schedule
+from einsumcascade.schedules.parts import in_fixed_order
+from einsumcascade.schedules.schedule import Schedule, check_schedule, fitting_choices
 
 DEFAULT_TARGET = "cuda:90"
 Tensors = tuple[torch.Tensor, ...]
@@ -117,11 +118,18 @@ class Runner:
             (o.tensor, getattr(torch, o.dtype or dtype) if o.tensor in inputs else None) for o in self.cascade.outputs
         )
 
-    def _form(self) -> Schedule | None:
-        """The schedule, and sums in one order where the caller wants the same result at every run."""
+    def _form(self, features: Mapping[str, int]) -> Schedule | None:
+        """The schedule, and every sum in one order where the caller wants the same result at every run."""
+        given = self.schedule
         if not torch.are_deterministic_algorithms_enabled():
-            return self.schedule
-        return replace(self.schedule or Schedule(), scatter="fixed order")
+            return given
+        fixed = in_fixed_order(given)
+        if given is None or not given.kernels or fixed == given:
+            return fixed
+        # The kernels of the two forms share names and may have other tiles.
+        known = {k.name for k in program_of(self.cascade, features, given).kernels}
+        fitting = fitting_choices(program_of(self.cascade, features, fixed), given.kernels)
+        return replace(fixed, kernels={n: k for n, k in given.kernels.items() if n in fitting or n not in known})
 
     def _text_for(self, extents: Mapping[str, int], dtype: str, precision: str) -> Built:
         """The text that a GPU would run for a call on a CPU; float64 has none, so its extents alone count."""
@@ -130,7 +138,7 @@ class Runner:
             extents=extents,
             dtype=dtype if dtype != "float64" else "bfloat16",
             target=present_target(),
-            schedule=self._form(),
+            schedule=self._form(extents),
             precision=precision,
         )
 
@@ -141,13 +149,16 @@ class Runner:
                 extents=features,
                 dtype=dtype,
                 target=target_of(device),
-                schedule=self._form(),
+                schedule=self._form(features),
                 precision=precision,
             )
         from einsumcascade.codegen.run_torch import cpu_schedule
 
-        form = self._form() or Schedule()
-        kernels = cpu_schedule(program_of(self.cascade, features, form), features).kernels
+        form = self._form(features) or Schedule()
+        program = program_of(self.cascade, features, form)
+        kernels = cpu_schedule(program, features).kernels
+        # Its tiles are not used here, but what it names has to be there.
+        check_schedule(program, replace(form, kernels={**kernels, **form.kernels}))
         return build(
             self.cascade,
             extents=features,

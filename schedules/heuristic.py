@@ -54,6 +54,9 @@ def _kernel(
             sizes = {v: (128 if v == grid[0] else 64) for v in tiled}
     if k.loops and k.loops[-1] in sizes and _carries_three(program, k):
         sizes[k.loops[-1]] = 1
+    # What a step adds up in memory stands in registers beside the sums that the kernel keeps.
+    if dtype_bytes < 4 and 2 * widest > WIDE and any(set(k.loops[-1:]) & set(axes) for axes in k.scattered.values()):
+        sizes = {v: max(min(n, 64), n // 2) for v, n in sizes.items()}
     looped, own = set(k.loops[-1:]), {d.name for d in k.cascade.ranks}
     # Keys and values, or as many rows of features as the loop reads.
     streamed = _widths(k, looped, bounded)

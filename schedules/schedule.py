@@ -15,6 +15,7 @@ from einsumcascade.schedules.roles import grid_tiles
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 REFERENCES = ("running", "bound")
 SCATTERS = ("any order", "fixed order")
+SUMS = ("apart", "accumulated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,8 @@ class KernelSchedule:
     Args:
         tiles: elements of the tile of each tiled variable: the residents on the grid, then the innermost loop.
         warps, stages: as Triton's num_warps and num_stages.
-        descriptors: load whole tiles by tensor descriptors instead of pointers where their layout allows it.
+        descriptors: load whole tiles, and add to them, by tensor descriptors instead of pointers where their layout
+            allows it.
     """
 
     tiles: Mapping[str, int] = field(default_factory=dict)
@@ -45,23 +47,27 @@ class Schedule:
     """How a cascade becomes kernels, and one KernelSchedule for each of them.
 
     Args:
-        kernels: by kernel name, in order; none means that each gets the default choices.
+        kernels: by kernel name, in order; kernels that are not named get the default choices.
         reference: "running" keeps a running maximum, "bound" puts a bound in its place where that is proven right.
         split: parts of a rank, by its variable, that are reduced by programs of their own and merged: split-K.
         scatter: how the gradient of a table that is read at computed places is added up: in "any order", as programs
             come to its elements, or in a "fixed order", each element looking for its points: deterministic.
+        sums: "apart" gives sums over different ranks kernels of their own; "accumulated" lets a kernel that computes
+            what another would compute again add to the other's sums as their elements pass, in any order.
     """
 
     kernels: Mapping[str, KernelSchedule] = field(default_factory=dict)
     reference: str = "running"
     split: Mapping[str, int] = field(default_factory=dict)
     scatter: str = "any order"
+    sums: str = "apart"
 
     def __str__(self) -> str:
         lines = [f"{name}: {k}" for name, k in self.kernels.items()]
         lines += [f"reference {self.reference}"] if self.reference != "running" else []
         lines += [f"split {v} into {n} parts" for v, n in self.split.items()]
         lines += [f"scatter in {self.scatter}"] if self.scatter != SCATTERS[0] else []
+        lines += [f"sums {self.sums}"] if self.sums != SUMS[0] else []
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -75,6 +81,7 @@ class Schedule:
                 **({"reference": self.reference} if self.reference != "running" else {}),
                 **({"split": dict(self.split)} if self.split else {}),
                 **({"scatter": self.scatter} if self.scatter != SCATTERS[0] else {}),
+                **({"sums": self.sums} if self.sums != SUMS[0] else {}),
             },
             indent=2,
         )
@@ -91,9 +98,10 @@ class Schedule:
             raise _bad(f"the schedule is not JSON: {error.msg} at line {error.lineno}") from None
         if not isinstance(data, dict) or not isinstance(data.get("kernels"), dict):
             raise _bad("the schedule has no object 'kernels'")
+        fields = ("kernels", "reference", "split", "scatter", "sums")
         for key in data:
-            if key not in ("kernels", "reference", "split", "scatter"):
-                raise _bad(f"a schedule has no '{key}'", nearest(key, ("kernels", "reference", "split", "scatter")))
+            if key not in fields:
+                raise _bad(f"a schedule has no '{key}'", nearest(key, fields))
         reference, split = data.get("reference", "running"), data.get("split", {})
         if reference not in REFERENCES:
             raise _bad(f"the reference is {reference!r}, not {' or '.join(REFERENCES)}")
@@ -102,8 +110,11 @@ class Schedule:
         scatter = data.get("scatter", SCATTERS[0])
         if scatter not in SCATTERS:
             raise _bad(f"the scatter is {scatter!r}, not {' or '.join(map(repr, SCATTERS))}")
-        kernels = {name: _kernel(name, fields) for name, fields in data["kernels"].items()}
-        return Schedule(kernels=kernels, reference=reference, split=split, scatter=scatter)
+        sums = data.get("sums", SUMS[0])
+        if sums not in SUMS:
+            raise _bad(f"the sums are {sums!r}, not {' or '.join(map(repr, SUMS))}")
+        kernels = {name: _kernel(name, choices) for name, choices in data["kernels"].items()}
+        return Schedule(kernels=kernels, reference=reference, split=split, scatter=scatter, sums=sums)
 
 
 _KINDS: dict[str, type] = {"tiles": dict, "warps": int, "stages": int, "descriptors": bool}
@@ -145,6 +156,12 @@ def tiled_variables(program: Program, name: str) -> tuple[str, ...]:
     return grid_tiles(k) + loop
 
 
+def fitting_choices(program: Program, kernels: Mapping[str, KernelSchedule]) -> dict[str, KernelSchedule]:
+    """Those choices that are for a kernel of a program with just the tiles that it has."""
+    wanted = {k.name: set(tiled_variables(program, k.name)) for k in program.kernels}
+    return {n: k for n, k in kernels.items() if wanted.get(n) == set(k.tiles)}
+
+
 def check_schedule(program: Program, schedule: Schedule) -> None:
     """Check that a schedule fits a program.
 
@@ -178,9 +195,7 @@ def check_schedule(program: Program, schedule: Schedule) -> None:
     if problems:
         raise ScheduleError(
             diagnostics=tuple(
-                Diagnostic(
-                    code="schedule-illegal", headline=p, rule="a schedule names each kernel and each of its tiles"
-                )
+                Diagnostic(code="schedule-illegal", headline=p, rule="a schedule names kernels and each of their tiles")
                 for p in problems
             )
         )

@@ -212,6 +212,7 @@ def compile_kernel(
     target: Annotated[str, typer.Option(metavar="cuda:90", help="The GPU to compile for; none is needed.")] = "cuda:90",
     dtype: Annotated[Dtype, typer.Option(help="The dtype of the inputs.")] = Dtype.bfloat16,
     schedule: Annotated[Path | None, typer.Option(metavar="FILE", help="A schedule in JSON, instead of ours.")] = None,
+    gradient: Annotated[bool, typer.Option("--gradient", help="The kernels of the gradient instead.")] = False,
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Add registers, spills, shared memory and hot-loop counts.")
     ] = False,
@@ -235,7 +236,7 @@ def compile_kernel(
         from einsumcascade.codegen.op import compile as compile_cascade
 
         op = compile_cascade(cascade, **given_of(schedule=chosen))
-        kernel = op.kernel(dtype=dtype.value, target=target, **given_of(extents=bound, schedule=chosen))
+        kernel = op.kernel(dtype=dtype.value, target=target, gradient=gradient, **given_of(extents=bound))
         inspection = kernel.inspect() if inspect else None
     if output is not None:
         write_atomically(output, ending(kernel.source))
@@ -269,16 +270,19 @@ def export(
     extents: Extents = "",
     target: Annotated[str, typer.Option(metavar="cuda:90", help="The GPU to compile for; none is needed.")] = "cuda:90",
     dtype: Annotated[Dtype, typer.Option(help="The dtype of the inputs.")] = Dtype.bfloat16,
+    schedule: Annotated[Path | None, typer.Option(metavar="FILE", help="A schedule in JSON, instead of ours.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")] = None,
 ) -> None:
     """Export a PyTorch op, forward and backward, as one file that needs torch and triton only."""
     bound = parse_extents(extents)
     cascade = spec_of(spec, constraint, const, over, score)
     keep(spec, output)
+    chosen = schedule_of(schedule) if schedule is not None else None
     with progress("exporting"):
         from einsumcascade.codegen.op import compile as compile_cascade
 
-        text = compile_cascade(cascade).export(dtype=dtype.value, target=target, **given_of(extents=bound))
+        op = compile_cascade(cascade, **given_of(schedule=chosen))
+        text = op.export(dtype=dtype.value, target=target, **given_of(extents=bound))
     if output is not None:
         write_atomically(output, text)
     else:

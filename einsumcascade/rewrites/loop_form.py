@@ -72,7 +72,9 @@ class LoopForm:
     steps: tuple[Step, ...]
 
 
-def loop_form(cascade: Cascade, *, over: tuple[str, ...], tile: int) -> LoopForm:
+def loop_form(
+    cascade: Cascade, *, over: tuple[str, ...], tile: int, added: frozenset[str] = frozenset()
+) -> LoopForm:
     """Rewrite every reduction over the variables `over` as an iteration over tiles of the last of them.
 
     Several variables are walked by one iterative rank: the outer ones in steps of 1.
@@ -81,19 +83,22 @@ def loop_form(cascade: Cascade, *, over: tuple[str, ...], tile: int) -> LoopForm
         cascade: no iterative block may walk these variables.
         over: variables reduced, outermost first.
         tile: extent of the tile of the last.
+        added: outputs that are added up in memory: one along the rank is written in the loop, as its elements pass.
 
     Returns: a cascade of equal value, with the proofs of its corrections as steps.
     Raises: LoweringError: a tensor that varies along the rank is read at an offset of it.
     Cost: one SymPy derivation a reduction, cached by its summand.
     """
-    return _complete(prepared(cascade, over, tile).written(), cascade)
+    return _complete(prepared(cascade, over, tile, added).written(), cascade)
 
 
-def prepared(cascade: Cascade, over: tuple[str, ...], tile: int) -> _LoopForm:
+def prepared(
+    cascade: Cascade, over: tuple[str, ...], tile: int, added: frozenset[str] = frozenset()
+) -> _LoopForm:
     """Place every reduction in its loop, each state begun at its seed where it has one."""
     seeds = seeds_of(cascade, over)
     while True:
-        form = _LoopForm(planted(cascade, seeds), over, tile, seeds=seeds)
+        form = _LoopForm(planted(cascade, seeds), over, tile, seeds=seeds, added=added)
         form.prepare()
         wrong = form.unmoved()
         if not wrong:
@@ -257,7 +262,8 @@ class _LoopForm(Moves):
 
     def _kept(self) -> frozenset[str]:
         """Tensors along the rank that are needed outside the loops: outputs, what they read, elements read by index."""
-        wanted = [s for s in self.cascade.einsums if s.tensor in self.cascade.output_names and self.streams(s.tensor)]
+        outputs = set(self.cascade.output_names) - self.added
+        wanted = [s for s in self.cascade.einsums if s.tensor in outputs and self.streams(s.tensor)]
         nested = {
             x.tensor
             for s in self.cascade.body
@@ -409,7 +415,30 @@ class _LoopForm(Moves):
             new = self.generation(target, "new")
             moved = self.moved(state, body, source="old", target="new")
             body.append(Einsum(tensor=new.tensor, indices=new.indices, expr=apply(s.reduction.op.name, moved, part)))
+        for s in self.cascade.einsums:
+            if s.tensor in self.added and self.streams(s.tensor) and self._ready(s) == loop:
+                body.append(self._passing(s, loop, body, placed))
         return [*inits, Iter(var=self.index, body=tuple(body))]
+
+    def _ready(self, s: Einsum) -> int:
+        return max((self.finished(r) for r in reads(s.expr, *s.where, *s.indices)), default=0)
+
+    def _passing(self, s: Einsum, loop: int, body: list[Statement], placed: dict[str, str]) -> Einsum:
+        """What a tile adds to an output, at the elements of the output that pass."""
+
+        def here(e: Expr) -> Expr:
+            return self.inside(e, loop, body, placed)
+
+        ranks = tuple(r for r in s.ranks if r not in self.over)
+        ranks += (self.inner,) if self.inner and self.over[-1] in s.ranks else ()
+        return replace(
+            s,
+            indices=tuple(map(here, s.indices)),
+            expr=here(s.expr),
+            where=tuple(map(here, self.conditions(s))),
+            reduce=s.reduce if ranks else None,
+            ranks=ranks,
+        )
 
     def tile_of(self, s: Einsum, name: str, loop: int, body: list[Statement], placed: dict[str, str]) -> Read:
         """Append the reduction of one tile, over the reference that holds the tile."""

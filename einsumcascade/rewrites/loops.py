@@ -64,11 +64,13 @@ class Loops:
 
     Args:
         cascade: what is rewritten. over: variables walked, outermost first. tile: extent of the tile of the last.
+        added: outputs that are added up in memory.
     """
 
     cascade: Cascade
     over: tuple[str, ...]
     tile: int
+    added: frozenset[str] = frozenset()
     taken: set[str] = field(default_factory=set)
     defs: dict[str, Einsum] = field(default_factory=dict)
     ready: dict[str, int] = field(default_factory=dict)  # loops finished before a value without the rank exists
@@ -145,7 +147,7 @@ class Loops:
         if s.is_fiberwise and set(s.space) & set(self.over):
             raise not_lowered(s, f"a {s.reduce} along the rank that is streamed")
         if any(v in s.free for v in self.over):
-            if not all(isinstance(i, Var) for i in s.indices):
+            if s.tensor not in self.added and not all(isinstance(i, Var) for i in s.indices):
                 raise not_lowered(s, "a tensor written at an offset of a looped rank")
             return
         if not set(s.ranks) & set(self.over):

@@ -13,6 +13,8 @@ from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade
 from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.differentiate import Gradient, differentiable, differentiate
+from einsumcascade.schedules.parts import parts_of
+from einsumcascade.schedules.schedule import Schedule
 from einsumcascade.verify.judging import Row, judged
 
 
@@ -43,9 +45,18 @@ def backward_inputs(
 
 
 def judged_gradient(
-    cascade: Cascade, inputs: Mapping[str, torch.Tensor], dtype: str, *, seed: int, counts: Collection[str] = ()
+    cascade: Cascade,
+    inputs: Mapping[str, torch.Tensor],
+    dtype: str,
+    *,
+    seed: int,
+    counts: Collection[str] = (),
+    schedule: Schedule | None = None,
 ) -> list[Row] | str:
     """Run the kernels of the gradient of a cascade and judge what each input receives.
+
+    Args:
+        schedule: of an op of the cascade; what it says of the backward is used.
 
     Returns: a row for each gradient, or why there are none: no input has one, or a construct has no gradient, or no
         lowering of it, yet.
@@ -58,6 +69,7 @@ def judged_gradient(
         given = backward_inputs(gradient, inputs, dtype, seed=seed)
         binding = bind(gradient.backward, shapes={n: tuple(t.shape) for n, t in given.items()})
         own = [n for n in counts if n in given]
-        return judged(gradient.backward, given, binding, dtype, seed=seed, counts=own)
+        chosen = parts_of(schedule, cascade.name).backward
+        return judged(gradient.backward, given, binding, dtype, seed=seed, counts=own, schedule=chosen)
     except LoweringError as error:
         return error.diagnostics[0].headline

@@ -17,6 +17,7 @@ from einsumcascade.codegen.launch import (
 from einsumcascade.errors import Diagnostic, InputError, nearest
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, rank_of, reads, subexpressions
+from einsumcascade.schedules.parts import parts_of
 from einsumcascade.schedules.schedule import Schedule
 from einsumcascade.verify.gradients import judged_gradient
 from einsumcascade.verify.judging import Row, judged
@@ -112,6 +113,7 @@ def verify(
     Args:
         extents: by rank; lengths that are missing count 77, feature ranks 64, other ranks of a few elements 2.
         dtypes: of the inputs. seed: of their values, standard normal.
+        schedule: of an op of the cascade, forward and backward.
         progress: called with a line of text before each dtype.
 
     Returns: the errors and the verdicts.
@@ -140,12 +142,13 @@ def verify(
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
     rows: list[Row] = []
     without = ""
+    plain = parts_of(schedule, cascade.name).plain
     for dtype in dtypes:
         if progress is not None:
             progress(f"{cascade.name} in {dtype}")
         inputs = random_inputs(cascade, binding, dtype, seed=seed)
-        rows += judged(cascade, inputs, binding, dtype, seed=seed, schedule=schedule)
-        backward = judged_gradient(cascade, inputs, dtype, seed=seed)
+        rows += judged(cascade, inputs, binding, dtype, seed=seed, schedule=plain)
+        backward = judged_gradient(cascade, inputs, dtype, seed=seed, schedule=schedule)
         if isinstance(backward, str):
             without = backward
         else:

@@ -16,7 +16,7 @@ from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, subex
 from einsumcascade.language.parser import parse
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.bounds import linear
-from einsumcascade.schedules.program import partition
+from einsumcascade.schedules.partition import partition
 from einsumcascade.schedules.schedule import KernelSchedule
 
 TEXT = """\

@@ -15,7 +15,8 @@ from einsumcascade.language.ir import rank_of
 from einsumcascade.language.parser import parse
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.loop_form import loop_form
-from einsumcascade.schedules.program import bounded_variables, partition
+from einsumcascade.schedules.partition import partition
+from einsumcascade.schedules.program import bounded_variables
 from einsumcascade.schedules.roles import padded
 from tests.strategies import Case, cases, examples, tile_schedule
 

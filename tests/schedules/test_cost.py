@@ -33,7 +33,7 @@ from einsumcascade.language.ir import Apply, Cascade, Expr, Num, Read, Scalar, V
 from einsumcascade.language.parser import parse
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.cost import KernelCost, ScheduleCost, TensorCost, cost
-from einsumcascade.schedules.program import partition
+from einsumcascade.schedules.partition import partition
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from tests.strategies import Case, cases, tile_schedule
 

@@ -15,7 +15,8 @@ from einsumcascade.language.ir import rank_of
 from einsumcascade.language.parser import parse
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.heuristic import ELEMENTS_A_THREAD, default_schedule
-from einsumcascade.schedules.program import Program, bounded_variables, partition
+from einsumcascade.schedules.partition import partition
+from einsumcascade.schedules.program import Program, bounded_variables
 from einsumcascade.schedules.schedule import Schedule, check_schedule, tiled_variables
 from tests.strategies import Case, cases
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from einsumcascade.language.ir import Iter, rank_of, reads
 from einsumcascade.language.parser import parse
 from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.derive import simplify
-from einsumcascade.schedules.program import Program, bounded_variables, partition
+from einsumcascade.schedules.partition import partition
+from einsumcascade.schedules.program import Program, bounded_variables
 from tests.strategies import Case, cases, close, examples
 
 SOFTMAX = """\
@@ -119,10 +121,11 @@ def test_running_the_kernels_in_order_gives_the_cascade(name: str) -> None:
 
 
 @examples(100)
-@given(cases())
-def test_random_cascades_are_what_their_kernels_compute(case: Case) -> None:
+@given(cases(), st.booleans())
+def test_random_cascades_are_what_their_kernels_compute(case: Case, accumulates: bool) -> None:
     simple = simplify(case.cascade).cascade
-    found = partition(simple, bounded=bounded_variables(simple, {**case.extents, "M": 5000, "P": 5000, "N": 5000}))
+    bounded = bounded_variables(simple, {**case.extents, "M": 5000, "P": 5000, "N": 5000})
+    found = partition(simple, bounded=bounded, accumulates=accumulates)
     x = case.inputs()
     expected, values = run(case.cascade, x), by_kernels(found, x)
     for output in expected:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from einsumcascade.errors import ScheduleError
 from einsumcascade.language.parser import parse
 from einsumcascade.rewrites.derive import simplify
-from einsumcascade.schedules.program import Program, partition
+from einsumcascade.schedules.partition import partition
+from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule, check_schedule, tiled_variables
 
 TEXT = """\
