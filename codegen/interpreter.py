@@ -72,6 +72,7 @@ def run_interpreted(
     triton_path: Path | None = None,
     timeout_s: float = 300.0,
     mended: bool = True,
+    shuffled: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Run `launches` of the kernels of `source`, in order, on copies of `tensors`.
 
@@ -86,6 +87,7 @@ def run_interpreted(
         triton_path: folder of another Triton, as `pip install --target` makes it.
         timeout_s: seconds that all launches together may take.
         mended: correct what the interpreter gets wrong. Without it the result says what Triton itself does.
+        shuffled: seed of an order for the programs of each launch; None: as they are numbered. A GPU promises none.
 
     Returns: every tensor of `tensors`, by name: a new one where its storage was written, else the one given.
 
@@ -102,6 +104,7 @@ def run_interpreted(
     parcel = _Parcel.of(tensors)
     request = {
         "source": source,
+        "shuffled": shuffled,
         "storages": [nbytes for nbytes, _ in parcel.storages],
         "packed": sorted(parcel.packed),
         "tensors": parcel.tensors,

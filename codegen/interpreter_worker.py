@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import inspect
+import itertools
 import os
 import pickle
+import random
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -57,8 +59,10 @@ class Interpreter:
             forget_module(oldest, directory=Path(self.folder.name))
         return module
 
-    def launch(self, module: ModuleType, kernel: str, grid: Sequence[int], values: dict[str, Any]) -> None:
-        """Run every program of one launch, in order."""
+    def launch(
+        self, module: ModuleType, kernel: str, grid: Sequence[int], values: dict[str, Any], shuffled: int | None
+    ) -> None:
+        """Run every program of one launch: as they are numbered, or in the order that a seed gives."""
         function = getattr(module, kernel, None)
         if not isinstance(function, self.interpreter.InterpretedFunction):
             raise LookupError(f"the text has no @triton.jit function '{kernel}'")
@@ -72,11 +76,13 @@ class Interpreter:
         builder = self.interpreter.interpreter_builder
         extents = (*grid, 1, 1, 1)[:3]
         builder.set_grid_dim(*extents)
-        for x in range(extents[0]):
-            for y in range(extents[1]):
-                for z in range(extents[2]):
-                    builder.set_grid_idx(x, y, z)
-                    run(**arguments)
+        programs: Iterable[tuple[int, ...]] = itertools.product(*map(range, extents))
+        if shuffled is not None:
+            programs = list(programs)
+            random.Random(shuffled).shuffle(programs)
+        for x, y, z in programs:
+            builder.set_grid_idx(x, y, z)
+            run(**arguments)
 
     def convert(self, value: Any) -> Any:
         """Make a run-time scalar what a launch makes it: the narrowest integer type, or float32."""
@@ -151,7 +157,7 @@ class Interpreter:
         for kernel, grid, arguments in request["launches"]:
             values = {name: pointers[value] if is_tensor else value for name, (is_tensor, value) in arguments.items()}
             try:
-                self.launch(module, kernel, grid, values)
+                self.launch(module, kernel, grid, values, request["shuffled"])
             except Exception as error:
                 return self.failure(error, module, kernel), []
         # Only a mended interpreter tells what it wrote.
