@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 
@@ -29,6 +30,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+NIGHTLY = bool(os.environ.get("EINSUMCASCADE_NIGHTLY"))
+# One output and several, saved rows and none, shared heads, states, tables, lengths, inputs that only index.
+SOME = ("softmax_attention", "softmax_lse", "alibi", "gqa", "diff", "sigmoid", "t5bias", "varlen", "linattn", "dropout")
+# Their forward has kernels and their backward has none yet.
+BACKWARD_LEFT = ("gaze", "gman", "landmark")
+
+
 def has_gradient(name: str) -> bool:
     try:
         differentiate(load(name))
@@ -37,29 +45,20 @@ def has_gradient(name: str) -> bool:
     return bool(differentiable(load(name)))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", VARIANTS if NIGHTLY else SOME)
 def test_the_op_of_a_variant_passes_opcheck(name: str) -> None:
     op = ec.compile(name)
     # A number that is computed with is a real one; what indexes, compares or counts stays whole.
     whole = selectors(op.cascade)
     drawn = variant_inputs(name, "float32")
     inputs = tuple(t if n in whole else t.float() for n, t in drawn.items())
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    assert set(torch.library.opcheck(op._library, inputs, test_utils=tests).values()) == {"SUCCESS"}
+    assert set(torch.library.opcheck(op._library, inputs).values()) == {"SUCCESS"}
     if has_gradient(name):
-        wrt = differentiable(op.cascade)
+        wrt = ",".join(differentiable(op.cascade))
         leaves = [t.requires_grad_() if t.is_floating_point() else t for t in inputs]
-        found = torch.library.opcheck(op._recording, (*leaves, ",".join(wrt)), test_utils=tests)
-        assert set(found.values()) == {"SUCCESS"}
-
-
-@pytest.mark.parametrize("name", ["softmax_lse", "alibi", "diff", "sigmoid"])
-def test_the_op_that_records_passes_opcheck_of_aot_autograd(name: str) -> None:
-    op = ec.compile(name)
-    inputs = [t.requires_grad_() for t in variant_inputs(name, "float32").values()]
-    wrt = ",".join(differentiable(op.cascade))
-    found = torch.library.opcheck(op._recording, (*inputs, wrt), test_utils="test_aot_dispatch_dynamic")
-    assert set(found.values()) == {"SUCCESS"}
+        found = torch.library.opcheck(op._recording, (*leaves, wrt), raise_exception=False)
+        failed = {check for check, verdict in found.items() if verdict != "SUCCESS"}
+        assert len(found) == 4 and failed == ({"test_aot_dispatch_dynamic"} if name in BACKWARD_LEFT else set()), found
 
 
 # --- a model ----------------------------------------------------------------------------------------------------
