@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from einsumcascade.codegen.emit_triton import module
 from einsumcascade.codegen.launch import Built, feature_ranks, selectors, text_binding
 from einsumcascade.codegen.names import extent_name, safe
-from einsumcascade.errors import Diagnostic, LoweringError
+from einsumcascade.codegen.tables import block_table
 from einsumcascade.language.ir import Cascade, Expr, Output, Scalar, rank_of, subexpressions, transform
 from einsumcascade.language.printer import print_expr
 from einsumcascade.rewrites.differentiate import Gradient
@@ -28,6 +29,7 @@ class Exported:
         original: the cascade. forward: its kernels, with what is saved put out where there is a gradient.
         gradient, backward: the gradient and its kernels; None where a construct has none.
         versions: of what exported it, by name.
+        missing: why there is no gradient, where inputs could have one.
     """
 
     original: Cascade
@@ -35,6 +37,7 @@ class Exported:
     gradient: Gradient | None
     backward: Built | None
     versions: Mapping[str, str]
+    missing: str = ""
 
     @property
     def builts(self) -> tuple[Built, ...]:
@@ -46,39 +49,18 @@ def exported(e: Exported) -> str:
     """Write the file: header, kernels, launches, op.
 
     Returns: a module; the same arguments give the same text.
-    Raises: LoweringError: `not-exported-yet`: a launch needs more than tensors, extents and grids.
     """
-    for built in e.builts:
-        _refuse(built)
     name = _word(identifier(e.original.name))
     texts = tuple(t for b in e.builts for t in b.texts)
     kernels = module(texts, title=f"{name}: {_title(e)}", cascade=_header(e), target=e.forward.target)
-    kernels = kernels.replace("\nimport triton\n", "\nimport torch\nimport triton\n", 1)
+    imports = "import contextvars\n\nimport torch" if _has_descriptors(e) else "import torch"
+    kernels = kernels.replace("\nimport triton\n", f"\n{imports}\nimport triton\n", 1)
     kernels = "\n".join(line.rstrip() for line in kernels.splitlines())
-    parts = [kernels, _tables(e), CHECK, _launches(e.forward, f"_{name}_forward")]
+    parts = [kernels, _tables(e), CHECK, *_helpers(e), _launches(e.forward, f"_{name}_forward")]
     if e.gradient is not None and e.backward is not None:
         parts += [_launches(e.backward, f"_{name}_backward"), _function(e.gradient, name)]
     parts.append(_op(e, name))
     return "\n\n\n".join(parts) + "\n"
-
-
-def _refuse(built: Built) -> None:
-    what = ""
-    if any(k.tables for k in built.kernels):
-        what = "loop bounds that the data of a mask decides"
-    elif any(t.descriptors for t in built.texts):
-        what = "loads by descriptors"
-    if what:
-        raise LoweringError(
-            diagnostics=(
-                Diagnostic(
-                    code="not-exported-yet",
-                    headline=f"a file has no form yet for {what}",
-                    rule="a file holds kernels and plain launches of them",
-                    hint="the op itself has them",
-                ),
-            )
-        )
 
 
 def _title(e: Exported) -> str:
@@ -143,6 +125,45 @@ CHECK = '''def _check(**tensors):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}: {rank} is {extent}, not {extents[rank]}")'''
 
 
+BOXED = '''def _boxed(tensor):
+    """A tensor as descriptors take it, or a copy: rows side by side, addresses in steps of 16 bytes."""
+    strides = [n * tensor.element_size() for n in tensor.stride()[:-1]]
+    if tensor.stride(-1) == 1 and not tensor.data_ptr() % 16 and not any(n % 16 for n in strides):
+        return tensor
+    if tensor.shape[-1] * tensor.element_size() % 16:
+        raise ValueError(f"rows of {tensor.shape[-1]} elements of {tensor.dtype} are no multiples of 16 bytes")
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _with_memory(launches):
+    """Give the descriptors that kernels make their memory, for these launches alone."""
+
+    def run(*tensors):
+        def allocate(size, alignment, stream):
+            return torch.empty(size, dtype=torch.int8, device=tensors[0].device)
+
+        context = contextvars.copy_context()
+        context.run(triton.set_allocator, allocate)
+        return context.run(launches, *tensors)
+
+    return run'''
+
+
+def _has_descriptors(e: Exported) -> bool:
+    return any(t.descriptors for b in e.builts for t in b.texts)
+
+
+def _helpers(e: Exported) -> list[str]:
+    """What launches call besides."""
+    out = []
+    if any(k.tables for b in e.builts for k in b.kernels):
+        source = inspect.getsource(block_table).replace("import torch\n\n    ", "")
+        # Without annotations, whose names are not all in the file.
+        head = "def _block_table(x, reduce, sizes, ascending=None):"
+        out.append(re.sub(r"def block_table\(.*?\) -> [\w.]+:", head, source, count=1, flags=re.DOTALL).rstrip())
+    return out + ([BOXED] if _has_descriptors(e) else [])
+
+
 @dataclass(frozen=True, slots=True)
 class _Names:
     """What tensors and extents are called in a launch."""
@@ -167,13 +188,17 @@ def _launches(built: Built, function: str) -> str:
     cascade = built.cascade
     names = _Names(frozenset(t for k in built.kernels for t in k.tensors))
     inputs = [_word(i.tensor) for i in cascade.inputs]
-    body: list[str] = []
+    described = [t for t in inputs if any(t in map(_word, text.descriptors) for text in built.texts)]
+    body = [f"{t} = _boxed({t})" for t in described]
     for kernel, text in zip(built.kernels, built.texts, strict=True):
         body += _buffers(built, kernel.outputs, kernel.tensors, names)
+        for t in kernel.tables:
+            ends = f", {t.ascending}" if t.ascending is not None else ""
+            body.append(f'{_word(t.name)} = _block_table({_word(t.tensor)}, "{t.reduce}", {t.sizes}{ends})')
         counts = [f"triton.cdiv({names.extent(rank_of(v))}, {kernel.axes[v].size})" for v in kernel.tiles]
         counts += [names.extent(rank_of(v)) for v in kernel.batch]
         body.append(f"grid = ({' * '.join(counts) or '1'},)")
-        rows = [", ".join(_word(t) for t in text.tensors)]
+        rows = _rows([_word(t) for t in text.tensors])
         rows += _rows([f"*{_word(t)}.stride()" for t in text.tensors if kernel.tensors[t]])
         rows += [", ".join(names.extent(r) for r in text.lengths)]
         rows += [", ".join(f"{n}={value}" for n, value in text.constexprs.items())]
@@ -194,7 +219,9 @@ def _launches(built: Built, function: str) -> str:
     outputs = ", ".join(map(handed, cascade.outputs))
     guarded = [f"with torch.cuda.device_of({inputs[0]}):", *(f"{INDENT}{line}" for line in body)]
     lines = [*head, *guarded, f"return {outputs}"]
-    return "\n".join([f"def {function}({', '.join(inputs)}):", *(f"{INDENT}{line}" for line in lines)])
+    head = ["@_with_memory"] if any(t.descriptors for t in built.texts) else []
+    head.append(f"def {function}({', '.join(inputs)}):")
+    return "\n".join([*head, *(f"{INDENT}{line}" for line in lines)])
 
 
 def _rows(items: list[str]) -> list[str]:
@@ -293,6 +320,12 @@ def _op(e: Exported, name: str) -> str:
         f"**{{{i.tensor!r}: {_word(i.tensor)}}}" if _word(i.tensor) != i.tensor else f"{i.tensor}={i.tensor}"
         for i in e.original.inputs
     )
+    refused = []
+    if e.missing:
+        refused = [
+            f"{INDENT}if torch.is_grad_enabled() and any(t.requires_grad for t in ({given},)):",
+            f"{2 * INDENT}raise NotImplementedError({f'{name} has no gradient here: {e.missing}'!r})",
+        ]
     call = f"{_class(name)}.apply({given})" if e.gradient is not None else f"_{name}_forward({given})"
     return "\n".join(
         [
@@ -302,6 +335,7 @@ def _op(e: Exported, name: str) -> str:
             f"{INDENT}{'; '.join(shapes)}.",
             f'{INDENT}"""',
             f"{INDENT}_check({checked})",
+            *refused,
             f"{INDENT}return {call}",
         ]
     )

@@ -309,8 +309,8 @@ class Op:
             extents, dtype, target: see `kernel`.
 
         Returns: the text of the file.
-        Raises: InputError, ScheduleError, TargetError; LoweringError: a construct has no lowering, or no form in a
-            file, yet; OSError: the file cannot be written.
+        Raises: InputError, ScheduleError, TargetError; LoweringError: a construct has no lowering yet; where only the
+            gradient has none, the file says so when one is wanted; OSError: the file cannot be written.
         """
         text = exported(self._parts(dict(extents or {}), dtype, target))
         if path is not None:
@@ -327,21 +327,18 @@ class Op:
             "torch": torch.__version__.split("+")[0],
             "triton": str(triton.__version__),
         }
-        reached = differentiable(self.cascade)
-        try:
-            pair = self._pair(reached) if reached else None
-        except LoweringError as error:
-            if "not-differentiated-yet" not in error.codes:
-                raise
-            pair = None
         plain = self.kernel(**options)
-        if pair is None:
-            return Exported(original=self.cascade, forward=plain.built, gradient=None, backward=None, versions=versions)
         options["target"] = plain.target
-        forward, backward = (self._kernel(r, **options).built for r in (pair.forward, pair.backward))
-        return Exported(
-            original=self.cascade, forward=forward, gradient=pair.gradient, backward=backward, versions=versions
-        )
+        reached = differentiable(self.cascade)
+        made: dict[str, Any] = {"original": self.cascade, "versions": versions}
+        try:
+            if reached:
+                pair = self._pair(reached)
+                forward, backward = (self._kernel(r, **options).built for r in (pair.forward, pair.backward))
+                return Exported(**made, gradient=pair.gradient, forward=forward, backward=backward)
+        except LoweringError as error:
+            made["missing"] = error.diagnostics[0].headline
+        return Exported(**made, gradient=None, forward=plain.built, backward=None)
 
     def _shown(self) -> Built:
         return self._ran.last() if self._ran.last is not None else self.kernel().built

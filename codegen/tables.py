@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from einsumcascade.codegen.kernel_ir import Table, TileKernel
-from einsumcascade.language.ops import OPS
 
 if TYPE_CHECKING:
     import torch
@@ -47,36 +46,37 @@ def tables_of(kernel: TileKernel, tensors: Mapping[str, torch.Tensor]) -> dict[s
 
 def _known(table: Table, x: torch.Tensor) -> torch.Tensor:
     if not _KEPT:
-        return _table(table, x)
+        return block_table(x, table.reduce, table.sizes, table.ascending)
     what = (table.reduce, table.sizes, table.ascending)
     key = (*what, x.data_ptr(), x.shape, x.stride(), x.dtype, x.device, None if x.is_inference() else x._version)
     if key not in _KEPT[-1]:
-        _KEPT[-1][key] = x, _table(table, x)
+        _KEPT[-1][key] = x, block_table(x, table.reduce, table.sizes, table.ascending)
     return _KEPT[-1][key][1]
 
 
-def _table(table: Table, x: torch.Tensor) -> torch.Tensor:
+def block_table(x: torch.Tensor, reduce: str, sizes: tuple[int, ...], ascending: int | None = None) -> torch.Tensor:
+    """Reduce a tensor to the least ("min") or the most ("max") of each block of `sizes`.
+
+    Along `ascending`, if given: whole numbers that never fall, at most what comes from a block on, or at least what
+    came up to it. Written to be copied: an exported op has this function too.
+    """
     import torch
 
-    for axis, size in enumerate(table.sizes):
+    least = reduce == "min"
+    for axis, size in enumerate(sizes):
         length = x.shape[axis]
         whole = length // size * size
-        parts = [_blocks(x.narrow(axis, 0, whole), axis, size)] if whole else []
+        parts = [x.narrow(axis, 0, whole).unfold(axis, size, size).movedim(-1, axis + 1)] if whole else []
         # The last block ends with the tensor.
         parts += [x.narrow(axis, whole, length - whole).unsqueeze(axis)] if whole < length else []
-        if size > 1:
-            ends = [p.amin(axis + 1) if table.reduce == "min" else p.amax(axis + 1) for p in parts]
-            x = torch.cat(ends, axis) if ends else x
-    if table.ascending is not None:
-        # From the end on nothing is less than the "min", up to here nothing is more than the "max".
-        # Further than half precision can count.
-        x = x.float() if x.is_floating_point() and x.element_size() < 4 else x
-        x = OPS["below" if table.reduce == "min" else "above"].array(torch, x)
-        axis = table.ascending
-        x = x.flip(axis).cummin(axis).values.flip(axis) if table.reduce == "min" else x.cummax(axis).values
+        if size > 1 and parts:
+            x = torch.cat([part.amin(axis + 1) if least else part.amax(axis + 1) for part in parts], axis)
+    if ascending is not None:
+        if x.is_floating_point():
+            # Further than half precision can count; what is no number bounds nothing.
+            x, far = x.to(torch.promote_types(x.dtype, torch.float32)), float(1 << 62)
+            x = torch.where(x == x, x, -far if least else far)
+            x = (x.floor() if least else x.ceil()).clamp(-far, far)
+        x = x.to(torch.int64)
+        x = x.flip(ascending).cummin(ascending).values.flip(ascending) if least else x.cummax(ascending).values
     return x.contiguous()
-
-
-def _blocks(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """A view with an axis of blocks and one within them in place of one."""
-    return x.unfold(axis, size, size).movedim(-1, axis + 1)

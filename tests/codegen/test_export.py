@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import einsumcascade as ec
-from einsumcascade.errors import LoweringError
 from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import parse
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from tests.codegen.calls import TWO_KERNELS, inputs_of, ranks
 
 SMALL = {"B": 1, "H": 2, "P": 37, "M": 21, "E": 16, "F": 16}
@@ -85,6 +85,9 @@ def alone(op: ec.codegen.op.Op, inputs: dict[str, torch.Tensor], tmp_path: Path)
         torch.testing.assert_close(list(found["grads"]), list(grads), rtol=2e-4, atol=2e-4)
 
 
+DOCUMENTS = parse(
+    str(load("softmax_attention")) + "\nin DOC[p], DOM[m]\nconstraint DOC[p] == DOM[m]", name="documents.cascade"
+)
 RENAMED = parse(
     "in torch[m], print[m,e]\nconst ctx = 2\nextents[e] = torch[m] * print[m,e] * ctx :: sum(m)\nout extents, torch",
     name="words.cascade",
@@ -92,12 +95,33 @@ RENAMED = parse(
 
 
 # Triton's own interpreter, without the mends of ours, refuses some texts that its compiler takes; these it runs.
-@pytest.mark.parametrize("name", ["softmax_attention", "softmax_lse", "alibi", "two kernels", "words"])
+@pytest.mark.parametrize("name", ["softmax_attention", "softmax_lse", "alibi", "two kernels", "words", "documents"])
 def test_an_exported_file_runs_where_this_project_is_not(name: str, tmp_path: Path) -> None:
-    cascade: Cascade = {"two kernels": TWO_KERNELS, "words": RENAMED}.get(name) or load(name)
+    cascade: Cascade = {"two kernels": TWO_KERNELS, "words": RENAMED, "documents": DOCUMENTS}.get(name) or load(name)
     # Small numbers, for one of them takes the exponential of a sum.
     inputs = {n: t / 8 for n, t in inputs_of(cascade, "float32", **SMALL).items()}
+    if name == "documents":
+        inputs |= {"DOC": torch.arange(SMALL["P"]) // 9, "DOM": torch.arange(SMALL["M"]) // 7}
     alone(ec.compile(cascade), inputs, tmp_path)
+    text = (tmp_path / "my_attention.py").read_text(encoding="utf-8")
+    assert (" = _block_table(" in text) == (name == "documents")
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_an_exported_file_of_a_schedule_runs_where_this_project_is_not(described: bool, tmp_path: Path) -> None:
+    cascade = load("softmax_attention").constrain("m <= p")
+    kernels = {
+        "softmax_attention": KernelSchedule(tiles={"p": 16, "m": 16}, descriptors=True),
+        "softmax_attention_backward_2": KernelSchedule(tiles={"p": 16, "m": 16}, descriptors=True),
+    }
+    # The interpreter has no addition by descriptors.
+    schedule = Schedule(kernels=kernels) if described else Schedule(sums="accumulated")
+    q, k, v = inputs_of(cascade, "float32", **SMALL).values()
+    # Rows that do not lie side by side are copied.
+    inputs = {"Q": q.transpose(2, 3).contiguous().transpose(2, 3), "K": k, "V": v}
+    alone(ec.compile(cascade, schedule=schedule), inputs, tmp_path)
+    text = (tmp_path / "my_attention.py").read_text()
+    assert ("_boxed(Q)" in text, "tl.atomic_add(" in text) == (described, not described)
 
 
 def test_the_file_holds_the_choices_it_was_exported_with() -> None:
@@ -154,12 +178,7 @@ def test_a_file_refuses_shapes_that_it_was_not_made_for(tmp_path: Path) -> None:
             names["_check"](Q=q, K=wrong, V=q)  # type: ignore[operator]
 
 
-def test_what_a_file_has_no_form_for_is_refused() -> None:
-    cascade = parse(
-        "in Q[p,e], K[m,e], DOC[p], DOM[m]\nconstraint DOC[p] == DOM[m]\nS[p,m] = Q[p,e] * K[m,e]\n"
-        "Y[p] = S[p,m] :: max(m)\nout Y"
-    )
-    op = ec.compile(cascade)
-    assert any(k.tables for k in op.kernel().built.kernels)
-    with pytest.raises(LoweringError, match=r"\[not-exported-yet\]: .* loop bounds that the data of a mask decides"):
-        op.export()
+def test_a_file_without_a_gradient_says_so_where_one_is_wanted() -> None:
+    text = ec.compile("gman").export()
+    assert "raise NotImplementedError('gman has no gradient here: " in text
+    assert "requires_grad" not in ec.compile("gqa").export()
