@@ -20,7 +20,7 @@ from einsumcascade.codegen.place import lower
 from einsumcascade.codegen.tables import tables_of
 from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import Binding, bind
-from einsumcascade.language.ir import Cascade, Definition, Num, Output, rank_of
+from einsumcascade.language.ir import Cascade, Definition, Num, Output, Scalar, rank_of, variable_of
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.shifted import recompute_shifted
 from einsumcascade.rewrites.split_form import split_form
@@ -308,7 +308,11 @@ def _program(
     for v, parts in split:
         simple = split_form(simple, variable=v, parts=parts).cascade
     bounded = bounded_variables(simple, dict(extents))
+    known = {d.name for d in simple.ranks}
     simple = recompute_shifted(simple, kept=lambda e: bool(set(e.ranks) - set(bounded))).cascade
+    # A rank of its own that a definition written again walks is bounded where that of its size is.
+    own = {d.name: d.expr for d in simple.ranks if d.name not in known}
+    bounded += tuple(v for v, size in own.items() if isinstance(size, Scalar) and variable_of(size.name) in bounded)
     return partition(simple, bounded=bounded, scatters=scatter == SCATTERS[0], accumulates=sums == SUMS[1])
 
 

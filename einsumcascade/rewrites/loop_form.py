@@ -72,9 +72,7 @@ class LoopForm:
     steps: tuple[Step, ...]
 
 
-def loop_form(
-    cascade: Cascade, *, over: tuple[str, ...], tile: int, added: frozenset[str] = frozenset()
-) -> LoopForm:
+def loop_form(cascade: Cascade, *, over: tuple[str, ...], tile: int, added: frozenset[str] = frozenset()) -> LoopForm:
     """Rewrite every reduction over the variables `over` as an iteration over tiles of the last of them.
 
     Several variables are walked by one iterative rank: the outer ones in steps of 1.
@@ -92,9 +90,7 @@ def loop_form(
     return _complete(prepared(cascade, over, tile, added).written(), cascade)
 
 
-def prepared(
-    cascade: Cascade, over: tuple[str, ...], tile: int, added: frozenset[str] = frozenset()
-) -> _LoopForm:
+def prepared(cascade: Cascade, over: tuple[str, ...], tile: int, added: frozenset[str] = frozenset()) -> _LoopForm:
     """Place every reduction in its loop, each state begun at its seed where it has one."""
     seeds = seeds_of(cascade, over)
     while True:

@@ -2,6 +2,7 @@
 
     VF[h] = sqrt(Q[h]);  RK[h] = select(VF[g] > VF[h], 1, 0) :: sum(g)    ->   VF_g[g] = sqrt(Q[g]), read as VF_g[g]
     A[p,m] = E[p,m] / Z[p];  D[p,m] = A[p,m] - A[p-1,m]                   ->   A_p[p,m] = E_p[p,m] / Z[p-1], and E_p
+    N[k] = W[g,k] :: sum(g);  D[g] = N[g] * 2             ->   N_g[g] = W_g2[g2,g] :: sum(g2), and W_g2, for rank g2 = G
 
 A tile in registers can be read where its program stands and nowhere else, so its definition is written once more at the
 other place, and what it reads in turn, down to inputs and to what another kernel leaves in memory. Precondition: the
@@ -17,6 +18,7 @@ from einsumcascade.analysis.dependence import canonical_sizes
 from einsumcascade.language.ir import (
     Apply,
     Cascade,
+    Definition,
     Einsum,
     Expr,
     Num,
@@ -56,6 +58,7 @@ class _Shifted:
         self.copies: dict[tuple[str, tuple[Expr, ...]], Read] = {}
         self.after: dict[str, list[Einsum]] = {}
         self.steps: list[Step] = []
+        self.ranks: list[Definition] = []
         # Indices that are in range wherever the definition that is being written again is read.
         self.covered: frozenset[tuple[Expr, str]] = frozenset()
 
@@ -66,7 +69,8 @@ class _Shifted:
                 s = self._reader(s)
             body.append(s)
         placed = tuple(x for s in body for x in (s, *(self.after.get(s.tensor, ()) if isinstance(s, Einsum) else ())))
-        return Rewritten(cascade=self.cascade.with_body(placed), steps=tuple(self.steps))
+        cascade = replace(self.cascade, ranks=(*self.cascade.ranks, *self.ranks)).with_body(placed)
+        return Rewritten(cascade=cascade, steps=tuple(self.steps))
 
     def _reader(self, s: Einsum) -> Einsum:
         conditions: list[Expr] = []
@@ -99,10 +103,16 @@ class _Shifted:
             return None
         own = [i.name for i in d.indices if isinstance(i, Var)]
         used = variables(*read.indices)
-        inner = {v for v in d.space if v not in own}
         computed = any(r.tensor in self.defs for r in reads(*read.indices))
-        if len(own) < len(d.indices) or len(set(own)) < len(own) or inner & set(used) or computed:
+        if len(own) < len(d.indices) or len(set(own)) < len(own) or computed:
             return None
+        inner = {v for v in d.space if v not in own}
+        if inner & set(used):
+            # What it reduces walks a rank of its own where the place is told by a variable of that name.
+            d = self._renamed(d, inner & set(used))
+            if d is None:
+                return None
+            inner = {v for v in d.space if v not in own}
         if chosen and self._inside(read):
             return None
         at = dict(zip(own, read.indices, strict=True))
@@ -134,6 +144,23 @@ class _Shifted:
                 Step(rule="computed again", what=f"{read} is computed where it is read", after=(str(copy),))
             )
         return self.copies[key]
+
+    def _renamed(self, d: Einsum, clashing: set[str]) -> Einsum | None:
+        """A definition that reduces over other variables; None where a constraint means those that it has."""
+        if any(set(variables(c)) & clashing for c in self.cascade.constraints):
+            return None
+        names: dict[str, Expr] = {}
+        for v in sorted(clashing):
+            n = 2
+            while f"{v}{n}" in self.taken or rank_of(f"{v}{n}") in self.taken:
+                n += 1
+            self.taken |= {f"{v}{n}", rank_of(f"{v}{n}")}
+            names[v] = Var(name=f"{v}{n}")
+            self.ranks.append(Definition(name=f"{v}{n}", expr=Scalar(name=rank_of(v))))
+            self.sizes[rank_of(f"{v}{n}")] = self._size(v)
+        ranks = tuple(str(names.get(v, v)) for v in d.ranks)
+        where = tuple(substitute(c, names) for c in d.where)
+        return replace(d, expr=substitute(d.expr, names), ranks=ranks, where=where)
 
     def _inside(self, read: Read) -> list[Expr]:
         """The conditions for a read to be in range."""

@@ -165,7 +165,7 @@ def test_deterministic_algorithms_keep_sums_apart() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 128])
-@pytest.mark.parametrize("name", ["softmax_attention", "causal softmax_attention"])
+@pytest.mark.parametrize("name", ["softmax_attention", "causal softmax_attention", "gqa"])
 def test_the_accumulated_gradient_is_five_products_on_tensor_cores(name: str, size: int) -> None:
     kernel = gradient(name, ACCUMULATED, extents={"E": size, "F": size}, dtype="bfloat16", target="cuda:90")
     inspection = kernel.inspect()

@@ -173,8 +173,8 @@ def test_a_file_refuses_shapes_that_it_was_not_made_for(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_gradient_says_so_where_one_is_wanted() -> None:
-    text = ec.compile("gman").export()
-    compile(text, "gman", "exec")
+    text = ec.compile("gaze").export()
+    compile(text, "gaze", "exec")
     assert "autograd" not in text
-    assert "raise NotImplementedError('gman has no gradient here: " in text
+    assert "raise NotImplementedError('gaze has no gradient here: " in text
     assert "requires_grad" not in ec.compile("gqa").export()

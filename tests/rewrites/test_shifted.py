@@ -30,6 +30,10 @@ CASES = {
         "Z[p] = E[p,m] :: sum(m) where m <= p\nA[p,m] = select(m <= p, E[p,m] / Z[p], 0)\n"
         "D[p,m] = relu(A[p,m] - A[p-1,m]) where p >= 1\nO[m] = D[p,m] :: sum(p) where p >= 1\nout O"
     ),
+    "a sum read at what it sums over": (
+        "in X[g,e]\nrank g = 3\nrank k = G\nW[g,k] = X[g,e] * X[k,e] * X[k,e] :: sum(e)\nD[k] = W[g,k] :: sum(g)\n"
+        "O[g] = D[g] * X[g,e] :: sum(e)\nout O"
+    ),
     "a window of sums": "in X[m,e]\nrank w = 3\nD[m] = X[m,e] :: sum(e)\nO[m] = D[m + w - 1] :: sum(w)\nout O",
 }
 KEPT = {
@@ -42,7 +46,7 @@ def inputs_of(name: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(5)
     out = {}
     for i in parse({**CASES, **KEPT}[name]).inputs:
-        shape = [{"e": 16, "p": 9, "m": 9, "h": 7}[v] for v in i.indices]
+        shape = [{"e": 16, "p": 9, "m": 9, "h": 7, "g": 3}[v] for v in i.indices]
         out[i.tensor] = rng.integers(0, 9, shape) if i.tensor == "I" else rng.standard_normal(shape)
     return out
 
