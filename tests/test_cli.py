@@ -146,6 +146,18 @@ def test_compile_takes_the_schedule_that_it_printed(tmp_path: Path) -> None:
     assert second["source"] == first["source"] and second["schedule"] == first["schedule"]
 
 
+def test_a_schedule_of_the_gradient_is_compiled_and_exported(tmp_path: Path) -> None:
+    chosen = json.loads(succeed("compile", "gqa", "--gradient", "--json").stdout)["schedule"]
+    assert list(chosen["kernels"]) == ["gqa_backward_0", "gqa_backward_1", "gqa_backward_2"]
+    chosen = {"kernels": {"gqa_backward_1": {"tiles": {"m": 32, "p": 16}, "warps": 2}}, "sums": "accumulated"}
+    path = tmp_path / "schedule.json"
+    path.write_text(json.dumps(chosen))
+    source = succeed("compile", "gqa", "--gradient", "--schedule", str(path)).stdout
+    assert "tl.atomic_add(p_DQN" in source
+    text = succeed("export", "gqa", "--schedule", str(path)).stdout
+    assert "BLOCK_M=32, BLOCK_P=16" in text and "tl.atomic_add(p_DQN" in text
+
+
 def test_compile_inspects_as_comments_after_the_text_or_alone(tmp_path: Path) -> None:
     arguments = ["compile", "relu", "--inspect", "--target", "cuda:80"]
     printed = succeed(*arguments).stdout

@@ -18,10 +18,15 @@ SPLIT = Schedule(split={"m": 4})
 
 
 def test_a_form_is_part_of_the_json_of_a_schedule() -> None:
-    both = Schedule(reference="bound", split={"m": 4})
+    both = Schedule(reference="bound", split={"m": 4}, scatter="fixed order", sums="accumulated")
     assert Schedule.from_json(both.to_json()) == both
     assert Schedule.from_json('{"kernels": {}}') == Schedule()
-    for text in ('{"kernels": {}, "split": {"m": 0}}', '{"kernels": {}, "reference": "no"}', '{"kernels": {}, "x": 1}'):
+    for text in (
+        '{"kernels": {}, "split": {"m": 0}}',
+        '{"kernels": {}, "reference": "no"}',
+        '{"kernels": {}, "x": 1}',
+        '{"kernels": {}, "sums": 1}',
+    ):
         with pytest.raises(ScheduleError):
             Schedule.from_json(text)
 
