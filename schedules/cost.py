@@ -297,9 +297,9 @@ def _tensors(program: Program, kernel: Kernel, frame: Frame, dtype: str) -> Iter
             for r in loaded(frame.cascade, s):
                 (inside if loop is not None and moves(frame.cascade, r, loop) else outside)[r] = None
             if isinstance(s, Einsum) and s.tensor in dtypes:
-                axes[s.tensor] = s.free
+                axes[s.tensor] = kernel.scattered.get(s.tensor, s.free)
                 place = Read(tensor=s.tensor, indices=s.indices)
-                stored[s.tensor] = _elements(frame, place, s.free, loop)
+                stored[s.tensor] = _elements(frame, place, axes[s.tensor], loop)
         for r in inside:
             moved[r.tensor] += _elements(frame, r, shape[r.tensor], loop)
     for r in outside:

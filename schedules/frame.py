@@ -225,7 +225,7 @@ def frame_of(program: Program, kernel: Kernel, schedule: KernelSchedule, binding
     cascade, inner, index = kernel.cascade, "", ""
     places: dict[Expr, Expr] = {}
     if derived:
-        form = loop_form(cascade, over=derived, tile=schedule.tiles[derived[-1]])
+        form = loop_form(cascade, over=derived, tile=schedule.tiles[derived[-1]], added=frozenset(kernel.scattered))
         cascade, inner, index = form.cascade, form.inner, form.index
         places = {place: Var(name=v) for v, place in form.points.items()}
     cascade = to_base_two(cascade)

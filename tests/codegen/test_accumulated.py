@@ -12,6 +12,7 @@ from hypothesis import assume, given
 
 import einsumcascade as ec
 from einsumcascade.analysis.passes import count_passes
+from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.kernel_ir import Dot, Loop, Stmt, all_statements
 from einsumcascade.codegen.launch import program_of
@@ -21,6 +22,7 @@ from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.differentiate import differentiable, differentiate
+from einsumcascade.schedules.cost import cost
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.verify.gradients import backward_inputs, judged_gradient
@@ -63,6 +65,17 @@ def test_a_gradient_of_softmax_has_seven_products_apart_and_five_accumulated(nam
     # Apart, the gradient of a slope computes scores once more, row by row.
     assert [n for n in apart if n] == [4, 3]
     assert products(gradient(name, ACCUMULATED)) == [5]
+
+
+def test_the_cost_model_counts_five_products_for_seven() -> None:
+    extents = {"B": 1, "H": 2, "P": 512, "M": 512, "E": 64, "F": 64}
+    found = []
+    for schedule in (None, ACCUMULATED):
+        kernel = gradient("causal softmax_attention", schedule, target="cuda:90")
+        target = gpu_target("cuda:90")
+        costs = cost(kernel.program, kernel.schedule, extents=extents, dtype="bfloat16", target=target).kernels
+        found.append(sum(k.operations["contraction"] for k in costs))
+    assert found[0] * 5 == found[1] * 7
 
 
 @pytest.mark.parametrize("schedule", [None, ACCUMULATED])
