@@ -120,8 +120,11 @@ def _each(body: tuple[Statement, ...], leaf: Callable[[Expr], Expr]) -> tuple[St
 
 
 def _gathered(expr: Expr, positive: frozenset[str]) -> Expr:
-    """`a * X / b` as `X * (a / b)` for constants, of which those below are positive: one product for each element."""
-    if not isinstance(expr, Apply):
+    """`a * X / b` as `X * (a / b)` for constants, of which those below are positive: one product for each element.
+
+    Not under what jumps, as floor does: there the last digit of a quotient may decide.
+    """
+    if not isinstance(expr, Apply) or not all(expr.row.gradient) or not expr.row.gradient or expr.row.symbol == "%":
         return expr
     if expr.op in ("mul", "div"):
         parts = factors(expr)

@@ -36,6 +36,9 @@ def same(cascade: Cascade, other: Cascade, inputs: dict[str, np.ndarray]) -> boo
         ("a * S[m]", "a * S[m]"),
         ("S[m] / b + 1", "S[m] * (1 / b) + 1"),
         ("sigmoid(a * S[m])", "1 / (1 + exp2(-(S[m] * (a * 1.4426950408889634))))"),
+        ("floor(S[m] / b)", "floor(S[m] / b)"),
+        ("S[m] / b % 2", "S[m] / b % 2"),
+        ("select(S[m] / b < 1, 1, 2)", "select(S[m] / b < 1, 1, 2)"),
         ("S[m] / (b * S[m])", "S[m] / S[m] * (1 / b)"),
     ],
 )
