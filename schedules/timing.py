@@ -89,7 +89,7 @@ class Stations:
             times = [d * (1 + q) for d, q in zip(demands, waiting, strict=True)]
             total = sum(times)
             waiting = [k * t / total for t in times]
-        return max(total, blocks * max(self.pipes.values()))
+        return max(total, blocks * max(self.pipes.values(), default=0.0))
 
 
 class Price:

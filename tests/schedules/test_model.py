@@ -231,3 +231,12 @@ def test_a_schedule_that_cannot_run_comes_last() -> None:
 
 def test_every_target_says_where_its_figures_stand() -> None:
     assert all(t.sources and all(t.sources.values()) for t in TARGETS)
+
+
+@pytest.mark.parametrize("lengths", [(0, 512), (512, 0), (0, 0), (1, 1), (1 << 20, 1 << 20)])
+@pytest.mark.parametrize("constraint", ["", "m <= p"])
+def test_lengths_may_be_nothing_and_very_many(lengths: tuple[int, int], constraint: str) -> None:
+    cascade = constrained(load(NAME), constraint, {}) if constraint else load(NAME)
+    extents = {"B": 1, "H": 1, "P": lengths[0], "M": lengths[1], "E": 64, "F": 64}
+    (found,) = predict(program_of(cascade), schedule_of((128, 128, 8, 2, True)), extents=extents).kernels
+    assert math.isfinite(found.seconds) and (found.seconds > 0) == (lengths[0] > 0)
