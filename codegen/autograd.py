@@ -49,7 +49,7 @@ class Pair:
             forward = with_shared(parts, program_of(gradient.forward, {}, forward))
         return Pair(
             gradient=gradient,
-            forward=Runner(cascade=gradient.forward, precision=precision, schedule=forward),
+            forward=Runner(cascade=gradient.forward, precision=precision, schedule=forward, alike=cascade),
             backward=Runner(cascade=gradient.backward, precision=precision, wide=given, schedule=parts.backward),
         )
 

@@ -39,6 +39,7 @@ from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.texts import ATOM, Text
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, apply, rank_of, variable_of
 from einsumcascade.language.ops import REDUCTIONS
+from einsumcascade.schedules.schedule import HEADS_INSIDE, ORDERS
 
 HEADER = '''"""{title}
 
@@ -192,27 +193,27 @@ class _Printer(Memory):
                         self._line(f"{name} = {start}tl.arange(0, {self.texts.size(v)})")
 
     def _grid(self, body: str) -> None:
-        """Which tile of the grid this program has: the last tile variable changes fastest."""
+        """Which tile of the grid this program has: the last variable of the order changes fastest."""
         k = self.kernel
-        roles = [
+        tiles = [
             (f"i_{v}", f"tl.cdiv({self.texts.extent(rank_of(v))}, {self.texts.size(v)})") for v in reversed(k.tiles)
         ]
-        roles += [(f"i_{v}", self.texts.extent(rank_of(v))) for v in reversed(k.batch)]
+        heads = [(f"i_{v}", self.texts.extent(rank_of(v))) for v in reversed(k.batch)]
+        roles = heads + tiles if k.schedule.order == HEADS_INSIDE else tiles + heads
         if not roles:
             return
-        if len(roles) == 1:
-            name, _ = roles[0]
-            cast = ".to(tl.int64)" if name[2:] in k.batch else ""
-            self._line(f"{name} = tl.program_id(0){cast}")
-        else:
+        if len(roles) > 1:
             self._line("pid = tl.program_id(0)")
-            for n, (name, count) in enumerate(roles):
-                cast = ".to(tl.int64)" if name[2:] in k.batch else ""
-                if n == len(roles) - 1:
-                    self._line(f"{name} = pid{cast}")
-                else:
-                    self._line(f"{name} = (pid % {count}){cast}" if cast else f"{name} = pid % {count}")
-                    self._line(f"pid = pid // {count}")
+        for n, (name, count) in enumerate(roles):
+            is_last = n == len(roles) - 1
+            own = "tl.program_id(0)" if len(roles) == 1 else "pid" if is_last else f"pid % {count}"
+            if name[2:] in k.batch:
+                own = f"{own if is_last else f'({own})'}.to(tl.int64)"
+            elif k.schedule.order != ORDERS[0]:
+                own = f"{count} - 1 - {own}"
+            self._line(f"{name} = {own}")
+            if not is_last:
+                self._line(f"pid = pid // {count}")
         for v in k.tiles:
             size = self.texts.size(v)
             self._line(f"o_{v} = i_{v} * {size} + tl.arange(0, {size})")

@@ -14,18 +14,19 @@ from torch.autograd import forward_ad
 
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
 from einsumcascade.codegen.autograd import Pair, library, recorded, underivable
-from einsumcascade.codegen.checks import PLAIN, check_kinds, refusal
+from einsumcascade.codegen.checks import PLAIN, check_kinds, check_tensors, refusal
 from einsumcascade.codegen.export import Exported, exported
 from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.launch import KERNEL_DTYPES, Built, build, require_inputs, with_constants
 from einsumcascade.codegen.modules import Module
 from einsumcascade.codegen.ops import registered
-from einsumcascade.codegen.runner import Runner, allowed_precision, present_target
+from einsumcascade.codegen.runner import Runner, allowed_precision, forget_shared, present_target
 from einsumcascade.errors import Diagnostic, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.derive import Derivation, derive
 from einsumcascade.rewrites.differentiate import differentiable
+from einsumcascade.schedules.autotune import Tuning
 from einsumcascade.schedules.parts import parts_of
 from einsumcascade.schedules.schedule import PRECISIONS, Schedule
 
@@ -43,7 +44,8 @@ def compile(
 
     Args:
         cascade: a cascade, or the name of a gallery text or the path of a file.
-        schedule: choices for the kernels, those of the gradient too; None: by rule, from shapes and target.
+        schedule: choices for the kernels, those of the gradient too; None: those that `Op.tune` or `einsumcascade tune`
+            found for such a call on this GPU, else by rule, from shapes and target.
         precision: of float32 products on tensor cores: "ieee" (exact), "tf32x3" or "tf32"; None follows
             `torch.get_float32_matmul_precision()`: "highest" is ieee, "high" tf32x3, "medium" tf32.
         constants: values in place of those the text declares.
@@ -276,6 +278,30 @@ class Op:
                 rule="a gradient goes to inputs whose values reach an output; indices and conditions pass none",
             )
         return reached
+
+    def tune(self, *tensors: torch.Tensor, **options: Any) -> Tuning:
+        """Find the fastest schedule for calls on tensors like these; later calls of any such op use it.
+
+        Args:
+            tensors: as a call takes them. Where they are on a CPU and a GPU is there, it is that GPU's tuning.
+            options: `candidates`, `budget_s`, `jobs`, `keep`, `progress`, as `einsumcascade.tune` takes them.
+
+        Returns: what became of each candidate. Gradients are cascades of their own and are not tuned by this.
+        Raises: InputError: as a call.
+        Cost: at most about `budget_s` seconds, 90 unless told.
+        """
+        ordered = self._ordered(tensors, {})
+        inputs = dict(zip(self._names, (t.detach() for t in ordered), strict=True))
+        check_tensors(self.cascade, inputs, frozenset())
+        # The face of the package comes after this layer, and is there whenever this is.
+        tuning: Tuning = sys.modules["einsumcascade"].tune(
+            self.cascade, inputs=inputs, precision=self.precision, **options
+        )
+        forget_shared()
+        self._runner.forget()
+        for pair in self._pairs.values():
+            pair.forward.forget()
+        return tuning
 
     def module(self, **held: torch.Tensor) -> Module:
         """A torch.nn.Module that holds some of the inputs; its `forward` takes the others.

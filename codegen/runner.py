@@ -7,9 +7,11 @@ strides, dtypes, device.
 from __future__ import annotations
 
 import contextvars
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -28,10 +30,12 @@ from einsumcascade.codegen.launch import (
     value_dtype,
 )
 from einsumcascade.codegen.tables import tables_of
+from einsumcascade.errors import EinsumCascadeError, EinsumCascadeWarning
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade
+from einsumcascade.schedules.cache import find, key_of
 from einsumcascade.schedules.parts import in_fixed_order
-from einsumcascade.schedules.schedule import Schedule, check_schedule, fitting_choices
+from einsumcascade.schedules.schedule import SCATTERS, Schedule, check_schedule, fitting_choices, renamed
 
 DEFAULT_TARGET = "cuda:90"
 Tensors = tuple[torch.Tensor, ...]
@@ -47,6 +51,7 @@ class Runner:
         cascade: what it computes; constants put in.
         schedule: used for every call, or None for the default by rule.
         precision: of float32 products; None follows `torch.get_float32_matmul_precision()`.
+        alike: another cascade whose tuned schedules serve this one: a forward that saves no more.
         wide: inputs that may be float32 whatever their axes: what a forward saves for its gradient.
         last: where kernels are shown from: gives those of the last call.
     """
@@ -54,6 +59,7 @@ class Runner:
     cascade: Cascade
     schedule: Schedule | None = None
     precision: str | None = None
+    alike: Cascade | None = None
     wide: frozenset[str] = frozenset()
     last: Callable[[], Built] | None = field(default=None, repr=False)
     built: dict[object, Built] = field(default_factory=dict, repr=False)
@@ -91,9 +97,11 @@ class Runner:
         features = {r: binding.extents[r] for r in feature_ranks(self.cascade)}
         dtype = str(value_dtype(tensors)).removeprefix("torch.")
         ordered = torch.are_deterministic_algorithms_enabled()
-        key = (device.type, device.index, dtype, precision, ordered, tuple(features.items()))
+        tuned = self._tuned(device, dtype, binding, precision) if device.type == "cuda" else None
+        found = tuned.to_json() if tuned is not None else ""
+        key = (device.type, device.index, dtype, precision, ordered, tuple(features.items()), found)
         if key not in self.built:
-            self.built[key] = self._build(device, dtype, features, precision)
+            self.built[key] = self._build(device, dtype, features, precision, tuned)
         built = self.built[key]
         names = [i.tensor for i in self.cascade.inputs]
         if device.type == "cpu":
@@ -142,14 +150,35 @@ class Runner:
             precision=precision,
         )
 
-    def _build(self, device: torch.device, dtype: str, features: Mapping[str, int], precision: str) -> Built:
+    def forget(self) -> None:
+        """Work out every call anew: schedules have been tuned."""
+        self.calls.clear()
+
+    def _tuned(self, device: torch.device, dtype: str, binding: Binding, precision: str) -> Schedule | None:
+        """The schedule that was tuned for such a call, or the nearest; a fixed one goes before it."""
+        if self.schedule is not None and self.schedule != Schedule(scatter=self.schedule.scatter):
+            return None
+        return tuned_schedule(
+            self.cascade,
+            binding=binding,
+            dtype=dtype,
+            precision=precision,
+            ordered=torch.are_deterministic_algorithms_enabled()
+            or (self.schedule or Schedule()).scatter != SCATTERS[0],
+            device=torch.cuda.get_device_name(device),
+            alike=self.alike,
+        )
+
+    def _build(
+        self, device: torch.device, dtype: str, features: Mapping[str, int], precision: str, tuned: Schedule | None
+    ) -> Built:
         if device.type == "cuda":
             return build(
                 self.cascade,
                 extents=features,
                 dtype=dtype,
                 target=target_of(device),
-                schedule=self._form(features),
+                schedule=tuned or self._form(features),
                 precision=precision,
             )
         from einsumcascade.codegen.run_torch import cpu_schedule
@@ -184,6 +213,58 @@ class _Call:
                 for o, own in self.outputs
             ]
         )
+
+
+def tuned_schedule(
+    cascade: Cascade,
+    *,
+    binding: Binding,
+    dtype: str,
+    precision: str,
+    ordered: bool,
+    device: str,
+    alike: Cascade | None = None,
+) -> Schedule | None:
+    """The schedule that was tuned for a call or, if none was, for the nearest extents; None if there is none.
+
+    Args:
+        binding: extents of the call. ordered: whether all sums have one order.
+        device: as it calls itself.
+        alike: a cascade whose schedules serve this one too.
+
+    Returns: a schedule that fits the program. One that does not, as after a change of the compiler, is passed over.
+    Cost: a file is read for each bucket that was tuned.
+    """
+    import triton
+
+    features = {r: binding.extents[r] for r in feature_ranks(cascade)}
+    options: dict[str, Any] = {"dtype": dtype, "precision": precision, "ordered": ordered, "device": device}
+    for source in (cascade, *((alike,) if alike is not None else ())):
+        key = key_of(source, extents=binding.extents, features=features, triton=str(triton.__version__), **options)
+        entry = find(key)
+        if entry is None:
+            continue
+        try:
+            program = program_of(cascade, features, entry.schedule)
+            schedule = renamed(entry.schedule, [k.name for k in program.kernels])
+            check_schedule(program, schedule)
+        except EinsumCascadeError as error:
+            warnings.warn(
+                f"[tuned-schedule] {entry.path} does not fit {cascade.name} any more; the default is used: "
+                f"{str(error).splitlines()[0]}",
+                EinsumCascadeWarning,
+                stacklevel=2,
+            )
+            continue
+        return schedule
+    return None
+
+
+def launcher(
+    built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding
+) -> Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]:
+    """What runs the kernels on CUDA tensors like these, given in order; all that their layout decides is done here."""
+    return _Launches(built, inputs, binding).run
 
 
 class _Launches:
@@ -292,3 +373,9 @@ def shared(cascade: Cascade, precision: str | None, schedule: Schedule | None, w
     if key not in _SHARED:
         _SHARED[key] = Runner(cascade=cascade, precision=precision, schedule=schedule, wide=wide)
     return _SHARED[key]
+
+
+def forget_shared() -> None:
+    """Let every library call be worked out anew."""
+    for runner in _SHARED.values():
+        runner.forget()

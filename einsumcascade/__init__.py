@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from einsumcascade.language.compose import mask
     from einsumcascade.language.parser import parse
     from einsumcascade.rewrites.derive import derive
+    from einsumcascade.verify.tune import tune
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "mask",
     "parse",
     "reference",
+    "tune",
     "unchanged_masks",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "mask": "einsumcascade.language.compose",
     "parse": "einsumcascade.language.parser",
     "reference": "einsumcascade.reference",
+    "tune": "einsumcascade.verify.tune",
     "unchanged_masks": "einsumcascade.codegen.tables",
 }
 

@@ -252,7 +252,7 @@ class _Model:
         clocks = math.inf
         if blocks:
             clocks = max(
-                dealt(tiled.walks, tiled.repeats, demands, blocks, target, order=getattr(schedule, "order", "")),
+                dealt(tiled.walks, tiled.repeats, demands, blocks, target, order=schedule.order),
                 cycles[MEMORY],
             )
         return KernelPrediction(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from einsumcascade.errors import Diagnostic, ScheduleError, nearest
@@ -15,6 +15,11 @@ from einsumcascade.schedules.roles import grid_tiles
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 REFERENCES = ("running", "bound")
 SCATTERS = ("any order", "fixed order")
+# A pipeline of more buffers than this fits no target, and Triton's compiler may take minutes to say so.
+MOST_STAGES = 16
+# The order in which the programs of a grid begin, by the tiles that they have.
+HEADS_INSIDE = "descending, heads inside"
+ORDERS = ("ascending", "descending", HEADS_INSIDE)
 SUMS = ("apart", "accumulated")
 
 
@@ -27,19 +32,35 @@ class KernelSchedule:
         warps, stages: as Triton's num_warps and num_stages.
         descriptors: load whole tiles, and add to them, by tensor descriptors instead of pointers where their layout
             allows it.
+        order: in which programs begin. "ascending": the tiles of one head, first to last, then those of the next, so
+            that what a head streams stays in the cache. "descending": last tile first, which under a causal mask is
+            the longest. "descending, heads inside": the last tile of every head, then the one before it of every head.
     """
 
     tiles: Mapping[str, int] = field(default_factory=dict)
     warps: int = 4
     stages: int = 2
     descriptors: bool = False
+    order: str = ORDERS[0]
 
     def __str__(self) -> str:
         tiles = ", ".join(f"{k}: {v}" for k, v in self.tiles.items()) or "none"
         return (
             f"tiles {tiles}; warps {self.warps}; stages {self.stages}; "
             f"loads by {'descriptors' if self.descriptors else 'pointers'}"
+            + (f"; tiles {self.order}" if self.order != ORDERS[0] else "")
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; an order that is the usual one is left out."""
+        order = {"order": self.order} if self.order != ORDERS[0] else {}
+        return {
+            "tiles": dict(self.tiles),
+            "warps": self.warps,
+            "stages": self.stages,
+            "descriptors": self.descriptors,
+            **order,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,21 +91,19 @@ class Schedule:
         lines += [f"sums {self.sums}"] if self.sums != SUMS[0] else []
         return "\n".join(lines)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; `from_dict` reads them back to an equal value."""
+        return {
+            "kernels": {n: k.to_dict() for n, k in self.kernels.items()},
+            **({"reference": self.reference} if self.reference != "running" else {}),
+            **({"split": dict(self.split)} if self.split else {}),
+            **({"scatter": self.scatter} if self.scatter != SCATTERS[0] else {}),
+            **({"sums": self.sums} if self.sums != SUMS[0] else {}),
+        }
+
     def to_json(self) -> str:
         """Print as JSON; `from_json` reads it back to an equal value."""
-        return json.dumps(
-            {
-                "kernels": {
-                    n: {"tiles": dict(k.tiles), "warps": k.warps, "stages": k.stages, "descriptors": k.descriptors}
-                    for n, k in self.kernels.items()
-                },
-                **({"reference": self.reference} if self.reference != "running" else {}),
-                **({"split": dict(self.split)} if self.split else {}),
-                **({"scatter": self.scatter} if self.scatter != SCATTERS[0] else {}),
-                **({"sums": self.sums} if self.sums != SUMS[0] else {}),
-            },
-            indent=2,
-        )
+        return json.dumps(self.to_dict(), indent=2)
 
     @staticmethod
     def from_json(text: str) -> Schedule:
@@ -96,6 +115,20 @@ class Schedule:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise _bad(f"the schedule is not JSON: {error.msg} at line {error.lineno}") from None
+        except (RecursionError, ValueError):
+            raise _bad(
+                "the schedule is no JSON that a schedule could be: nested too deep, or a number too long"
+            ) from None
+        return Schedule.from_dict(data)
+
+    @staticmethod
+    def from_dict(data: Any) -> Schedule:
+        """Read a schedule from the values of its JSON; what `compile --json` prints around one may stand around it.
+
+        Raises: ScheduleError: a field is missing, unknown or of the wrong kind.
+        """
+        if isinstance(data, dict) and "kernels" not in data and isinstance(data.get("schedule"), dict):
+            data = data["schedule"]
         if not isinstance(data, dict) or not isinstance(data.get("kernels"), dict):
             raise _bad("the schedule has no object 'kernels'")
         fields = ("kernels", "reference", "split", "scatter", "sums")
@@ -117,7 +150,8 @@ class Schedule:
         return Schedule(kernels=kernels, reference=reference, split=split, scatter=scatter, sums=sums)
 
 
-_KINDS: dict[str, type] = {"tiles": dict, "warps": int, "stages": int, "descriptors": bool}
+_KINDS: dict[str, type] = {"tiles": dict, "warps": int, "stages": int, "descriptors": bool, "order": str}
+_NAMED = {dict: "an object", int: "a whole number", bool: "true or false", str: "a text"}
 
 
 def _kernel(name: str, fields: Any) -> KernelSchedule:
@@ -127,10 +161,12 @@ def _kernel(name: str, fields: Any) -> KernelSchedule:
         if key not in _KINDS:
             raise _bad(f"kernel '{name}' has no choice '{key}'", nearest(key, tuple(_KINDS)))
         if type(value) is not _KINDS[key]:
-            raise _bad(f"'{key}' of kernel '{name}' is {value!r}, not a {_KINDS[key].__name__}")
+            raise _bad(f"'{key}' of kernel '{name}' is {value!r}, not {_NAMED[_KINDS[key]]}")
     for v, n in fields.get("tiles", {}).items():
         if type(n) is not int:
             raise _bad(f"the tile of '{v}' in kernel '{name}' is {n!r}, not a whole number")
+    if fields.get("order", ORDERS[0]) not in ORDERS:
+        raise _bad(f"the order of kernel '{name}' is {fields['order']!r}", nearest(fields["order"], ORDERS))
     return KernelSchedule(**fields)
 
 
@@ -146,6 +182,13 @@ def _bad(headline: str, hint: str = "") -> ScheduleError:
             ),
         )
     )
+
+
+def renamed(schedule: Schedule, names: Sequence[str]) -> Schedule:
+    """The schedule for the kernels of a program of other names, one for one and in order; unchanged if they differ."""
+    if len(names) != len(schedule.kernels):
+        return schedule
+    return replace(schedule, kernels=dict(zip(names, schedule.kernels.values(), strict=True)))
 
 
 def tiled_variables(program: Program, name: str) -> tuple[str, ...]:
@@ -166,7 +209,7 @@ def check_schedule(program: Program, schedule: Schedule) -> None:
     """Check that a schedule fits a program.
 
     Raises: ScheduleError: a kernel or a tile is missing or unknown; a tile is not a power of two from 1 to 1024; warps
-        is not 1, 2, 4, 8 or 16; stages is below 1. One error that lists every mistake.
+        is not 1, 2, 4, 8 or 16; stages is not 1 to 16; the order is unknown. One error that lists every mistake.
     """
     problems: list[str] = []
     names = [k.name for k in program.kernels]
@@ -192,6 +235,10 @@ def check_schedule(program: Program, schedule: Schedule) -> None:
             problems.append(f"kernel '{name}' has {k.warps} warps: not 1, 2, 4, 8 or 16")
         if k.stages < 1:
             problems.append(f"kernel '{name}' has {k.stages} stages: fewer than 1")
+        if k.stages > MOST_STAGES:
+            problems.append(f"kernel '{name}' has {k.stages} stages: more than {MOST_STAGES}")
+        if k.order not in ORDERS:
+            problems.append(f"kernel '{name}' begins its tiles '{k.order}'; {nearest(k.order, ORDERS)}")
     if problems:
         raise ScheduleError(
             diagnostics=tuple(

@@ -179,6 +179,16 @@ def interpreted() -> object:
         return compiled()
 
 
+def cleared() -> object:
+    """Clear a cache that may not be changed."""
+    refused = PermissionError(13, "Permission denied")
+    with (
+        patch.dict("os.environ", {"EINSUMCASCADE_CACHE": "mine"}),
+        patch("einsumcascade.schedules.cache.clear", side_effect=refused),
+    ):
+        return command("cache", "clear")()
+
+
 def mapped() -> object:
     """Load a mapping that places an Einsum the cascade does not have."""
     Path("mine.toml").write_text(
@@ -256,6 +266,8 @@ CASES: dict[str, Callable[[], object]] = {
     "option-all": command("verify", "gqa", "--all"),
     "option-const": command("analyse", "gqa", "--const", "w=wide"),
     "option-score": command("analyse", "gqa", "--score", "QK + 1"),
+    "option-budget": command("tune", "gqa", "--budget", "0"),
+    "cache-folder": cleared,
     "option-value": lambda: derive(KV, reference="runing"),  # type: ignore[arg-type]
     "output-file": lambda: write_atomically(Path("no/such/kernel.py"), ""),
     "certificate": lambda: check("{}"),

@@ -3,5 +3,6 @@
 from einsumcascade.cli.commands import app, main
 from einsumcascade.cli.options import parse_extents
 from einsumcascade.cli.output import write_atomically
+from einsumcascade.cli.tuning import cache_app
 
-__all__ = ["app", "main", "parse_extents", "write_atomically"]
+__all__ = ["app", "cache_app", "main", "parse_extents", "write_atomically"]

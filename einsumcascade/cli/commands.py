@@ -89,6 +89,9 @@ Over = Annotated[
     ),
 ]
 Extents = Annotated[str, typer.Option("--extents", metavar="P=4096,...", help="Extents of ranks.")]
+ScheduleFile = Annotated[
+    Path | None, typer.Option("--schedule", metavar="FILE", help="A schedule in JSON, instead of ours.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -211,7 +214,7 @@ def compile_kernel(
     extents: Extents = "",
     target: Annotated[str, typer.Option(metavar="cuda:90", help="The GPU to compile for; none is needed.")] = "cuda:90",
     dtype: Annotated[Dtype, typer.Option(help="The dtype of the inputs.")] = Dtype.bfloat16,
-    schedule: Annotated[Path | None, typer.Option(metavar="FILE", help="A schedule in JSON, instead of ours.")] = None,
+    schedule: ScheduleFile = None,
     gradient: Annotated[bool, typer.Option("--gradient", help="The kernels of the gradient instead.")] = False,
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Add registers, spills, shared memory and hot-loop counts.")
@@ -270,7 +273,7 @@ def export(
     extents: Extents = "",
     target: Annotated[str, typer.Option(metavar="cuda:90", help="The GPU to compile for; none is needed.")] = "cuda:90",
     dtype: Annotated[Dtype, typer.Option(help="The dtype of the inputs.")] = Dtype.bfloat16,
-    schedule: Annotated[Path | None, typer.Option(metavar="FILE", help="A schedule in JSON, instead of ours.")] = None,
+    schedule: ScheduleFile = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")] = None,
 ) -> None:
     """Export a PyTorch op, forward and backward, as one file that needs torch and triton only."""
@@ -339,6 +342,7 @@ def verify(
     dtype: Annotated[
         list[Dtype] | None, typer.Option(help="A dtype to verify; repeatable. All of them unless one is named.")
     ] = None,
+    schedule: ScheduleFile = None,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the random inputs.")] = 0,
     jobs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processes for --all; one a core unless told.")
@@ -351,7 +355,7 @@ def verify(
     hundreds, slices, offsets. Ctrl-C ends it with what is known.
     """
     dtypes = tuple(dict.fromkeys(d.value for d in dtype or Dtype))
-    if (spec is None) != every or (every and (constraint or score or const or over or extents)):
+    if (spec is None) != every or (every and (constraint or score or const or over or extents or schedule)):
         refuse(
             "option-all",
             "--all stands beside a SPEC or its changes" if every else "verify has neither a SPEC nor --all",
@@ -369,10 +373,11 @@ def verify(
         return
     bound = parse_extents(extents)
     cascade = spec_of(spec, constraint, const, over, score)
+    chosen = schedule_of(schedule) if schedule is not None else None
     with progress("verifying"):
         from einsumcascade.verify.verify import verify as verify_cascade
 
-        verification = verify_cascade(cascade, dtypes=dtypes, seed=seed, **given_of(extents=bound))
+        verification = verify_cascade(cascade, dtypes=dtypes, seed=seed, **given_of(extents=bound, schedule=chosen))
     show(verification, as_json=as_json)
     if not verification.passed:
         raise typer.Exit(1)

@@ -76,10 +76,15 @@ def ending(text: str) -> str:
     return text if text.endswith("\n") else text + "\n"
 
 
+def is_watched() -> bool:
+    """Whether a person looks at stderr."""
+    return sys.stderr.isatty()
+
+
 @contextmanager
 def progress(what: str) -> Iterator[None]:
     """Show on stderr that work goes on, if a person is looking."""
-    if not sys.stderr.isatty():
+    if not is_watched():
         yield
         return
     from rich.console import Console
@@ -91,7 +96,7 @@ def progress(what: str) -> Iterator[None]:
 @contextmanager
 def counted(what: str) -> Iterator[Callable[[int, int, Any], None] | None]:
     """Show on stderr a bar of how much is done, if a person is looking; yields what to call after each step."""
-    if not sys.stderr.isatty():
+    if not is_watched():
         yield None
         return
     from rich.console import Console

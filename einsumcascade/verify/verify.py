@@ -178,7 +178,7 @@ def filled_extents(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, in
 def random_inputs(cascade: Cascade, binding: Binding, dtype: str, *, seed: int = 0) -> dict[str, torch.Tensor]:
     """Standard normal inputs; a tensor that only indexes or compares gets whole numbers in range."""
     generator = torch.Generator().manual_seed(seed)
-    whole, indexed = selectors(cascade), _indexed_ranks(cascade)
+    whole, indexed = selectors(cascade), index_ranks(cascade)
     out = {}
     for i in cascade.inputs:
         shape = [binding.extents[rank_of(v)] for v in i.indices]
@@ -194,7 +194,7 @@ def random_inputs(cascade: Cascade, binding: Binding, dtype: str, *, seed: int =
     return out
 
 
-def _indexed_ranks(cascade: Cascade) -> dict[str, str]:
+def index_ranks(cascade: Cascade) -> dict[str, str]:
     """The rank that an input indexes, by the tensors that stand in an index of another input."""
     declared = {i.tensor: i.indices for i in cascade.inputs}
     return {

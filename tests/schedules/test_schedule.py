@@ -119,8 +119,8 @@ def test_all_mistakes_are_reported_at_once() -> None:
         ("{}", "the schedule has no object 'kernels'"),
         ('{"kernels": {"t": 3}}', "the schedule of kernel 't' is not an object"),
         ('{"kernels": {"t": {"warp": 3}}}', "kernel 't' has no choice 'warp'"),
-        ('{"kernels": {"t": {"warps": "4"}}}', "'warps' of kernel 't' is '4', not a int"),
-        ('{"kernels": {"t": {"warps": true}}}', "'warps' of kernel 't' is True, not a int"),
+        ('{"kernels": {"t": {"warps": "4"}}}', "'warps' of kernel 't' is '4', not a whole number"),
+        ('{"kernels": {"t": {"warps": true}}}', "'warps' of kernel 't' is True, not a whole number"),
         ('{"kernels": {"t": {"tiles": {"p": 1.5}}}}', "the tile of 'p' in kernel 't' is 1.5, not a whole number"),
     ],
 )

@@ -17,7 +17,7 @@ from einsumcascade.errors import InputError
 from einsumcascade.gallery import header, load, names
 from einsumcascade.language.extents import bind
 from einsumcascade.language.parser import constrained, parse
-from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, Schedule
 from einsumcascade.verify import judging as module
 from einsumcascade.verify.verify import DTYPES, filled_extents, random_inputs, verify
 from tests.gallery.draws import extents_of
@@ -134,3 +134,18 @@ def test_mistakes_are_refused() -> None:
     with pytest.raises(InputError) as caught:
         verify("gqa", extents={"Z": 3})
     assert caught.value.codes == ("unknown-rank",)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["softmax_attention", "linear", "mla"])
+def test_the_order_in_which_programs_begin_changes_no_result(name: str, order: str) -> None:
+    cascade = load(name)
+    extents = filled_extents(cascade, {r: n for r, n in {"B": 2, "H": 3, "P": 70, "M": 33}.items() if r in small(name)})
+    binding = bind(cascade, extents={**extents, **{r: 16 for r in ("E", "F") if r in small(name)}})
+    inputs = random_inputs(cascade, binding, "float16")
+    built = module.build(
+        cascade, extents=binding.extents, dtype="float16", target=module.present_target(), tile_limit=32
+    )
+    kernels = {n: replace(k, order=order) for n, k in built.schedule.kernels.items()}
+    rows = module.judged(cascade, inputs, binding, "float16", seed=0, schedule=Schedule(kernels=kernels))
+    assert all(r.verdict.passed for r in rows), rows

@@ -1,0 +1,172 @@
+"""The search space: which schedules a program may have on a target, decided before anything is compiled.
+
+A choice is left out for three reasons only: it changes nothing (stages without a loop, orders of equal programs), a
+tile would hold more padding than data, or the target cannot run it, because a block asks for more shared memory than
+there is or a value has more elements than Triton takes. Registers and spills are no reason: compiling tells them, and a
+small spill may well be fast.
+
+Loops are always cut into tiles that need a mask and tiles that need none: mask arithmetic on every tile costs 10 to
+25 % on an H200, and nothing was ever won by it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from einsumcascade.analysis.targets import GpuTarget
+from einsumcascade.language.extents import Binding, bind
+from einsumcascade.language.ir import rank_of
+from einsumcascade.schedules.frame import Corner, Frame, frame_of
+from einsumcascade.schedules.heuristic import default_schedule
+from einsumcascade.schedules.program import Kernel, Program
+from einsumcascade.schedules.roles import contraction, grid_tiles, held, padded
+from einsumcascade.schedules.schedule import HEADS_INSIDE, ORDERS, KernelSchedule, Schedule
+from einsumcascade.schedules.shared_memory import shared_memory
+
+TILES = (16, 32, 64, 128, 256)
+STAGES = (1, 2, 3, 4)
+# Of kernels with products of tiles, and of those without.
+WARPS = (4, 8)
+FEW_WARPS = (1, 2, 4, 8)
+# The most elements of a value in Triton.
+MOST_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What may be chosen for each kernel of a program.
+
+    Args:
+        program: the kernels, of the form that `form` asks for.
+        form: the choices that decide which kernels there are: reference, split, scatter.
+        kernels: choices by kernel, the default first, then in a fixed order.
+    """
+
+    program: Program
+    form: Schedule
+    kernels: Mapping[str, tuple[KernelSchedule, ...]]
+
+    @property
+    def default(self) -> Schedule:
+        """The schedule that a call has without tuning."""
+        return replace(self.form, kernels={n: ks[0] for n, ks in self.kernels.items()})
+
+    @property
+    def size(self) -> int:
+        """The number of combinations."""
+        return math.prod(map(len, self.kernels.values()))
+
+    def of(self, kernel: str) -> tuple[Schedule, ...]:
+        """Every choice for one kernel, the others at their default."""
+        default = self.default
+        return tuple(replace(default, kernels={**default.kernels, kernel: k}) for k in self.kernels[kernel])
+
+    def combined(self, ranked: Mapping[str, Sequence[Schedule]]) -> Iterator[Schedule]:
+        """Combine the rankings of kernels: the best of each, then the second of each; a short ranking begins again."""
+        for n in range(max(map(len, ranked.values()), default=0)):
+            yield replace(self.form, kernels={name: own[n % len(own)].kernels[name] for name, own in ranked.items()})
+
+
+def search_space(
+    program: Program,
+    *,
+    extents: Mapping[str, int],
+    dtype_bytes: int,
+    target: GpuTarget,
+    form: Schedule | None = None,
+) -> Space:
+    """List what may be chosen for each kernel.
+
+    Args:
+        program: of the form that `form` asks for.
+        extents: of all ranks of the inputs.
+        dtype_bytes: of an input element.
+        target: its shared memory decides what fits.
+        form: reference, split and scatter; its kernels count for nothing.
+
+    Returns: the space, the same at every call. Every schedule of it is legal.
+    Raises: InputError: an extent is missing or unknown.
+    Cost: some ms a kernel, and one derivation.
+    """
+    binding = bind(program.cascade, extents=extents)
+    default = default_schedule(program, extents=binding.extents, dtype_bytes=dtype_bytes, target=target)
+    kernels = {}
+    for k in program.kernels:
+        own = default.kernels[k.name]
+        others = _choices(program, k, own, binding, dtype_bytes, target)
+        kernels[k.name] = (own, *(c for c in others if c != own))
+    return Space(program=program, form=replace(form or Schedule(), kernels={}), kernels=kernels)
+
+
+def fits(
+    program: Program,
+    kernel: Kernel,
+    schedule: KernelSchedule,
+    *,
+    extents: Mapping[str, int],
+    dtype_bytes: int,
+    target: GpuTarget,
+) -> bool:
+    """Whether a target may run a kernel: nothing that fits is refused, and little that does not is let through."""
+    asked = shared_memory(program, kernel, schedule, extents=extents, dtype_bytes=dtype_bytes, target=target)
+    return (
+        asked.certain <= target.shared_memory_bytes and _elements(program, kernel, schedule, extents) <= MOST_ELEMENTS
+    )
+
+
+def _choices(
+    program: Program, k: Kernel, default: KernelSchedule, binding: Binding, dtype_bytes: int, target: GpuTarget
+) -> Iterator[KernelSchedule]:
+    sizes = {v: _tiles(v, n, binding, dtype_bytes) for v, n in default.tiles.items()}
+    multiplies = _multiplies(program, k, default, binding)
+    stages = STAGES if k.loops and multiplies else (default.stages,)
+    wide = any(len(i.indices) > 1 for i in k.cascade.inputs)
+    loads = (False, True) if target.has_descriptors and wide else (False,)
+    orders = _orders(program, k, default, binding)
+    for tiles in itertools.product(*sizes.values()):
+        for warps in WARPS if multiplies else FEW_WARPS:
+            for n, descriptors in itertools.product(stages, loads):
+                found = KernelSchedule(
+                    tiles=dict(zip(sizes, tiles, strict=True)), warps=warps, stages=n, descriptors=descriptors
+                )
+                if fits(program, k, found, extents=binding.extents, dtype_bytes=dtype_bytes, target=target):
+                    yield from (replace(found, order=order) for order in orders)
+
+
+def _tiles(variable: str, default: int, binding: Binding, dtype_bytes: int) -> tuple[int, ...]:
+    """Sizes of a tile: none of more padding than data, and one at a time where the rule walks one by one."""
+    if default == 1:
+        return (1,)
+    most = min(padded(binding.extent(variable)), TILES[-1] // (2 if dtype_bytes >= 4 else 1))
+    return tuple(n for n in TILES if n <= most)
+
+
+def _multiplies(program: Program, k: Kernel, schedule: KernelSchedule, binding: Binding) -> bool:
+    """Whether a kernel has a product of two tiles."""
+    axes = (*schedule.tiles, *program.bounded)
+    return any(contraction(e, axes, axes) is not None for e in k.cascade.einsums)
+
+
+def _elements(program: Program, k: Kernel, schedule: KernelSchedule, extents: Mapping[str, int]) -> int:
+    """Elements of the largest value that a kernel computes."""
+    sizes = {v: held(extents.get(rank_of(v), 64)) for v in program.bounded} | dict(schedule.tiles)
+    return max((math.prod(sizes.get(v, 1) for v in e.free) for e in k.cascade.einsums), default=1)
+
+
+def _orders(program: Program, k: Kernel, schedule: KernelSchedule, binding: Binding) -> tuple[str, ...]:
+    """Orders in which programs may begin: one, unless later tiles are longer."""
+    if not k.loops or not grid_tiles(k):
+        return ORDERS[:1]
+    frame = frame_of(program, k, schedule, binding)
+    corners = list(itertools.islice(frame.corners(), 4096))
+    lengths = [_steps(frame, c) for c in (corners[0], corners[-1])]
+    if lengths[0] >= lengths[1]:
+        return ORDERS[:1]
+    return ORDERS if frame.batch else tuple(o for o in ORDERS if o != HEADS_INSIDE)
+
+
+def _steps(frame: Frame, corner: Corner) -> int:
+    return sum(frame.steps(loop, corner) for loop in frame.loops)

@@ -1,0 +1,245 @@
+"""The search space: legal, deterministic, and without holes; shared memory as the compiler lays it out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from einsumcascade.analysis.targets import gpu_target
+from einsumcascade.codegen.compiling import compile_all, launches_of
+from einsumcascade.codegen.launch import build, feature_ranks, program_of, selectors
+from einsumcascade.errors import InputError
+from einsumcascade.gallery import load
+from einsumcascade.language.extents import bind
+from einsumcascade.language.ir import Cascade, rank_of
+from einsumcascade.language.parser import constrained
+from einsumcascade.rewrites.differentiate import differentiate
+from einsumcascade.schedules.heuristic import default_schedule
+from einsumcascade.schedules.ranking import ranked, shortlist
+from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, Schedule, check_schedule
+from einsumcascade.schedules.shared_memory import shared_memory
+from einsumcascade.schedules.space import Space, fits, search_space
+from tests.codegen.tritons import run_with
+
+EXTENTS = {"B": 4, "H": 16, "P": 4096, "M": 4096, "E": 64, "F": 64}
+TARGET = gpu_target("cuda:90")
+
+
+def cascade_of(name: str) -> Cascade:
+    """Load a variant, causal or differentiated if the name says so."""
+    if name.endswith(" backward"):
+        return differentiate(cascade_of(name.removesuffix(" backward"))).backward
+    if name.startswith("causal "):
+        return constrained(load(name.removeprefix("causal ")), "m <= p", {})
+    return load(name)
+
+
+def space_of(name: str, *, dtype_bytes: int = 2, target: str = "cuda:90", **extents: int) -> Space:
+    """The space of a variant."""
+    cascade = cascade_of(name)
+    named = {rank_of(v) for i in cascade.inputs for v in i.indices}
+    given = {r: n for r, n in {**EXTENTS, **extents}.items() if r in named}
+    return search_space(program_of(cascade, given), extents=given, dtype_bytes=dtype_bytes, target=gpu_target(target))
+
+
+@pytest.mark.parametrize(
+    "name", ["softmax_attention", "causal softmax_attention", "linear", "diff", "softmax_attention backward"]
+)
+def test_every_choice_is_legal_and_the_space_is_the_same_at_every_call(name: str) -> None:
+    space = space_of(name)
+    for kernel in space.kernels:
+        for schedule in space.of(kernel):
+            check_schedule(space.program, schedule)
+    assert space_of(name).kernels == space.kernels
+    default = default_schedule(space.program, extents=EXTENTS, dtype_bytes=2, target=TARGET)
+    assert space.default == default
+    for own in space.kernels.values():
+        assert all(own.count(k) == 1 for k in own[:50])
+
+
+# The fastest of 46 configurations on an H200, by head and mask: batches, heads, tiles and stages, all of 4 warps.
+MEASURED = [
+    ("softmax_attention", 128, (4, 16), (128, 64, 2)),
+    ("causal softmax_attention", 128, (4, 16), (64, 64, 3)),
+    ("softmax_attention", 64, (4, 32), (64, 128, 2)),
+    ("causal softmax_attention", 64, (4, 32), (64, 64, 3)),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "batch", "best"), MEASURED)
+def test_the_fastest_that_were_measured_are_in_it_and_the_tuner_compiles_them(
+    name: str, size: int, batch: tuple[int, int], best: tuple[int, int, int]
+) -> None:
+    space = space_of(name, E=size, F=size)
+    p, m, stages = best
+    wanted = KernelSchedule(tiles={"p": p, "m": m}, warps=4, stages=stages, descriptors=True)
+    assert wanted in space.kernels["softmax_attention"]
+    extents = {**EXTENTS, "B": batch[0], "H": batch[1], "E": size, "F": size}
+    found = shortlist([space], extents=extents, target=TARGET, dtype="bfloat16", limit=24)
+    own = [r.schedule.kernels["softmax_attention"] for r in found]
+    assert wanted in [replace(k, order=ORDERS[0]) for k in own]
+
+
+def orders(name: str, **extents: int) -> list[set[str]]:
+    return [{k.order for k in own} for own in space_of(name, **extents).kernels.values()]
+
+
+def test_programs_of_unequal_length_begin_in_several_orders() -> None:
+    assert orders("softmax_attention") == [{"ascending"}]
+    assert orders("causal softmax_attention") == [set(ORDERS)]
+    # The kernel of the keys has its longest programs first as it is.
+    assert orders("causal softmax_attention backward") == [{"ascending"}, {"ascending"}, set(ORDERS)]
+
+
+def test_no_tile_has_more_padding_than_data() -> None:
+    (own,) = space_of("softmax_attention", P=1, M=100).kernels.values()
+    assert {k.tiles["p"] for k in own[1:]} == {16}
+    assert {k.tiles["m"] for k in own[1:]} == {16, 32, 64, 128}
+
+
+def test_descriptors_are_for_targets_that_have_them() -> None:
+    (own,) = space_of("softmax_attention", target="cuda:80").kernels.values()
+    assert not any(k.descriptors for k in own)
+
+
+def test_an_extent_that_is_missing_is_named() -> None:
+    with pytest.raises(InputError, match="missing-extent"):
+        search_space(program_of(load("softmax_attention"), {}), extents={"P": 4}, dtype_bytes=2, target=TARGET)
+
+
+def test_a_list_for_the_compiler_begins_with_the_default_and_is_not_all_of_one_kind() -> None:
+    space = space_of("causal softmax_attention")
+    found = shortlist([space], extents=EXTENTS, target=TARGET, dtype="bfloat16", limit=24)
+    assert len(found) == 24 and found[0].schedule == space.default
+    tiles = [tuple(r.schedule.kernels["softmax_attention"].tiles.values()) for r in found[1:]]
+    assert max(tiles.count(t) for t in tiles) <= 6
+    assert [r.schedule for r in found] == [
+        r.schedule for r in shortlist([space], extents=EXTENTS, target=TARGET, dtype="bfloat16", limit=24)
+    ]
+
+
+def test_kernels_are_ranked_alone_and_combined_place_by_place() -> None:
+    space = space_of("softmax_attention backward")
+    named = {n: space.of(n) for n in space.kernels}
+    first, second = (next(x) for x in [iter(space.combined(named))] * 2)
+    assert first == space.default
+    assert all(second.kernels[n] == own[1] for n, own in space.kernels.items())
+
+
+def test_a_rank_keeps_the_order_of_equals() -> None:
+    space = space_of("softmax_attention")
+    some = [s for s in space.of("softmax_attention") if s.kernels["softmax_attention"].tiles == {"p": 64, "m": 64}]
+    found = ranked(space.program, some, extents=EXTENTS, target=TARGET, dtype="bfloat16")
+    assert len({r.seconds for r in found}) == 1 or len(found) == len(some)
+
+
+# --- shared memory ----------------------------------------------------------------------------------------------------
+
+SAMPLE = [
+    # name, tile of residents, tile of the loop, warps, stages, descriptors, dtype, extents
+    ("softmax_attention", 128, 64, 8, 2, False, "bfloat16", {"E": 128, "F": 128}),
+    ("softmax_attention", 128, 128, 8, 3, True, "bfloat16", {"E": 128, "F": 128}),
+    ("softmax_attention", 64, 128, 4, 2, True, "bfloat16", {"E": 80, "F": 64}),
+    ("softmax_attention", 32, 32, 4, 2, False, "float32", {}),
+    ("causal softmax_attention", 64, 64, 4, 3, True, "float16", {}),
+    ("causal softmax_attention", 128, 64, 4, 1, False, "bfloat16", {}),
+    ("sigmoid", 64, 64, 4, 4, False, "bfloat16", {}),
+    ("alibi", 64, 64, 4, 2, True, "bfloat16", {}),
+    ("diff", 64, 32, 4, 2, False, "bfloat16", {}),
+    ("linear", 64, 64, 4, 3, False, "bfloat16", {}),
+    ("qknorm", 64, 64, 4, 3, False, "bfloat16", {}),
+    ("mla", 64, 64, 4, 2, False, "bfloat16", {}),
+    ("softmax_attention backward", 64, 64, 4, 2, False, "bfloat16", {}),
+]
+
+
+def figures(
+    name: str, rows: int, columns: int, warps: int, stages: int, descriptors: bool, dtype: str, sizes: Mapping[str, int]
+) -> dict[str, tuple[int, int, int]]:
+    """By kernel: the predicted bytes, those that are certain, and the compiled figure (or more than the limit)."""
+    cascade = cascade_of(name)
+    features = {r: sizes.get(r, 64) for r in feature_ranks(cascade)}
+    program = program_of(cascade, features)
+    base = build(cascade, extents=features, dtype=dtype, target=TARGET).schedule
+    chosen = Schedule(
+        kernels={
+            k.name: KernelSchedule(
+                tiles={v: rows if v in k.residents else columns for v in base.kernels[k.name].tiles},
+                warps=warps,
+                stages=stages,
+                descriptors=descriptors,
+            )
+            for k in program.kernels
+        }
+    )
+    built = build(cascade, extents=features, dtype=dtype, target=TARGET, schedule=chosen)
+    binding = bind(cascade, extents={r: features.get(r, 512) for i in cascade.inputs for r in map(rank_of, i.indices)})
+    import torch
+
+    whole = selectors(cascade)
+    inputs = {
+        i.tensor: torch.empty(
+            [binding.extents[rank_of(v)] for v in i.indices],
+            dtype=torch.int32 if i.tensor in whole else getattr(torch, dtype),
+            device="meta",
+        )
+        for i in cascade.inputs
+    }
+    roomy = replace(TARGET, shared_memory_bytes=1 << 30)
+    reports = compile_all(launches_of(built, inputs, binding), roomy)["reports"]
+    found = {}
+    for k in program.kernels:
+        asked = shared_memory(
+            program,
+            k,
+            chosen.kernels[k.name],
+            extents=binding.extents,
+            dtype_bytes=4 if dtype == "float32" else 2,
+            target=TARGET,
+        )
+        found[k.name] = (asked.predicted, asked.certain, reports[f"{k.name}_kernel"]["shared_memory_bytes"])
+    return found
+
+
+# At the limit of cuda:90, 227 KiB: some fit and some do not.
+EDGE = [
+    ("softmax_attention", p, m, 8, stages, False, "bfloat16", {"E": 128, "F": 128})
+    for p, m, stages in ((128, 128, 4), (64, 256, 2), (256, 64, 4))
+]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[dict[str, tuple[int, int, int]]]:
+    """The figures of both lists; compiled in a process of its own, whose driver is only pretended."""
+    printed = run_with(
+        "installed",
+        "import json\nfrom tests.schedules.test_space import EDGE, SAMPLE, figures\n"
+        "print(json.dumps([figures(*row) for row in SAMPLE + EDGE]))",
+    )
+    found: list[dict[str, tuple[int, int, int]]] = json.loads(printed)
+    return found
+
+
+def test_shared_memory_is_predicted_within_a_twentieth(compiled: list[dict[str, tuple[int, int, int]]]) -> None:
+    compared = 0
+    for row, found in zip(SAMPLE + EDGE, compiled, strict=True):
+        for kernel, (predicted, certain, asked) in found.items():
+            assert abs(predicted - asked) <= max(1024, asked / 20), (row, kernel, predicted, asked)
+            assert certain <= asked, (row, kernel, certain, asked)
+            compared += asked > 1024
+    assert compared > 15
+
+
+def test_what_is_left_out_for_want_of_memory_does_not_fit(compiled: list[dict[str, tuple[int, int, int]]]) -> None:
+    space = space_of("softmax_attention", E=128, F=128)
+    (k,) = space.program.kernels
+    verdicts = []
+    for (_, p, m, warps, stages, *_), found in zip(EDGE, compiled[len(SAMPLE) :], strict=True):
+        schedule = KernelSchedule(tiles={"p": p, "m": m}, warps=warps, stages=stages)
+        ((_, _, asked),) = found.values()
+        verdicts.append(fits(space.program, k, schedule, extents={"E": 128, "F": 128}, dtype_bytes=2, target=TARGET))
+        assert verdicts[-1] == (asked <= TARGET.shared_memory_bytes)
+    assert set(verdicts) == {True, False}

@@ -1,0 +1,301 @@
+"""Tuning on a device that interprets: candidates that crash, hang or err lose themselves, and nothing wrong is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import einsumcascade as ec
+from einsumcascade.analysis.targets import gpu_target
+from einsumcascade.codegen.launch import Built, build, program_of
+from einsumcascade.codegen.runner import tuned_schedule
+from einsumcascade.errors import EinsumCascadeWarning, InputError
+from einsumcascade.gallery import load
+from einsumcascade.language.extents import bind
+from einsumcascade.rewrites.differentiate import differentiate
+from einsumcascade.schedules.autotune import Tuning
+from einsumcascade.schedules.autotune import tune as search
+from einsumcascade.schedules.cache import entries
+from einsumcascade.schedules.ranking import Ranked
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from einsumcascade.verify.measuring import Job, Processes, laid
+from einsumcascade.verify.tune import _small, tune
+from einsumcascade.verify.verify import random_inputs
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"B": 1, "H": 2, "P": 37, "M": 50, "E": 16, "F": 16}
+NAME = "interpreted"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for each test, on a machine without a GPU."""
+    monkeypatch.setenv("EINSUMCASCADE_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path / "tuned"
+
+
+def interpreted(job: Job, text: Callable[[Schedule], Built], target: Any, jobs: int) -> Processes:
+    """A device that runs the small inputs in Triton's interpreter."""
+    return Processes(job=replace(job, device="cpu"), build=text, target=target, name=NAME, jobs=1)
+
+
+def faulty(how: str) -> str:
+    """What goes to the top of a kernel text to make it a bad one."""
+    running = 'if os.environ.get("TRITON_INTERPRET"):\n    '
+    return {
+        "crash the compiler": "os.kill(os.getpid(), 11)",
+        "hang the compiler": "while True:\n    pass",
+        "crash": running + "os.kill(os.getpid(), 11)",
+        "hang": running + "while True:\n        pass",
+    }[how]
+
+
+def spoiled(built: Built, how: str) -> Built:
+    """A candidate that goes wrong in some way."""
+    if how == "wrong numbers":
+        assert built.source.count("b_CGM * b_RSD") >= 1 or "b_RSD * b_CGM" in built.source, built.source
+        source = built.source.replace("b_CGM * b_RSD", "b_RSD").replace("b_RSD * b_CGM", "b_RSD")
+    elif how and how != "shared memory":
+        source = built.source.replace("import triton\n", f"import os\n\n{faulty(how)}\nimport triton\n", 1)
+    else:
+        return built
+    assert source != built.source
+    return replace(built, source=source)
+
+
+def test_each_bad_candidate_loses_itself_and_the_good_ones_are_timed() -> None:
+    cascade = load("softmax_attention")
+    binding = bind(cascade, extents={**SMALL, "E": 128, "F": 128})
+    inputs = random_inputs(cascade, binding, "bfloat16")
+    # Scores of hundreds, under which a lost correction shows.
+    inputs["Q"] = inputs["Q"] * 50
+    faults = ["", "crash the compiler", "hang the compiler", "wrong numbers", "crash", "hang", "shared memory", ""]
+
+    def schedule(n: int) -> Schedule:
+        is_large = faults[n] == "shared memory"
+        tiles = {"p": 16, "m": 256} if is_large else {"p": 16 << n % 4, "m": 16 << n // 4}
+        kernel = KernelSchedule(tiles=tiles, warps=4, stages=4 if is_large else 2)
+        return Schedule(kernels={"softmax_attention": kernel})
+
+    how = {schedule(n).to_json(): f for n, f in enumerate(faults)}
+
+    def text(s: Schedule) -> Built:
+        extents = {"E": 128, "F": 128}
+        made = build(cascade, extents=extents, dtype="bfloat16", target=gpu_target("cuda:90"), schedule=s)
+        return spoiled(made, how[s.to_json()])
+
+    job = Job(cascade=cascade, dtype="bfloat16", seed=0, inputs=inputs, small=inputs, device="cpu")
+    device = Processes(
+        job=job, build=text, target=gpu_target("cuda:90"), name=NAME, jobs=2, compile_s=20.0, compare_s=15.0
+    )
+    with device:
+        trials, was_cut = search([Ranked(schedule=schedule(n), seconds=1.0) for n in range(8)], device, budget_s=150.0)
+    assert not was_cut
+    whys = [t.why for t in trials]
+    assert whys[0] == whys[7] == ""
+    assert whys[1] == "compiling: the process ended by SIGSEGV"
+    assert whys[2] == "compiling: took longer than 20 s"
+    assert whys[3].startswith("wrong: AV ")
+    assert whys[4].startswith("comparing: the interpreter ended with status -11")
+    assert whys[5] == "comparing: took longer than 15 s"
+    assert "bytes of shared memory, cuda:90 has 232448" in whys[6]
+    assert [n for n, t in enumerate(trials) if t.seconds is not None] == [0, 7]
+    assert [n for n, t in enumerate(trials) if t.is_right] == [0, 7]
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tuning, Path]:
+    """A tuning, and the folder it was kept in."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path_factory.mktemp("cache")
+        patch.setenv("EINSUMCASCADE_CACHE", str(place))
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        return tune("softmax_attention", extents=SMALL, candidates=2, device=interpreted), place / "tuned"
+
+
+@pytest.fixture
+def kept(once: tuple[Tuning, Path], folder: Path) -> Tuning:
+    """A tuning, kept in a folder of this test's own."""
+    shutil.copytree(once[1], folder)
+    return once[0]
+
+
+def test_a_tuning_is_kept_and_found_by_calls_of_such_extents(kept: Tuning) -> None:
+    cascade, found = load("softmax_attention"), kept
+    assert found.best is not None and found.device == NAME and len(found.timed) == 2
+    (entry,) = entries()
+    assert entry.schedule == found.best.schedule and entry.record["trials"][0]["measured_s"] > 0
+
+    def of_call(source: Any, alike: Any = None, **extents: int) -> Schedule | None:
+        return tuned_schedule(
+            source,
+            binding=bind(source, extents={**SMALL, **extents}),
+            dtype="bfloat16",
+            precision="ieee",
+            ordered=False,
+            device=NAME,
+            alike=alike,
+        )
+
+    assert of_call(cascade) == of_call(cascade, P=60) == found.best.schedule
+    assert of_call(cascade, E=32) is None
+    # The forward that saves for the gradient has the same kernels, under another name.
+    forward = differentiate(cascade).forward
+    assert of_call(forward) is None
+    saved = of_call(forward, alike=cascade)
+    assert saved is not None
+    assert list(saved.kernels.values()) == list(found.best.schedule.kernels.values())
+    assert list(saved.kernels) == [k.name for k in program_of(forward, SMALL, saved).kernels]
+
+
+def test_a_kept_schedule_that_fits_no_more_is_passed_over_with_a_warning(kept: Tuning, folder: Path) -> None:
+    cascade = load("softmax_attention")
+    (path,) = folder.iterdir()
+    value = json.loads(path.read_text(encoding="utf-8"))
+    value["schedule"]["kernels"]["softmax_attention"]["stages"] = 99
+    path.write_text(json.dumps(value), encoding="utf-8")
+    options: dict[str, Any] = {"dtype": "bfloat16", "precision": "ieee", "ordered": False, "device": NAME}
+    with pytest.warns(EinsumCascadeWarning, match=r"\[tuned-schedule\] .* does not fit softmax_attention any more"):
+        assert tuned_schedule(cascade, binding=bind(cascade, extents=SMALL), **options) is None
+
+
+def test_without_a_gpu_nothing_is_timed_and_nothing_is_kept(folder: Path) -> None:
+    found = tune("softmax_attention", extents={**SMALL, "P": 4096, "M": 4096}, candidates=1, target="cuda:90")
+    assert found.device == "" and found.best is None
+    assert all(t.compiled is not None and t.compiled.registers > 0 for t in found.trials)
+    assert not folder.exists()
+
+
+def test_an_interruption_keeps_what_is_known() -> None:
+    def interrupt(stage: str, done: int, planned: int, best: object) -> None:
+        if stage == "timing, round 1":
+            raise KeyboardInterrupt
+
+    found = tune("softmax_attention", extents=SMALL, candidates=2, device=interpreted, progress=interrupt)
+    assert found.was_cut and found.best is not None and found.best.is_right
+    (entry,) = entries()
+    assert entry.schedule == found.best.schedule and entry.record["was_cut"] is True
+
+
+def test_a_tuner_that_is_killed_leaves_nothing_wrong_and_the_next_one_works(folder: Path) -> None:
+    script = (
+        "from tests.verify.test_tune import interpreted, SMALL\nfrom einsumcascade.verify.tune import tune\n"
+        "tune('softmax_attention', extents=SMALL, candidates=1, device=interpreted,\n"
+        "     progress=lambda stage, *_: print(stage, flush=True))\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("comparing"):
+            child.send_signal(signal.SIGKILL)
+            break
+    child.wait()
+    child.stdout.close()
+    assert child.returncode == -signal.SIGKILL
+    assert entries() == () and not list(folder.glob("*"))
+    assert tune("softmax_attention", extents=SMALL, candidates=1, device=interpreted).best is not None
+    assert len(entries()) == 1
+
+
+def test_an_op_is_tuned_on_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    import einsumcascade.verify.tune as module
+
+    monkeypatch.setattr(module, "_real", interpreted)
+    monkeypatch.setattr(module, "_device_of", lambda inputs: "cpu")
+    monkeypatch.setattr(module, "target_of", lambda device: gpu_target("cuda:90"))
+    op = ec.compile("softmax_attention")
+    q, k, v = (torch.randn(1, 2, n, 16, dtype=torch.bfloat16, requires_grad=True) for n in (37, 50, 50))
+    op(q, k, v)
+    found = op.tune(q, k, v, candidates=1)
+    assert found.extents == SMALL and len(found.timed) == 1
+    assert not op._runner.calls
+    with pytest.raises(InputError, match="extent-mismatch"):
+        op.tune(q, k, v[:, :, :40])
+
+
+@pytest.mark.parametrize(
+    "options", [{"candidates": 0}, {"budget_s": 0.0}, {"budget_s": float("nan")}, {"jobs": 0}, {"dtype": "float8"}]
+)
+def test_bad_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        tune("softmax_attention", extents=SMALL, **options)
+    assert caught.value.codes in {("option-budget",), ("wrong-dtype",)}
+
+
+# --- what candidates are compared on ----------------------------------------------------------------------------------
+
+
+def small_of(name: str, **extents: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of what the reference gets."""
+    cascade = load(name)
+    binding = bind(cascade, extents=extents)
+    whole = random_inputs(cascade, binding, "bfloat16")
+    return {n: tuple(t.shape) for n, t in _small(cascade, whole, binding).items()}
+
+
+def test_the_reference_gets_few_heads_and_lengths_that_end_in_part_of_a_tile() -> None:
+    shapes = small_of("softmax_attention", B=3, H=5, P=2048, M=2048, E=16, F=16)
+    assert shapes["K"] == shapes["V"] == shapes["Q"] == (2, 2, 765, 16)
+
+
+def test_a_window_is_narrower_than_what_it_slides_over() -> None:
+    (_, _, length, _) = small_of("sliding_window", B=2, H=2, P=4096, M=4096, E=16, F=16)["K"]
+    constants = bind(load("sliding_window"), extents={"B": 1, "H": 1, "P": 8, "M": 8, "E": 4, "F": 4}).constants
+    assert length > max(constants.values())
+
+
+def test_small_inputs_are_taken_as_they_are() -> None:
+    assert small_of("softmax_attention", **SMALL)["Q"] == (1, 2, 37, 16)
+
+
+@pytest.mark.parametrize("kind", ["plain", "transposed", "columns", "gaps", "repeats", "empty", "number"])
+def test_a_tensor_is_copied_with_its_strides(kind: str) -> None:
+    base = torch.arange(2 * 6 * 5 * 4, dtype=torch.float32).view(2, 6, 5, 4)
+    t = {
+        "plain": base,
+        "transposed": base.transpose(1, 2),
+        "columns": base.mT,
+        "gaps": base[:, 1::2, :3, 1:],
+        "repeats": base[:1, :, :1].expand(2, 6, 5, 4),
+        "empty": base[:, :0],
+        "number": base[0, 0, 0, 0],
+    }[kind]
+    copy = laid(t, "cpu")
+    assert torch.equal(copy, t) and copy.stride() == t.stride()
+    assert copy.data_ptr() != t.data_ptr() or not t.numel()
+    assert copy.untyped_storage().nbytes() <= base.untyped_storage().nbytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["softmax_attention", "alibi", "sigmoid", "diff"])
+def test_the_gpu_times_what_is_right_and_calls_use_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    extents = {"B": 2, "H": 8, "P": 2048, "M": 2048, "E": 64, "F": 64}
+    cascade = load(name)
+    named = {v.upper() for i in cascade.inputs for v in i.indices}
+    begun = time.monotonic()
+    found = tune(cascade, extents={r: n for r, n in extents.items() if r in named}, candidates=12, keep=False)
+    assert time.monotonic() - begun < 100
+    assert found.best is not None and found.default.seconds is not None and found.best.seconds is not None
+    assert found.best.seconds <= 1.05 * found.default.seconds
+    assert len(found.timed) >= 10 and found.correlation is not None
