@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen import tables as mask_tables
-from einsumcascade.codegen.kernel_ir import Loop, Table, TileKernel
+from einsumcascade.codegen.kernel_ir import Loop, TileKernel
 from einsumcascade.codegen.launch import Built, build, program_of, run_interpreted
 from einsumcascade.codegen.run_torch import run_on_cpu
 from einsumcascade.codegen.tables import tables_of
@@ -354,13 +355,13 @@ def test_masks_that_are_promised_unchanged_are_looked_at_once(monkeypatch: pytes
     op = ec.compile(ec.parse(str(ec.load("softmax_attention")) + "\nin DOC[t]\nconstraint DOC[m] == DOC[p]"))
     q, documents = torch.randn(1, 1, 70, 16), torch.arange(70) // 9
     made: list[str] = []
-    real = mask_tables._table
+    real = mask_tables.block_table
 
-    def noted(table: Table, x: torch.Tensor) -> torch.Tensor:
-        made.append(table.name)
-        return real(table, x)
+    def noted(x: torch.Tensor, reduce: str, *rest: Any) -> torch.Tensor:
+        made.append(reduce)
+        return real(x, reduce, *rest)
 
-    monkeypatch.setattr(mask_tables, "_table", noted)
+    monkeypatch.setattr(mask_tables, "block_table", noted)
     plain = op(q, q, q, documents)
     each = len(made)
     assert each > 0
