@@ -137,7 +137,7 @@ def predict(
     Cost: some milliseconds; the proofs of the loop form are cached.
 
     >>> from einsumcascade.gallery import load
-    >>> from einsumcascade.schedules.program import partition
+    >>> from einsumcascade.schedules.partition import partition
     >>> from einsumcascade.schedules.schedule import KernelSchedule
     >>> program = partition(load("softmax_2p"), bounded=("e", "f"))
     >>> tiles = Schedule(kernels={"softmax_2p": KernelSchedule(tiles={"p": 128, "m": 64}, warps=8)})

@@ -55,6 +55,7 @@ class Compiled:
 def resident_blocks(target: GpuTarget, *, registers: int, shared_memory_bytes: int, warps: int) -> int:
     """Blocks that a multiprocessor holds together; 0 where not even one fits.
 
+    >>> from einsumcascade.analysis.targets import gpu_target
     >>> resident_blocks(gpu_target("cuda:90"), registers=138, shared_memory_bytes=115712, warps=4)
     2
     """

@@ -24,7 +24,8 @@ from einsumcascade.language.parser import constrained
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.demands import TENSOR
 from einsumcascade.schedules.model import Prediction, predict, rank
-from einsumcascade.schedules.program import Program, partition
+from einsumcascade.schedules.partition import partition
+from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.schedules.timing import Stations, dealt, resident_blocks
 from tests.codegen.calls import VARIANTS
