@@ -16,11 +16,12 @@ from einsumcascade.language.ir import Cascade, Iter, Read, apply, reads, walk
 from einsumcascade.language.ops import OPS
 from einsumcascade.language.parser import parse
 from einsumcascade.reference.interpret import run
+from einsumcascade.rewrites import transposes
 from einsumcascade.rewrites.adjoint import adjoints
 from einsumcascade.rewrites.differentiate import Gradient, differentiate
 from tests.codegen.calls import VARIANTS, variant_inputs
 from tests.codegen.found import CANCELLED
-from tests.strategies import Case, cases, examples
+from tests.strategies import Case, cases, examples, random_case
 
 # A solve has no gradient yet; steps of conjugate gradients after convergence divide rounding by rounding.
 UNSOLVED = {"deltaformer", "deltanet_chunk", "lla_1p", "lla_cg", "local_quadratic", "mesa", "nystrom", "path", "sessa"}
@@ -121,7 +122,15 @@ def test_the_gradient_of_a_gallery_text_is_that_of_autograd(name: str) -> None:
 @examples(60)
 @given(cases())
 @example(CANCELLED)
+@example(random_case(8093))
 def test_the_gradient_of_a_random_cascade_is_its_slope(case: Case) -> None:
+    """With ties judged exactly, as float64 can: kernels take what is within rounding of a maximum for equal to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transposes, "NEAR", 0.0)
+        assert_random_slopes(case)
+
+
+def assert_random_slopes(case: Case) -> None:
     inputs = case.inputs()
     try:
         differentiate(case.cascade)
