@@ -76,7 +76,8 @@ class Root:
             what=f"{x} is where {r} is 0: its gradient is that of the root, whatever steps find it",
             after=tuple(map(str, self.chain)),
             proof=(
-                "each step halves a bracket at whose ends the condition differs, so both ends go to one root",
+                "where the condition differs at the ends of the first bracket, each step halves it and keeps that so:",
+                "both ends go to one root",
                 f"d{x} = -d{r} / (d{r}/d{x}), the implicit function theorem",
             ),
         )

@@ -184,7 +184,11 @@ class Reverse(Transposes):
         ranks = tuple(v for v in e.ranks if v != var)
         part = replace(e, tensor=fresh(f"{e.tensor}_step", self.taken), indices=(here, *e.indices), ranks=ranks)
         if not ranks:
-            part = replace(part, reduce=None)
+            # A sum over no point is 0, a map at no point has no value.
+            inside = e.expr
+            for c in e.where:
+                inside = apply("select", c, inside, ZERO)
+            part = replace(part, expr=inside, where=(), reduce=None)
         value = apply(
             "add", Read(tensor=name, indices=(after, *e.indices)), Read(tensor=part.tensor, indices=part.indices)
         )

@@ -358,3 +358,15 @@ def test_what_a_sum_hands_on_has_not_the_ranks_summed() -> None:
         if e.expr == parse("in DZ[p], O[p]\nA[p] = 2 * DZ[p] * O[p]\nout A").einsums[0].expr
     )
     assert len(received_by.indices) == 1
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        " R[t+1] = 0.5 * R[t] + X[t] * W[IDX[t]]\n",
+        " Y[t] = X[t] * W[j] :: sum(j) where j <= t\n R[t+1] = 0.5 * R[t] + Y[t]\n",
+    ],
+)
+def test_steps_that_have_no_point_for_an_element_hand_it_nothing(step: str) -> None:
+    cascade = parse(f"in X[t], W[j], IDX[t]\ninit R[0] = 0\niter t:\n{step}end\nO = R[T]\nout O")
+    assert_slopes(cascade, {**drawn(X=(5,), W=(3,)), "IDX": np.array([0, 2, 1, 2, 2])})
