@@ -325,7 +325,16 @@ def equal(x: Expr, y: Expr, *, leaves: bool = False) -> bool:
     difference = to_sympy(x, symbol) - to_sympy(y, symbol)
     if sp.expand(sp.powsimp(sp.expand(difference), combine="exp")) == 0:
         return True
-    return bool(leaves and sp.simplify(sp.expand_log(difference, force=True)) == 0)
+    if not leaves or _differs_at_a_point(difference):
+        return False
+    return bool(sp.simplify(sp.expand_log(difference, force=True)) == 0)
+
+
+def _differs_at_a_point(difference: Any) -> bool:
+    """Whether a difference is clearly not 0 where each symbol is some positive number: much cheaper than a proof."""
+    points = {x: 1 + (7 * n + 3) % 11 / 13 for n, x in enumerate(sorted(difference.free_symbols, key=str))}
+    value = difference.subs(points).evalf()
+    return bool(value.is_number and value.is_finite and abs(value) > 1e-6)
 
 
 def carries(expr: Expr, var: str) -> bool:

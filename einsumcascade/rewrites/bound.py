@@ -42,7 +42,8 @@ from einsumcascade.rewrites.algebra import (
     producers,
     product,
 )
-from einsumcascade.rewrites.loop_form import _LoopForm, prepared
+from einsumcascade.rewrites.invariance import invariant
+from einsumcascade.rewrites.loop_form import _LoopForm
 from einsumcascade.rewrites.proofs import PRIME
 from einsumcascade.rewrites.step import Rewritten, Step
 
@@ -96,7 +97,7 @@ def _bounded(cascade: Cascade, s: Einsum, variable: str, extents: Mapping[str, i
         return f"nothing bounds {s.expr}"
     form = _LoopForm(cascade, (variable,), 1)
     form.prepare()
-    if not _invariant(form, cascade, s.tensor):
+    if not invariant(form, s.tensor):
         return "an output depends on it beyond the weights it scales"
     for state in form.states.values():
         for c in (c for row in state.how.matrix for c in row):
@@ -130,78 +131,6 @@ def _logarithm(
         return 0.0
     value = _number(transform(c.args[0], at), cascade, extents)
     return None if value is None else abs(value)
-
-
-def invariant(cascade: Cascade, *, variable: str, reference: str) -> bool:
-    """Whether every output has the same value whatever a reference is, the states moved with it.
-
-    This is `out(d', C(d, d') S) = out(d, S)`, proven by algebra; it is also why no gradient goes through the reference.
-    """
-    form = _LoopForm(cascade, (variable,), 1)
-    form.prepare()
-    return _invariant(form, cascade, reference)
-
-
-def references(cascade: Cascade, *, variable: str) -> tuple[str, ...]:
-    """Name the maxima and minima over a rank that no output depends on, and what joins one with its seed.
-
-    Args:
-        cascade: simplified. variable: of the rank.
-
-    Cost: as `invariant` for each of them.
-    """
-    form = prepared(cascade, (variable,), 1)
-    out = []
-    for name, state in form.states.items():
-        if state.einsum.reduce in ("max", "min") and _invariant(form, form.cascade, name):
-            joins = form.seeds[name].joins if name in form.seeds else {}
-            out += [name, *(e.tensor for e in cascade.einsums if is_map(e) and e.expr in joins)]
-    return tuple(out)
-
-
-def _invariant(form: _LoopForm, cascade: Cascade, reference: str) -> bool:
-    if form.loops > 1 or reference not in form.states or reference in cascade.output_names or form.kept:
-        return False
-    defs = form.defs
-
-    def opened(e: Expr) -> Expr:
-        """An expression over states alone."""
-        return inline_reads(e, defs, lambda r, d: is_map(d) and not form.streams(r.tensor))
-
-    def primed(e: Expr) -> Expr | None:
-        return replace(e, tensor=e.tensor + PRIME) if isinstance(e, Read) and e.tensor == reference else None
-
-    def entry(c: Expr) -> Expr:
-        """An entry of C, over the reference and its twin; other references keep their value."""
-
-        def leaf(e: Expr) -> Expr | None:
-            if not isinstance(e, Read):
-                return None
-            if e.tensor.endswith(PRIME):
-                return transform(opened(replace(e, tensor=e.tensor.removesuffix(PRIME))), primed)
-            return opened(e)
-
-        return transform(c, leaf)
-
-    def moved(e: Expr) -> Expr | None:
-        if not isinstance(e, Read) or e.tensor not in form.states:
-            return None
-        state = form.states[e.tensor]
-        if e.tensor == reference or state.how.form == "none":
-            return primed(e)
-        if state.how.form == "shift":
-            return apply("add", e, entry(state.how.matrix[0][0]))
-        total: Expr = Num(value=0)
-        for c, target in zip(state.how.matrix[state.row], state.basis, strict=True):
-            total = apply("add", total, apply("mul", entry(c), target))
-        return total
-
-    for o in cascade.output_names:
-        own = Read(tensor=o, indices=defs[o].indices)
-        value = own if o in form.states else opened(own)
-        if not equal(transform(value, moved), value, leaves=True):
-            return False
-    return True
 
 
 def interval(expr: Expr, cascade: Cascade) -> Interval | None:
@@ -298,6 +227,3 @@ def _number(e: Expr, cascade: Cascade, extents: Mapping[str, int]) -> float | No
     if any(n not in known and n not in extents for n in needed):
         return None
     return float(Binding(extents=extents, constants=known).value(e))
-
-
-__all__ = ["Interval", "bound_references", "interval", "invariant", "norm_squared", "references"]

@@ -8,7 +8,7 @@ the others; of a read `X[p - 1]`, `K[h // R]` one that is solved for the variabl
 `T[IDX[p]]`, a sum over the points `where p - m == j`. Values that the whole of a long rank tells are saved by the
 forward cascade, the least of them that separates the two; all else is computed again.
 
-No gradient goes through a reference that no output depends on (`bound.invariant` proves it), nor through an index or a
+No gradient goes through a reference that no output depends on (`invariance` proves it), nor through an index or a
 condition. Under a maximum it goes to the elements that attain it, in equal shares, as PyTorch's `amax` has it.
 Source: Griewank and Walther, reverse accumulation; FlashAttention-2 appendix B, of which this is no special case.
 """
