@@ -101,18 +101,19 @@ def _bounded(cascade: Cascade, s: Einsum, variable: str, extents: Mapping[str, i
         return "an output depends on it beyond the weights it scales"
     for state in form.states.values():
         for c in (c for row in state.how.matrix for c in row):
-            width = _logarithm(c, s.tensor, found, form, cascade, extents)
+            exponent = _exponent(c, s.tensor, found, form)
+            if given := reads(exponent):
+                return f"what {given[0]} makes of its interval has no bound"
+            width = _number(exponent, cascade, extents)
             if width is None:
                 return f"the length of its interval, {apply('sub', found.high, found.low)}, needs extents"
-            if width > WIDEST:
-                return f"weights could be as small as exp(-{width:g}), which underflows"
+            if abs(width) > WIDEST:
+                return f"weights could be as small as exp(-{abs(width):g}), which underflows"
     return found.high
 
 
-def _logarithm(
-    c: Expr, reference: str, found: Interval, form: _LoopForm, cascade: Cascade, extents: Mapping[str, int]
-) -> float | None:
-    """The size of the exponent of an entry of C that moves a state from one end of the interval to the other."""
+def _exponent(c: Expr, reference: str, found: Interval, form: _LoopForm) -> Expr:
+    """The exponent of an entry of C that moves a state from one end of the interval of the reference to the other."""
 
     def at(e: Expr) -> Expr | None:
         if not isinstance(e, Read):
@@ -125,12 +126,9 @@ def _logarithm(
         if d is not None and is_map(d) and reference in {r.tensor for r in reads(d.expr)}:
             inner = inline(replace(e, tensor=name), d)
             return transform(inner, lambda x: end if isinstance(x, Read) and x.tensor == reference else None)
-        return Num(value=1)
+        return None
 
-    if not (isinstance(c, Apply) and c.op == "exp"):
-        return 0.0
-    value = _number(transform(c.args[0], at), cascade, extents)
-    return None if value is None else abs(value)
+    return transform(c.args[0], at) if isinstance(c, Apply) and c.op == "exp" else Num(value=0)
 
 
 def interval(expr: Expr, cascade: Cascade) -> Interval | None:

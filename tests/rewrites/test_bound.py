@@ -63,6 +63,23 @@ def test_a_bounded_score_takes_its_bound_where_the_reference_cancels(text: str, 
         ("in S[p,m], V[m,f]\n" + SOFTMAX + VALUES + "out O", "nothing bounds S[p, m]"),
         (CAP.format(20.0) + VALUES.replace("/ SD", "/ (SD").replace("SD[p]", "SD[p] + 1)") + "out O", "beyond"),
         (CAP.format(20.0) + VALUES + "out O, GM", "an output depends on it"),
+        (
+            "in Y[p], "
+            + CAP.format(2.0).removeprefix("in ").replace("S[p,m] - GM[p]", "Y[p] * (S[p,m] - GM[p])")
+            + VALUES
+            + "out O",
+            "what Y[p] makes of its interval has no bound",
+        ),
+        (
+            "in Y[p], "
+            + CAP.format(2.0)
+            .removeprefix("in ")
+            .replace("exp(S[p,m] - GM[p])", "exp(S[p,m] - R[p])")
+            .replace("SN[", "R[p] = max(GM[p], Y[p])\nSN[", 1)
+            + VALUES
+            + "out O",
+            "what Y[p] makes of its interval has no bound",
+        ),
         (CAP.format(20.0) + VALUES.replace(" / SD[p]", "") + "out O", "beyond"),
         (CAP.format(20.0) + VALUES.replace("out O", "") + "B[f] = NV[p,f] :: sum(p)\nout B", "beyond"),
     ],
