@@ -6,7 +6,8 @@
 
 A tile in registers can be read where its program stands and nowhere else, so its definition is written once more at the
 other place, and what it reads in turn, down to inputs and to what another kernel leaves in memory. Precondition: the
-tensor is defined outside iterations, over plain variables; a read that may be out of range stands in no `select`.
+tensor is defined outside iterations, over plain variables; a read that may be out of range stands in no `select`, or
+in one whose condition is that it is not.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from einsumcascade.language.ir import (
     substitute,
     variables,
 )
+from einsumcascade.language.terms import conjuncts
 from einsumcascade.rewrites.algebra import fresh, names_taken
 from einsumcascade.rewrites.step import Rewritten, Step
 
@@ -75,28 +77,32 @@ class _Shifted:
     def _reader(self, s: Einsum) -> Einsum:
         conditions: list[Expr] = []
 
-        def at(e: Expr, chosen: bool) -> Expr:
+        def at(e: Expr, chosen: bool, known: frozenset[Expr]) -> Expr:
+            """An expression over copies, where some conditions hold; chosen: other points may take another value."""
             match e:
                 case Read():
-                    found = self._copy(e, chosen)
+                    missing = [c for c in self._inside(e) if c not in known] if e.tensor in self.defs else []
+                    found = self._copy(e) if not (chosen and missing) else None
                     if found is None:
-                        return replace(e, indices=tuple(at(i, chosen) for i in e.indices))
-                    conditions.extend(self._inside(e))
+                        return replace(e, indices=tuple(at(i, chosen, known) for i in e.indices))
+                    conditions.extend(missing)
                     return found
+                case Apply(op="select", args=(c, yes, no)):
+                    held = known | {_upward(x) for x in conjuncts([c])}
+                    return replace(e, args=(at(c, chosen, known), at(yes, True, held), at(no, True, known)))
                 case Apply():
-                    inner = chosen or e.op == "select"
-                    return replace(e, args=tuple(at(a, inner) for a in e.args))
+                    return replace(e, args=tuple(at(a, chosen, known) for a in e.args))
                 case _:
                     return e
 
-        expr = at(s.expr, False)
-        where = tuple(at(c, True) for c in s.where)
+        expr = at(s.expr, False, frozenset())
+        where = tuple(at(c, True, frozenset()) for c in s.where)
         new = [c for c in dict.fromkeys(conditions) if c not in where]
         if expr == s.expr and where == s.where:
             return s
         return replace(s, expr=expr, where=(*where, *new))
 
-    def _copy(self, read: Read, chosen: bool) -> Read | None:
+    def _copy(self, read: Read) -> Read | None:
         """What stands for a read at another place; None where the read stays."""
         d = self.defs.get(read.tensor)
         if d is None or read.indices == d.indices or d.is_fiberwise or self.kept(d):
@@ -113,8 +119,6 @@ class _Shifted:
             if d is None:
                 return None
             inner = {v for v in d.space if v not in own}
-        if chosen and self._inside(read):
-            return None
         at = dict(zip(own, read.indices, strict=True))
         new = [v for v in used if v not in own]
         culled = (c for c in self.cascade.constraints if set(variables(c)) & set(new))
@@ -166,12 +170,36 @@ class _Shifted:
         """The conditions for a read to be in range."""
         out: list[Expr] = []
         for own, index in zip(self.defs[read.tensor].indices, read.indices, strict=True):
-            assert isinstance(own, Var)
-            same = isinstance(index, Var) and self._size(index.name) == self._size(own.name)
-            if same or (index, self._size(own.name)) in self.covered:
+            if not isinstance(own, Var):
+                return []
+            if isinstance(index, Var) and self._fits(index.name, own.name):
                 continue
-            out += [apply("ge", index, Num(value=0)), apply("lt", index, Scalar(name=rank_of(own.name)))]
+            if (index, self._size(own.name)) in self.covered:
+                continue
+            out += [] if isinstance(index, Var) else [apply("ge", index, Num(value=0))]
+            out.append(apply("lt", index, Scalar(name=rank_of(own.name))))
         return out
+
+    def _fits(self, variable: str, axis: str) -> bool:
+        """Whether a rank is as long as another, or shorter by a number."""
+        if self._size(variable) == self._size(axis):
+            return True
+        extent = next((d.expr for d in self.cascade.ranks if d.name == variable), None)
+        match extent:
+            case Apply(op="sub", args=(Scalar(name=whole), Num(value=less))):
+                return less >= 0 and whole in (rank_of(axis), self._size(axis))
+        return False
 
     def _size(self, variable: str) -> str:
         return self.sizes.get(rank_of(variable), rank_of(variable))
+
+
+def _upward(condition: Expr) -> Expr:
+    """A condition that something is at least 0, or less than an extent, as `_inside` writes it."""
+    match condition:
+        case Apply(op="le", args=(x, y)):
+            return apply("ge", y, x)
+        case Apply(op="gt", args=(x, y)):
+            return apply("lt", y, x)
+        case _:
+            return condition

@@ -240,8 +240,8 @@ class Transposes:
         axes = self.indices(read.tensor)
         found = landing(read, axes, s, self.base, self.taken)
         self.ranks += found.ranks
-        value = substitute(value, found.solved)
-        where = found.where
+        value = _settled(substitute(value, found.solved))
+        where = tuple(map(_settled, found.where))
         rest = tuple(v for v in found.space if v not in {a.name for a in found.indices})
         into = self.received.setdefault(read.tensor, [])
         if not rest and found.indices == axes and set(found.space) == {a.name for a in axes}:
@@ -256,7 +256,7 @@ class Transposes:
             part = replace(part, reduce="sum", ranks=rest)
         else:
             # Nothing where there is no point, and not no value.
-            for c in (*where, *(substitute(c, found.solved) for c in within(s, read, self.indices))):
+            for c in (*where, *(_settled(substitute(c, found.solved)) for c in within(s, read, self.indices))):
                 value = apply("select", c, value, ZERO)
             part = Einsum(tensor=name, indices=found.indices, expr=value)
         self.body.append(part)
@@ -280,6 +280,23 @@ class Transposes:
         out = Einsum(tensor=fresh(f"D{name}", self.taken), indices=axes, expr=value)
         self.body.append(out)
         return out.tensor
+
+
+def _settled(expr: Expr) -> Expr:
+    """The expression, each place that adds and subtracts whole numbers with one of them: p + 1 - 1 is p."""
+
+    def leaf(e: Expr) -> Expr | None:
+        match e:
+            case Apply(op="add" | "sub" as op, args=(x, Num(value=int(n)))) if not reads(x):
+                match transform(x, leaf):
+                    case Apply(op="add" | "sub" as first, args=(inner, Num(value=int(m)))):
+                        whole = (m if first == "add" else -m) + (n if op == "add" else -n)
+                        if whole == 0:
+                            return inner
+                        return apply("add" if whole > 0 else "sub", inner, Num(value=abs(whole)))
+        return None
+
+    return transform(expr, leaf)
 
 
 def _behind(e: Einsum | None, made: dict[str, Einsum], found: tuple[str, ...]) -> Einsum | None:

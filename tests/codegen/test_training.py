@@ -35,7 +35,7 @@ NIGHTLY = bool(os.environ.get("EINSUMCASCADE_NIGHTLY"))
 # One output and several, saved rows and none, shared heads, states, tables, lengths, inputs that only index.
 SOME = ("softmax_attention", "softmax_lse", "alibi", "gqa", "diff", "sigmoid", "t5bias", "varlen", "linattn", "dropout")
 # Their forward has kernels; the forward that saves, or the backward, has none yet.
-LEFT = ("feedback", "gaze", "landmark", "memora")
+LEFT = ("feedback", "memora")
 
 
 def has_gradient(name: str) -> bool:

@@ -34,10 +34,23 @@ CASES = {
         "in X[g,e]\nrank g = 3\nrank k = G\nW[g,k] = X[g,e] * X[k,e] * X[k,e] :: sum(e)\nD[k] = W[g,k] :: sum(g)\n"
         "O[g] = D[g] * X[g,e] :: sum(e)\nout O"
     ),
+    "a branch in range": (
+        "in X[m,e]\nA[m] = X[m,e] * X[m,e] :: sum(e)\nO[m] = select(0 <= m + 1, select(m + 1 < M, A[m + 1], 0), 0)\n"
+        "out O"
+    ),
+    "branches of a shorter rank": (
+        "in X[m,e]\nrank j = M - 2\nA[m] = X[m,e] :: max(e)\nB[j] = A[j] * A[j]\n"
+        "O[m] = select(m < J, B[m], 3) + select(m - 1 >= 0 and m - 1 < J, B[m - 1] - A[m], 1)\nout O"
+    ),
+    "a condition that reads elsewhere": (
+        "in X[m,e]\nA[m] = X[m,e] :: sum(e)\nB[m] = select(A[m - 1] > A[m], A[m], 0) where m >= 1\n"
+        "O = B[m] :: sum(m) where m >= 1\nout O"
+    ),
     "a window of sums": "in X[m,e]\nrank w = 3\nD[m] = X[m,e] :: sum(e)\nO[m] = D[m + w - 1] :: sum(w)\nout O",
 }
 KEPT = {
     "a branch that may be out of range": "in X[m]\nA[m] = exp(X[m])\nO[m] = select(m >= 1, A[m - 1], 0)\nout O",
+    "the other branch": "in X[m]\nA[m] = exp(X[m])\nO[m] = select(m - 1 < 0, A[m - 1], A[m])\nout O",
     "a place that is computed": "in X[m]\nA[m] = exp(X[m])\nJ[m] = floor(X[m])\nO[m] = A[J[m]]\nout O",
 }
 
