@@ -22,6 +22,7 @@ from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Definition, Num, Output, Scalar, rank_of, variable_of
 from einsumcascade.rewrites.derive import simplify
+from einsumcascade.rewrites.distribute import distribute
 from einsumcascade.rewrites.shifted import recompute_shifted
 from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.rewrites.unroll import unroll
@@ -308,6 +309,7 @@ def _program(
     for v, parts in split:
         simple = split_form(simple, variable=v, parts=parts).cascade
     bounded = bounded_variables(simple, dict(extents))
+    simple = distribute(simple, bounded=bounded).cascade
     known = {d.name for d in simple.ranks}
     simple = recompute_shifted(simple, kept=lambda e: bool(set(e.ranks) - set(bounded))).cascade
     # A rank of its own that a definition written again walks is bounded where that of its size is.

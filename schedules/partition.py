@@ -88,9 +88,7 @@ class _Partition:
             out = list(dict.fromkeys([t for t in own if t in needed or t in outputs] + g.outputs))
             for t in out:
                 if t in needed:
-                    e = self.by_tensor[t].statements[0]
-                    assert isinstance(e, Einsum)
-                    buffers[t] = self.scattered.get(t, e.free)
+                    buffers[t] = self.scattered.get(t, needed[t].free)
             suffix = f"_{n}" if len(groups) > 1 else ""
             kernels.append(self._kernel(f"{identifier(self.cascade.name)}{suffix}", g, out, names))
         return Program(cascade=self.cascade, kernels=tuple(kernels), buffers=buffers, bounded=bounded)
@@ -300,17 +298,24 @@ class _Partition:
         groups.append(fresh)
         return fresh
 
-    def _needed(self, groups: list[Group]) -> set[str]:
-        """Anchors that a kernel other than their own reads."""
-        needed = set()
-        for g in groups:
-            for statements in self._roots(g):
-                for u, _ in self._cone(statements)[1].values():
-                    if u not in g.units:
-                        if not isinstance(u.statements[-1], Einsum):
-                            raise not_lowered(u.statements[-1], "an iterative result read by another kernel")
-                        needed |= set(u.writes)
-        return needed
+    def _needed(self, groups: list[Group]) -> dict[str, Einsum]:
+        """Tensors that a kernel other than their own reads, with what writes them."""
+        return {t: e for g in groups for t, e in self._foreign(g).items()}
+
+    def _foreign(self, g: Group) -> dict[str, Einsum]:
+        """Tensors of other kernels that a kernel reads, with what writes them."""
+        out: dict[str, Einsum] = {}
+        for statements in self._roots(g):
+            maps, _ = self._cone(statements)
+            for r in _reads_of((*statements, *maps.values())):
+                u = self.by_tensor.get(r.tensor)
+                if u is None or u in g.units:
+                    continue
+                if any(isinstance(s, Init) and s.tensor == r.tensor for s in u.statements):
+                    raise not_lowered(u.statements[-1], "an iterative result read by another kernel")
+                written = (s for s in walk(u.statements) if isinstance(s, Einsum) and s.tensor == r.tensor)
+                out[r.tensor] = next(written)
+        return out
 
     def _roots(self, g: Group) -> list[tuple[Statement, ...]]:
         return [u.statements for u in g.units] + [(self.maps[o],) for o in g.outputs]
@@ -327,14 +332,9 @@ class _Partition:
 
     def _kernel(self, name: str, g: Group, out: list[str], anchors: list[str]) -> Kernel:
         wanted: set[str] = set(g.outputs)
-        foreign: dict[str, Einsum] = {}
+        foreign = self._foreign(g)
         for statements in self._roots(g):
-            maps, units = self._cone(statements)
-            wanted |= set(maps)
-            for u, _ in units.values():
-                head = u.statements[0]
-                if u not in g.units and isinstance(head, Einsum):
-                    foreign[head.tensor] = head
+            wanted |= set(self._cone(statements)[0])
         own = {s for u in g.units for s in u.statements}
         added = {u.writes[0]: u.statements[0] for u in g.units if u.writes[0] in self.scattered}
         body = tuple(

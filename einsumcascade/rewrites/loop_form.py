@@ -246,8 +246,7 @@ class _LoopForm(Moves):
         inner = [x for x in walk(block.body) if isinstance(x, Einsum)]
         iterative = {x.tensor for x in self.cascade.body if isinstance(x, Init)}
         carries_rank = any(x.tensor in iterative and self.streams(x.tensor) for x in inner)
-        backwards = block.descending and self._nests(block)
-        if block.var in self.over or len(inner) < len(block.body) or carries_rank or backwards:
+        if block.var in self.over or len(inner) < len(block.body) or carries_rank:
             raise not_lowered(inner[0], f"a reduction over {', '.join(self.over)}, which an iteration walks too,")
         writes = {x.tensor for x in inner}
         begun = [x.expr for x in self.cascade.body if isinstance(x, Init) and x.tensor in writes]
@@ -319,20 +318,22 @@ class _LoopForm(Moves):
 
     def _nested(self, block: Iter) -> list[Statement]:
         """A block each of whose steps reduces over the rank: its body is a cascade of its own, in loop form."""
-        at, following = Var(name=block.var), apply("add", Var(name=block.var), Num(value=1))
+        at = Var(name=block.var)
+        new: Expr = at if block.descending else apply("add", at, Num(value=1))
         inner = [x for x in block.body if isinstance(x, Einsum)]
-        carried = {x.tensor: fresh(f"{x.tensor}NEW", self.taken) for x in inner if following in x.indices}
+        iterative = {x.tensor for x in self.cascade.body if isinstance(x, Init)}
+        carried = {x.tensor: fresh(f"{x.tensor}NEW", self.taken) for x in inner if x.tensor in iterative}
 
         def there(e: Expr) -> Expr | None:
-            if isinstance(e, Read) and e.tensor in carried and following in e.indices:
-                return Read(tensor=carried[e.tensor], indices=tuple(at if i == following else i for i in e.indices))
+            if isinstance(e, Read) and e.tensor in carried and new in e.indices:
+                return Read(tensor=carried[e.tensor], indices=tuple(at if i == new else i for i in e.indices))
             return None
 
         own: list[Statement] = []
         for x in inner:
             x = replace(x, expr=transform(x.expr, there), where=tuple(transform(c, there) for c in x.where))
-            if following in x.indices:
-                x = replace(x, tensor=carried[x.tensor], indices=tuple(at if i == following else i for i in x.indices))
+            if x.tensor in carried:
+                x = replace(x, tensor=carried[x.tensor], indices=tuple(at if i == new else i for i in x.indices))
             own.append(x)
         written = {x.tensor for x in inner}
         needed = {t for x in inner for t in ancestors(self.cascade, x.tensor) if self.streams(t)} - written
@@ -347,11 +348,11 @@ class _LoopForm(Moves):
         form.frees = [*self.frees, *(frozenset(s.einsum.free) for s in self.states.values())]
         statements = form.run().cascade.body
         self.steps += form.steps
-        names = {new: t for t, new in carried.items()}
+        names = {name: t for t, name in carried.items()}
 
         def back(e: Expr) -> Expr | None:
             if isinstance(e, Read) and e.tensor in names:
-                indices = tuple(following if i == at else i for i in e.indices)
+                indices = tuple(new if i == at else i for i in e.indices)
                 return Read(tensor=names[e.tensor], indices=indices)
             return self.generation(e, "last") if isinstance(e, Read) and e.tensor in self.states else None
 
@@ -362,7 +363,7 @@ class _LoopForm(Moves):
                 return replace(s, expr=transform(s.expr, back))
             s = replace(s, expr=transform(s.expr, back), where=tuple(transform(c, back) for c in s.where))
             if s.tensor in names:
-                s = replace(s, tensor=names[s.tensor], indices=tuple(following if i == at else i for i in s.indices))
+                s = replace(s, tensor=names[s.tensor], indices=tuple(new if i == at else i for i in s.indices))
             return s
 
         done = [one(s) for s in statements]
