@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from einsumcascade.codegen.checks import refusal
 from einsumcascade.codegen.launch import program_of
 from einsumcascade.codegen.ops import choices_of, define, outputs_like, registered, with_batch
 from einsumcascade.codegen.runner import Runner, Tensors
@@ -98,6 +99,21 @@ class Pair:
         for o, g, (shape, dtype, device) in zip(self.gradient.original.output_names, grads, like, strict=True):
             out[o] = torch.zeros((), dtype=dtype, device=device).expand(shape) if g is None else g
         return out
+
+
+def reached(cascade: Cascade) -> tuple[str, ...]:
+    """The inputs that have a gradient.
+
+    Raises: InputError: `no-gradient`: none has.
+    """
+    found = differentiable(cascade)
+    if not found:
+        raise refusal(
+            "no-gradient",
+            f"no gradient reaches an input of {cascade.name}",
+            rule="a gradient goes to inputs whose values reach an output; indices and conditions pass none",
+        )
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -7,26 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch.autograd import forward_ad
 
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
-from einsumcascade.codegen.autograd import Pair, library, recorded, underivable
+from einsumcascade.codegen.autograd import Pair, library, reached, recorded, underivable
 from einsumcascade.codegen.checks import PLAIN, check_kinds, check_tensors, refusal
 from einsumcascade.codegen.export import Exported, exported
 from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.launch import KERNEL_DTYPES, Built, build, require_inputs, with_constants
 from einsumcascade.codegen.modules import Module
 from einsumcascade.codegen.ops import registered
-from einsumcascade.codegen.runner import Runner, allowed_precision, forget_shared, present_target
+from einsumcascade.codegen.runner import Runner, allowed_precision, present_target
 from einsumcascade.errors import Diagnostic, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.derive import Derivation, derive
 from einsumcascade.rewrites.differentiate import differentiable
-from einsumcascade.schedules.autotune import Tuning
+from einsumcascade.schedules.autotune import GradientTuning, Tuning
 from einsumcascade.schedules.parts import parts_of
 from einsumcascade.schedules.schedule import PRECISIONS, Schedule
 
@@ -250,7 +250,7 @@ class Op:
                 hint=nearest(dtype, KERNEL_DTYPES),
             )
         if gradient:
-            pair = Pair.of(self.cascade, self._reached(), self.precision, schedule or self.fixed_schedule)
+            pair = Pair.of(self.cascade, reached(self.cascade), self.precision, schedule or self.fixed_schedule)
             runner = pair.backward
         else:
             plain = parts_of(schedule or self.fixed_schedule, self.cascade.name).plain
@@ -268,39 +268,29 @@ class Op:
         )
         return Kernel(built=built, target=target)
 
-    def _reached(self) -> tuple[str, ...]:
-        """The inputs that have a gradient; a cascade without one is refused."""
-        reached = differentiable(self.cascade)
-        if not reached:
-            raise refusal(
-                "no-gradient",
-                f"no gradient reaches an input of {self.cascade.name}",
-                rule="a gradient goes to inputs whose values reach an output; indices and conditions pass none",
-            )
-        return reached
-
-    def tune(self, *tensors: torch.Tensor, **options: Any) -> Tuning:
+    @overload
+    def tune(self, *tensors: torch.Tensor, gradient: Literal[False] = False, **options: Any) -> Tuning: ...
+    @overload
+    def tune(self, *tensors: torch.Tensor, gradient: Literal[True], **options: Any) -> GradientTuning: ...
+    def tune(self, *tensors: torch.Tensor, gradient: bool = False, **options: Any) -> Tuning | GradientTuning:
         """Find the fastest schedule for calls on tensors like these; later calls of any such op use it.
 
         Args:
             tensors: as a call takes them. Where they are on a CPU and a GPU is there, it is that GPU's tuning.
+            gradient: tune what a call runs that records a gradient, the forward that saves and the backward: for the
+                gradient in those tensors that require one, or in all that have one if none does.
             options: `candidates`, `budget_s`, `jobs`, `keep`, `progress`, as `einsumcascade.tune` takes them.
 
-        Returns: what became of each candidate. Gradients are cascades of their own and are not tuned by this.
-        Raises: InputError: as a call.
-        Cost: at most about `budget_s` seconds, 90 unless told.
+        Returns: what became of each candidate.
+        Raises: InputError: as a call; LoweringError: a gradient is wanted of a construct that has none yet.
+        Cost: at most about `budget_s` seconds, 90 unless told; twice that for a gradient.
         """
-        ordered = self._ordered(tensors, {})
-        inputs = dict(zip(self._names, (t.detach() for t in ordered), strict=True))
+        inputs = dict(zip(self._names, self._ordered(tensors, {}), strict=True))
         check_tensors(self.cascade, inputs, frozenset())
         # The face of the package comes after this layer, and is there whenever this is.
-        tuning: Tuning = sys.modules["einsumcascade"].tune(
-            self.cascade, inputs=inputs, precision=self.precision, **options
+        tuning: Tuning | GradientTuning = sys.modules["einsumcascade"].tune(
+            self.cascade, inputs=inputs, precision=self.precision, gradient=gradient, **options
         )
-        forget_shared()
-        self._runner.forget()
-        for pair in self._pairs.values():
-            pair.forward.forget()
         return tuning
 
     def module(self, **held: torch.Tensor) -> Module:
@@ -355,11 +345,11 @@ class Op:
         }
         plain = self.kernel(**options)
         options["target"] = plain.target
-        reached = differentiable(self.cascade)
+        wrt = differentiable(self.cascade)
         made: dict[str, Any] = {"original": self.cascade, "versions": versions}
         try:
-            if reached:
-                pair = self._pair(reached)
+            if wrt:
+                pair = self._pair(wrt)
                 forward, backward = (self._kernel(r, **options).built for r in (pair.forward, pair.backward))
                 return Exported(**made, gradient=pair.gradient, forward=forward, backward=backward)
         except LoweringError as error:

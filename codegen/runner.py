@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -41,6 +42,8 @@ DEFAULT_TARGET = "cuda:90"
 Tensors = tuple[torch.Tensor, ...]
 # Signatures that a runner remembers.
 REMEMBERED = 1024
+# Those that are alive, of ops, of library calls and of gradients: what is tuned is for all of them.
+_RUNNERS: WeakSet[Runner] = WeakSet()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -64,6 +67,9 @@ class Runner:
     last: Callable[[], Built] | None = field(default=None, repr=False)
     built: dict[object, Built] = field(default_factory=dict, repr=False)
     calls: dict[object, _Call] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        _RUNNERS.add(self)
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Tensors:
         """Compute the outputs, in order, from plain tensors in the order of `in`.
@@ -149,10 +155,6 @@ class Runner:
             schedule=self._form(extents),
             precision=precision,
         )
-
-    def forget(self) -> None:
-        """Work out every call anew: schedules have been tuned."""
-        self.calls.clear()
 
     def _tuned(self, device: torch.device, dtype: str, binding: Binding, precision: str) -> Schedule | None:
         """The schedule that was tuned for such a call, or the nearest; a fixed one goes before it."""
@@ -375,7 +377,7 @@ def shared(cascade: Cascade, precision: str | None, schedule: Schedule | None, w
     return _SHARED[key]
 
 
-def forget_shared() -> None:
-    """Let every library call be worked out anew."""
-    for runner in _SHARED.values():
-        runner.forget()
+def forget_calls() -> None:
+    """Let every call be worked out anew: schedules have been tuned."""
+    for runner in list(_RUNNERS):
+        runner.calls.clear()

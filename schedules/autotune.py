@@ -21,6 +21,8 @@ FIRST_CALLS = 5
 COMPILING, COMPARED = 0.5, 0.75
 # Of so many measurements a rank correlation says something.
 ENOUGH = 10
+# What may end a search before its time.
+INTERRUPTION, BUDGET = "an interruption", "the budget"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,8 @@ class Tuning:
     Args:
         device: what they were timed on; empty if nothing was timed.
         target: what they were compiled for. dtype, extents: of the inputs.
-        trials: the default schedule is the first. was_cut: an interruption or the budget ended it early.
+        trials: the default schedule is the first.
+        cut_by: what ended it early, an interruption or the budget; empty if nothing did.
         seconds: how long it took.
     """
 
@@ -115,9 +118,14 @@ class Tuning:
     dtype: str
     extents: Mapping[str, int] = field(hash=False)
     trials: tuple[Trial, ...]
-    was_cut: bool = False
+    cut_by: str = ""
     seconds: float = 0.0
     name: str = ""
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether something ended it early."""
+        return bool(self.cut_by)
 
     @property
     def timed(self) -> tuple[Trial, ...]:
@@ -139,6 +147,16 @@ class Tuning:
     def expected(self) -> Trial:
         """The one that the model expects to be fastest, of those that compiled."""
         return min((t for t in self.trials if t.compiled), key=lambda t: t.predicted_s, default=self.default)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The fastest schedule; where none was timed, the one that is expected to be."""
+        return (self.best or self.expected).schedule
+
+    @property
+    def is_fruitless(self) -> bool:
+        """Whether there was a device and no candidate was timed on it."""
+        return bool(self.device) and self.best is None
 
     @property
     def correlation(self) -> float | None:
@@ -185,8 +203,54 @@ class Tuning:
                 f"rank correlation of prediction and measurement {self.correlation:.2f}, of {count} candidates"
             )
         if self.was_cut:
-            lines.append("ended early: what is here is what is known")
+            lines.append(f"ended early by {self.cut_by}: what is here is what is known")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientTuning:
+    """The tunings of the two programs of a call that records a gradient.
+
+    Args:
+        forward: of the forward that saves. backward: of the gradient; None where an interruption came first.
+        schedule: the best of both, as one schedule of the op.
+    """
+
+    forward: Tuning
+    backward: Tuning | None
+    schedule: Schedule
+
+    @property
+    def tunings(self) -> tuple[Tuning, ...]:
+        """Those there are, in the order of the work."""
+        return (self.forward,) if self.backward is None else (self.forward, self.backward)
+
+    @property
+    def device(self) -> str:
+        """What candidates were timed on; empty if nothing was timed."""
+        return self.forward.device
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether something ended it early."""
+        return self.backward is None or any(t.was_cut for t in self.tunings)
+
+    @property
+    def is_fruitless(self) -> bool:
+        """Whether there was a device, and of a program no candidate was timed on it."""
+        return any(t.is_fruitless for t in self.tunings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "forward": self.forward.to_dict(),
+            "backward": None if self.backward is None else self.backward.to_dict(),
+            "schedule": self.schedule.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        missing = [] if self.backward is not None else ["the backward was not tuned: an interruption came first"]
+        return "\n\n".join([*map(str, self.tunings), *missing])
 
 
 def _row(t: Trial) -> str:
@@ -194,7 +258,8 @@ def _row(t: Trial) -> str:
     c = t.compiled
     figures = (str(c.registers), str(c.spill_bytes), str(c.shared_memory_bytes)) if c else ("-", "-", "-")
     row = f"{measured:>11} {t.predicted_s * 1e6:>8.1f} us {figures[0]:>9} {figures[1]:>7} {figures[2]:>7}  "
-    schedule = str(t.schedule).replace("\n", " | ")
+    # A kernel a line, each below the first.
+    schedule = str(t.schedule).replace("\n", "\n" + " " * len(row))
     return row + schedule + (f"  ({t.why})" if t.why else "")
 
 
@@ -204,7 +269,7 @@ def tune(
     *,
     budget_s: float,
     progress: Callable[[str, int, int, Trial | None], None] = lambda *_: None,
-) -> tuple[tuple[Trial, ...], bool]:
+) -> tuple[tuple[Trial, ...], str]:
     """Find the fastest of some candidates on a device.
 
     Args:
@@ -214,13 +279,13 @@ def tune(
             timed at least once.
         progress: called with the stage, steps done and planned, and the best so far.
 
-    Returns: what became of each candidate, and whether an interruption or the budget cut it short. KeyboardInterrupt
-        is such an interruption, no error.
+    Returns: what became of each candidate, and what cut it short: an interruption, the budget, or nothing, an empty
+        text. KeyboardInterrupt is such an interruption, no error.
     Cost: that of the device.
     """
     begun = time.monotonic()
     trials = [Trial(schedule=c.schedule, predicted_s=c.seconds) for c in candidates]
-    was_cut, rounds = False, 0
+    cut_by, rounds = "", 0
     # Where nothing is run all of the time is for compiling.
     share = COMPILING if device.name else 1.0
 
@@ -235,7 +300,7 @@ def tune(
         living = [n for n, t in enumerate(trials) if t.compiled is not None and device.name]
         for done, n in enumerate(living):
             if is_spent(COMPARED):
-                was_cut = True
+                cut_by = BUDGET
                 break
             wrong = device.compare(trials[n].schedule)
             trials[n] = replace(trials[n], why=wrong.why) if wrong else replace(trials[n], is_right=True)
@@ -250,12 +315,12 @@ def tune(
             kept = sorted((n for n in living if trials[n].rounds == rounds), key=lambda n: trials[n].seconds or 0.0)
             living = kept[: -(-len(kept) // 2)] if len(kept) > 1 else []
             living = living if len(living) > 1 else []
-        was_cut = was_cut or bool(living)
+        cut_by = BUDGET if living else cut_by
     except KeyboardInterrupt:
         # Of a round that was not ended no candidate has the advantage.
         trials = [replace(t, rounds=min(t.rounds, rounds)) for t in trials]
-        was_cut = True
-    return tuple(trials), was_cut
+        cut_by = INTERRUPTION
+    return tuple(trials), cut_by
 
 
 def _fastest(trials: Sequence[Trial]) -> Trial | None:

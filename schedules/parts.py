@@ -68,6 +68,15 @@ def with_shared(parts: Parts, program: Program) -> Schedule | None:
     return replace(chosen, kernels={**fitting, **chosen.kernels})
 
 
+def joined(forward: Schedule, backward: Schedule) -> Schedule:
+    """One schedule for an op of one for its forward that saves and one for its gradient: what `parts_of` divides.
+
+    How sums are added up is one choice for both, and it is the backward's.
+    """
+    kernels = {**forward.kernels, **backward.kernels}
+    return replace(forward, kernels=kernels, scatter=backward.scatter, sums=backward.sums)
+
+
 def in_fixed_order(schedule: Schedule | None) -> Schedule:
     """The same schedule with every sum in an order of its own: no program adds to what another does."""
     return replace(schedule or Schedule(), scatter=SCATTERS[1], sums=SUMS[0])

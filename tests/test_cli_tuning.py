@@ -43,6 +43,23 @@ def test_without_a_gpu_candidates_are_ranked_and_compiled_and_it_says_so(tmp_pat
     assert source.startswith('"""softmax_attention')
 
 
+def test_the_schedule_of_a_gradient_is_written_and_taken(tmp_path: Path, folder: Path) -> None:
+    best = tmp_path / "best.json"
+    arguments = ("tune", "sigmoid", "--gradient", "--extents", TUNED, "--candidates", "1", "-o", str(best))
+    text = succeed(*arguments, "--target", "cuda:90").stdout
+    assert text.startswith("sigmoid_forward in bfloat16") and "\n\nsigmoid_backward in bfloat16" in text
+    kernels = json.loads(best.read_text())["kernels"]
+    assert {n.partition("sigmoid_")[2].rstrip("_0123") for n in kernels} == {"forward", "backward"}
+    assert not folder.exists()
+    common = ("--extents", "E=64,F=64", "--schedule", str(best))
+    assert "sigmoid_backward" in succeed("compile", "sigmoid", "--gradient", *common).stdout
+    assert "sigmoid_forward" in succeed("export", "sigmoid", *common).stdout
+    record = json.loads(succeed(*arguments, "--json").stdout)
+    assert record["schedule"]["kernels"] == kernels
+    assert [record[n]["device"] for n in ("forward", "backward")] == ["", ""]
+    refuse("no-gradient", "tune", "sessa", "--gradient")
+
+
 def test_tune_prints_prediction_and_figures_as_json() -> None:
     # As above, so that the text is compiled already.
     record = json.loads(succeed("tune", "softmax_attention", "--extents", TUNED, "--candidates", "1", "--json").stdout)

@@ -152,8 +152,10 @@ def keep(spec: str, output: Path | None) -> None:
         )
 
 
-def schedule_of(path: Path) -> Any:
-    """Read the schedule in the JSON file at `path`."""
+def schedule_of(path: Path | None) -> Any:
+    """Read the schedule in the JSON file at `path`; None without one."""
+    if path is None:
+        return None
     from einsumcascade.schedules.schedule import Schedule
 
     try:

@@ -9,41 +9,32 @@ from typing import Annotated, Any
 
 import typer
 
-from einsumcascade.cli.commands import (
-    AsJson,
-    Constants,
-    Constraints,
-    Dtype,
-    Extents,
-    Over,
-    Scores,
-    Spec,
-    app,
-)
-from einsumcascade.cli.options import given_of, keep, parse_extents, reason, refuse, spec_of
+from einsumcascade.cli.app import app
+from einsumcascade.cli.options import given_of, keep, reason, refuse
 from einsumcascade.cli.output import ending, is_watched, print_json, show, write_atomically
+from einsumcascade.cli.parameters import AsJson, Changes, Dtype, InputDtype, Seed, Spec, taken_apart
 
 cache_app = typer.Typer(no_args_is_help=True, help="List or clear the schedules that were tuned on this machine.")
 app.add_typer(cache_app, name="cache")
 
 
 @app.command()
+@taken_apart
 def tune(
     spec: Spec,
-    constraint: Constraints = None,
-    score: Scores = None,
-    const: Constants = None,
-    over: Over = None,
-    extents: Extents = "",
+    changes: Changes,
     target: Annotated[
         str | None,
         typer.Option(metavar="cuda:90", help="What to compile for where there is no GPU; cuda:90 unless told."),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="The dtype of the inputs.")] = Dtype.bfloat16,
-    candidates: Annotated[int, typer.Option(min=1, help="Schedules to compile at most.")] = 24,
-    budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time for all of it.")] = 90.0,
+    dtype: InputDtype = Dtype.bfloat16,
+    gradient: Annotated[
+        bool, typer.Option("--gradient", help="Tune what training runs: the forward that saves and the backward.")
+    ] = False,
+    candidates: Annotated[int, typer.Option(min=1, help="Schedules of a program to compile at most.")] = 24,
+    budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time for a program.")] = 90.0,
     jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes that compile; one a core.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The seed of the random inputs.")] = 0,
+    seed: Seed = 0,
     dry: Annotated[bool, typer.Option("--no-keep", help="Do not keep the result for later calls.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the best schedule for --schedule.")
@@ -53,16 +44,17 @@ def tune(
     """Tune the schedule of a cascade on the GPU that is there; without one, rank and compile the candidates.
 
     Each candidate is compared with the float64 reference before it is timed. The fastest is kept, and later calls with
-    such extents use it. Ctrl-C ends it with what is known.
+    such extents use it. With --gradient these are the forward that saves and the backward, one after the other.
+    Ctrl-C ends it with what is known.
     """
-    bound = parse_extents(extents)
-    cascade = spec_of(spec, constraint, const, over, score)
+    cascade, bound = changes.of(spec)
     keep(spec, output)
     with _bar() as progress:
         from einsumcascade.verify.tune import tune as tune_cascade
 
         tuning = tune_cascade(
             cascade,
+            gradient=gradient,
             extents=bound,
             dtype=dtype.value,
             candidates=candidates,
@@ -73,10 +65,9 @@ def tune(
             **given_of(target=target, jobs=jobs),
         )
     if output is not None:
-        best = tuning.best or tuning.expected
-        write_atomically(output, ending(best.schedule.to_json()))
+        write_atomically(output, ending(tuning.schedule.to_json()))
     show(tuning, as_json=as_json)
-    if tuning.device and tuning.best is None:
+    if tuning.is_fruitless:
         raise typer.Exit(1)
 
 

@@ -42,6 +42,14 @@ _COMPILE = "einsumcascade.codegen.compiling:compile_all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """Kernels of a forward that saves, and what they are run on."""
+
+    built: Built
+    inputs: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What candidates are run on.
 
@@ -50,6 +58,7 @@ class Job:
         inputs: what is timed. small: the same, cut down to what the reference can compute.
         counts: inputs of whole numbers, which no rounding changes.
         device: "cuda", "cuda:1" ..., or "cpu": the small inputs are run in Triton's interpreter, for tests.
+        saving: computes those of the inputs that have no memory.
     """
 
     cascade: Cascade
@@ -59,6 +68,7 @@ class Job:
     small: Mapping[str, torch.Tensor]
     counts: tuple[str, ...] = ()
     device: str = "cuda"
+    saving: Saving | None = None
 
 
 @dataclass(kw_only=True)
@@ -192,15 +202,29 @@ def _bench(path: str) -> _Bench:
     with Path(path).open("rb") as stream:
         # Written by the process that started this one, in a folder of its own.
         job: Job = pickle.load(stream)
-    on_device = {n: laid(t, job.device) for n, t in job.inputs.items()}
     return _Bench(
         job=job,
-        inputs=on_device,
+        inputs=_inputs(job),
         binding=_bound(job, job.inputs),
         small={n: t.to(job.device) for n, t in job.small.items()},
         small_binding=_bound(job, job.small),
         yardstick=yardstick(job.cascade, job.small, job.dtype, seed=job.seed, counts=job.counts),
     )
+
+
+def _inputs(job: Job) -> dict[str, torch.Tensor]:
+    """The inputs where they are used; what a forward saves is computed there."""
+    found = {n: laid(t, job.device) for n, t in job.inputs.items() if not t.is_meta}
+    if job.saving is not None:
+        given = {n: found[n] if n in found else laid(t, job.device) for n, t in job.saving.inputs.items()}
+        binding = bind(job.saving.built.cascade, shapes={n: tuple(t.shape) for n, t in given.items()})
+        found |= _run(job, job.saving.built, given, binding)
+    return {n: found[n] for n in job.inputs}
+
+
+def _run(job: Job, built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding) -> dict[str, torch.Tensor]:
+    run = run_interpreted if job.device == "cpu" else run_on_gpu
+    return run(built, inputs, binding)
 
 
 def _bound(job: Job, tensors: Mapping[str, torch.Tensor]) -> Binding:
@@ -215,10 +239,7 @@ def prepare(path: str) -> None:
 def compare(path: str, built: Built) -> str:
     """Run a candidate on the small inputs; returns what is wrong with its results, or an empty text."""
     bench = _bench(path)
-    if bench.job.device == "cpu":
-        actual = run_interpreted(built, bench.small, bench.small_binding)
-    else:
-        actual = {n: t.cpu() for n, t in run_on_gpu(built, bench.small, bench.small_binding).items()}
+    actual = {n: t.cpu() for n, t in _run(bench.job, built, bench.small, bench.small_binding).items()}
     bad = [f"{r.output} {r.verdict}" for r in bench.yardstick.rows(actual) if not r.verdict.passed]
     return f"wrong: {bad[0]}" if bad else ""
 
@@ -228,7 +249,7 @@ def timed(path: str, built: Built, calls: int) -> float:
     bench = _bench(path)
     if bench.job.device == "cpu":
         begun = time.perf_counter()
-        run_interpreted(built, bench.small, bench.small_binding)
+        _run(bench.job, built, bench.small, bench.small_binding)
         return time.perf_counter() - begun
     with torch.cuda.device(bench.job.device):
         return _median(bench, built, calls)

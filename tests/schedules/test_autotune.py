@@ -60,9 +60,9 @@ class Fake:
 def tuned(device: Fake, budget_s: float = 60.0) -> Tuning:
     """Tune as many candidates as the device has times for."""
     candidates = [Ranked(schedule=schedule(n), seconds=n + 1.0) for n in range(len(device.seconds))]
-    trials, was_cut = tune(candidates, device, budget_s=budget_s)
+    trials, cut_by = tune(candidates, device, budget_s=budget_s)
     return Tuning(
-        device=device.name, target="cuda:90", dtype="bfloat16", extents={"P": 8}, trials=trials, was_cut=was_cut
+        device=device.name, target="cuda:90", dtype="bfloat16", extents={"P": 8}, trials=trials, cut_by=cut_by
     )
 
 

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,12 @@ from einsumcascade.schedules.cache import entries
 from einsumcascade.schedules.ranking import Ranked
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.verify.measuring import Job, Processes, laid
-from einsumcascade.verify.tune import _small, tune
+from einsumcascade.verify.samples import cut_down
+from einsumcascade.verify.tune import tune
 from einsumcascade.verify.verify import random_inputs
+from tests.verify.interpreting import NAME, SMALL, interpreted, spoiled
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = {"B": 1, "H": 2, "P": 37, "M": 50, "E": 16, "F": 16}
-NAME = "interpreted"
 
 
 @pytest.fixture(autouse=True)
@@ -45,35 +43,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EINSUMCASCADE_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return tmp_path / "tuned"
-
-
-def interpreted(job: Job, text: Callable[[Schedule], Built], target: Any, jobs: int) -> Processes:
-    """A device that runs the small inputs in Triton's interpreter."""
-    return Processes(job=replace(job, device="cpu"), build=text, target=target, name=NAME, jobs=1)
-
-
-def faulty(how: str) -> str:
-    """What goes to the top of a kernel text to make it a bad one."""
-    running = 'if os.environ.get("TRITON_INTERPRET"):\n    '
-    return {
-        "crash the compiler": "os.kill(os.getpid(), 11)",
-        "hang the compiler": "while True:\n    pass",
-        "crash": running + "os.kill(os.getpid(), 11)",
-        "hang": running + "while True:\n        pass",
-    }[how]
-
-
-def spoiled(built: Built, how: str) -> Built:
-    """A candidate that goes wrong in some way."""
-    if how == "wrong numbers":
-        assert built.source.count("b_CGM * b_RSD") >= 1 or "b_RSD * b_CGM" in built.source, built.source
-        source = built.source.replace("b_CGM * b_RSD", "b_RSD").replace("b_RSD * b_CGM", "b_RSD")
-    elif how and how != "shared memory":
-        source = built.source.replace("import triton\n", f"import os\n\n{faulty(how)}\nimport triton\n", 1)
-    else:
-        return built
-    assert source != built.source
-    return replace(built, source=source)
 
 
 def test_each_bad_candidate_loses_itself_and_the_good_ones_are_timed() -> None:
@@ -102,8 +71,8 @@ def test_each_bad_candidate_loses_itself_and_the_good_ones_are_timed() -> None:
         job=job, build=text, target=gpu_target("cuda:90"), name=NAME, jobs=2, compile_s=20.0, compare_s=15.0
     )
     with device:
-        trials, was_cut = search([Ranked(schedule=schedule(n), seconds=1.0) for n in range(8)], device, budget_s=150.0)
-    assert not was_cut
+        trials, cut_by = search([Ranked(schedule=schedule(n), seconds=1.0) for n in range(8)], device, budget_s=150.0)
+    assert not cut_by
     whys = [t.why for t in trials]
     assert whys[0] == whys[7] == ""
     assert whys[1] == "compiling: the process ended by SIGSEGV"
@@ -192,7 +161,7 @@ def test_an_interruption_keeps_what_is_known() -> None:
 
 def test_a_tuner_that_is_killed_leaves_nothing_wrong_and_the_next_one_works(folder: Path) -> None:
     script = (
-        "from tests.verify.test_tune import interpreted, SMALL\nfrom einsumcascade.verify.tune import tune\n"
+        "from tests.verify.interpreting import SMALL, interpreted\nfrom einsumcascade.verify.tune import tune\n"
         "tune('softmax_attention', extents=SMALL, candidates=1, device=interpreted,\n"
         "     progress=lambda stage, *_: print(stage, flush=True))\n"
     )
@@ -248,7 +217,7 @@ def small_of(name: str, **extents: int) -> dict[str, tuple[int, ...]]:
     cascade = load(name)
     binding = bind(cascade, extents=extents)
     whole = random_inputs(cascade, binding, "bfloat16")
-    return {n: tuple(t.shape) for n, t in _small(cascade, whole, binding).items()}
+    return {n: tuple(t.shape) for n, t in cut_down(cascade, whole, binding).items()}
 
 
 def test_the_reference_gets_few_heads_and_lengths_that_end_in_part_of_a_tile() -> None:
