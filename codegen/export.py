@@ -209,11 +209,11 @@ def _launches(built: Built, function: str) -> str:
     head = _extent_lines(built, names, "\n".join(body))
     given = {i.tensor for i in cascade.inputs}
     added = {t for k in built.kernels for t in k.scattered}
-    main = _word(next(i.tensor for i in cascade.inputs if i.tensor not in selectors(cascade)))
+    main = _value_dtype(built)
 
     def handed(o: Output) -> str:
         if o.tensor in added and o.dtype is None:
-            return f"{_word(o.tensor)}.to({main}.dtype)"
+            return f"{_word(o.tensor)}.to({main})"
         return f"{_word(o.tensor)}.clone()" if o.tensor in given else _word(o.tensor)
 
     outputs = ", ".join(map(handed, cascade.outputs))
@@ -237,8 +237,8 @@ def _rows(items: list[str]) -> list[str]:
 def _buffers(built: Built, outputs: tuple[str, ...], axes: Mapping[str, tuple[str, ...]], names: _Names) -> list[str]:
     """Make what a kernel writes, as `allocate` does."""
     cascade = built.cascade
-    index_only = selectors(cascade)
-    main = _word(next(i.tensor for i in cascade.inputs if i.tensor not in index_only))
+    main = _value_dtype(built)
+    device = f"{_word(cascade.inputs[0].tensor)}.device"
     dtypes = {o.tensor: o.dtype for o in cascade.outputs}
     lines = []
     for t in outputs:
@@ -247,10 +247,18 @@ def _buffers(built: Built, outputs: tuple[str, ...], axes: Mapping[str, tuple[st
         name = dtypes.get(t, "float32")
         # What programs add to begins at 0; its sum has the digits of float32 until it is handed on.
         adds = any(t in k.scattered for k in built.kernels)
-        dtype = "torch.float32" if adds else f"{main}.dtype" if name is None else f"torch.{name}"
+        dtype = "torch.float32" if adds else main if name is None else f"torch.{name}"
         make = "zeros" if adds else "empty"
-        lines.append(f"{_word(t)} = torch.{make}(({shape.rstrip(' ')}), dtype={dtype}, device={main}.device)")
+        lines.append(f"{_word(t)} = torch.{make}(({shape.rstrip(' ')}), dtype={dtype}, device={device})")
     return lines
+
+
+def _value_dtype(built: Built) -> str:
+    """The dtype of what is computed: that of the first input that holds real numbers, float32 if none does."""
+    index_only = selectors(built.cascade)
+    return next(
+        (f"{_word(i.tensor)}.dtype" for i in built.cascade.inputs if i.tensor not in index_only), "torch.float32"
+    )
 
 
 def _extent_lines(built: Built, names: _Names, body: str) -> list[str]:

@@ -113,8 +113,10 @@ def with_extents(cascade: Cascade, extents: Mapping[str, int]) -> Cascade:
 
 
 def value_dtype(inputs: Iterable[torch.Tensor]) -> torch.dtype:
-    """The dtype of a computation: that of the first input that holds real numbers."""
-    return next(t.dtype for t in inputs if t.is_floating_point())
+    """The dtype of a computation: that of the first input that holds real numbers, float32 if none does."""
+    import torch
+
+    return next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
 
 
 def output_dtype(output: Output, main: torch.dtype) -> torch.dtype:

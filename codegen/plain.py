@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from einsumcascade.codegen.launch import value_dtype
 from einsumcascade.codegen.plain_ops import (
     HALF,
     Value,
@@ -27,7 +28,6 @@ from einsumcascade.codegen.plain_ops import (
     unseen_when_culled,
     wanted_when_culled,
 )
-from einsumcascade.errors import Diagnostic, InputError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import (
     Apply,
@@ -58,9 +58,9 @@ def run_plain(
     """Evaluate a cascade Einsum by Einsum with PyTorch's own operators.
 
     Each Einsum is computed in float32 (float64 for float64 inputs) and its result is rounded to the dtype of the first
-    floating-point input, or to the dtype that `out` names. Contractions go through `torch.einsum` or `baddbmm`; in half
-    precision on a GPU they are those of the tensor cores, which accumulate in float32. The value rules and the culling
-    are those of the language; a mapped point that is culled is NaN in an output.
+    floating-point input, float32 without one, or to the dtype that `out` names. Contractions go through `torch.einsum`
+    or `baddbmm`; in half precision on a GPU they are those of the tensor cores, which accumulate in float32. The value
+    rules and the culling are those of the language; a mapped point that is culled is NaN in an output.
 
     Args:
         cascade: a checked cascade.
@@ -69,7 +69,7 @@ def run_plain(
         extents: extents in place of the text's, by upper-case rank.
 
     Returns: the outputs in the order of `out`.
-    Raises: InputError: as `bind`; also where no input has a floating-point dtype (`input-dtype`).
+    Raises: InputError: as `bind`.
     Cost: the points of all iteration spaces; every tensor is held. Waits for the device where a value rule could bite.
 
     >>> from einsumcascade.language.parser import parse
@@ -79,22 +79,11 @@ def run_plain(
     """
     binding = bind(cascade, shapes={k: tuple(v.shape) for k, v in inputs.items()}, extents=extents, constants=constants)
     given = [inputs[i.tensor] for i in cascade.inputs]
-    floating = [t.dtype for t in given if t.is_floating_point()]
-    if not floating:
-        raise InputError(
-            diagnostics=(
-                Diagnostic(
-                    code="input-dtype",
-                    headline="no input has a floating-point dtype",
-                    rule="tensors are written in the dtype of the first floating-point input",
-                ),
-            )
-        )
     machine = _Machine(
         cascade=cascade,
         binding=binding,
         shapes=tensor_shapes(cascade, binding),
-        dtype=floating[0],
+        dtype=value_dtype(given),
         device=given[0].device,
     )
     for i in cascade.inputs:

@@ -112,7 +112,8 @@ def verify(
 
     Args:
         extents: by rank; lengths that are missing count 77, feature ranks 64, other ranks of a few elements 2.
-        dtypes: of the inputs. seed: of their values, standard normal.
+        dtypes: of the inputs; float32 alone where all inputs only index or compare. seed: of their values, standard
+            normal.
         schedule: of an op of the cascade, forward and backward.
         progress: called with a line of text before each dtype.
 
@@ -140,6 +141,9 @@ def verify(
     binding = bind(cascade, extents=filled_extents(cascade, extents or {}))
     gpu = torch.cuda.is_available()
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
+    if all(i.tensor in selectors(cascade) for i in cascade.inputs):
+        # Of whole numbers alone, values are float32.
+        dtypes = DTYPES[-1:]
     rows: list[Row] = []
     without = ""
     plain = parts_of(schedule, cascade.name).plain

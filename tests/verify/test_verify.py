@@ -28,6 +28,13 @@ SMALL = {"B": 1, "P": 9, "M": 21, "E": 16, "F": 16}
 TILES = Schedule(kernels={"softmax_attention": KernelSchedule(tiles={"p": 16, "m": 16})})
 
 
+def test_inputs_that_only_compare_are_verified_in_float32() -> None:
+    text = "in ID[b, p], KID[b, m]\nS[b, p] = 1 :: sum(m) where ID[b, p] == KID[b, m]\nout S"
+    found = verify(parse(text), extents={"B": 2, "P": 9, "M": 21})
+    assert found.passed and [(r.dtype, r.output) for r in found.rows] == [("float32", "S")]
+    assert found.without == "no gradient reaches an input"
+
+
 def small(name: str) -> dict[str, int]:
     ranks = {v.upper() for i in load(name).inputs for v in i.indices}
     return {rank: n for rank, n in SMALL.items() if rank in ranks}
