@@ -34,11 +34,9 @@ class Reference(StrEnum):
 def list_gallery(as_json: AsJson = False) -> None:
     """List the gallery: name, paper, passes over each rank."""
     from einsumcascade import gallery
-    from einsumcascade.cli.listing import gallery_passes
 
     heads = {name: gallery.header(name) for name in gallery.names()}
-    with progress("counting passes"):
-        passes = gallery_passes()
+    passes = gallery.passes()
     if as_json:
         print_json(
             [

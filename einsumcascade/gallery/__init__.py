@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -40,6 +41,18 @@ def names() -> tuple[str, ...]:
     True
     """
     return tuple(sorted(path.stem for path in _FOLDER.glob(f"*{_SUFFIX}")))
+
+
+def passes() -> dict[str, dict[str, int]]:
+    """Read the passes that each text makes over each of its ranks, by the name of the text.
+
+    They are counted when a text is added, since all of them take seconds; a test counts them again.
+
+    >>> passes()["softmax_attention"]["M"]
+    3
+    """
+    found: dict[str, dict[str, int]] = json.loads((_FOLDER / "passes.json").read_text(encoding="utf-8"))
+    return found
 
 
 def load(name_or_path: str | Path) -> Cascade:
