@@ -97,7 +97,9 @@ def test_derive_derives_the_gradient_instead() -> None:
     assert record["gradients"] == {"Q": "DQ", "K": "DK", "V": "DV"} and record["saved"] == ["LSE", "AV"]
     assert record["backward"] in text
     refuse("not-differentiated-yet", "derive", "mesa", "--gradient")
-    assert call("derive", "softmax_attention", "--gradient", "--latex").exit_code == 2
+    for option in ("--latex", "--rank=M", "--division=deferred", "--parts=4", "--tile=64", "--reference=local"):
+        refused = call("derive", "softmax_attention", "--gradient", option)
+        assert refused.exit_code == 2 and option.partition("=")[0] in refused.stderr
 
 
 def test_export_writes_one_file_or_prints_it(tmp_path: Path) -> None:
@@ -342,6 +344,8 @@ def test_a_schedule_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     refuse("output-file", "compile", "gqa", "-o", str(tmp_path / "no" / "kernel.py"))
     refuse("output-file", "compile", "gqa", "-o", str(tmp_path))
+    # Before a search of minutes, not after it.
+    refuse("output-file", "tune", "gqa", "--extents", "P=1", "-o", str(tmp_path / "no" / "best.json"))
 
 
 @pytest.mark.parametrize(

@@ -50,4 +50,10 @@ def main() -> int:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except OSError as error:
+        # Of a stream, as of a full disk behind stdout; what a file is in the way of is said by its command.
+        if error.filename is not None:
+            raise
+        typer.echo(f"the output cannot be written: {error.strerror or error}", err=True)
+        return 1
     return 0

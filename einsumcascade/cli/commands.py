@@ -13,6 +13,8 @@ from einsumcascade.cli.options import given_of, text_of
 from einsumcascade.cli.output import ending, print_json, progress, show
 from einsumcascade.cli.parameters import AsJson, Changes, Dtype, Spec, taken_apart
 
+PARTS, TILE = 8, 128
+
 
 class Division(StrEnum):
     """Where the division by a normaliser stands."""
@@ -86,8 +88,8 @@ def derive(
     reference: Annotated[
         Reference, typer.Option(help="Correct a running state, merge local ones, or use a bound where it cancels.")
     ] = Reference.running,
-    parts: Annotated[int, typer.Option(min=1, help="Parts of the rank, each with a local state.")] = 8,
-    tile: Annotated[int, typer.Option(min=1, help="Elements of a tile of the running loop.")] = 128,
+    parts: Annotated[int, typer.Option(min=1, help="Parts of the rank, each with a local state.")] = PARTS,
+    tile: Annotated[int, typer.Option(min=1, help="Elements of a tile of the running loop.")] = TILE,
     saved: Annotated[
         list[str] | None,
         typer.Option(metavar="EINSUM", help="What an input is known to be, as 'O[p,f] = A[p,m]*V[m,f]'. Repeatable."),
@@ -99,8 +101,18 @@ def derive(
     as_json: AsJson = False,
 ) -> None:
     """Derive the cascade of fewest passes, step by step; or its gradient."""
-    if gradient and latex:
-        raise typer.BadParameter("a gradient is printed as text or as JSON", param_hint="--latex")
+    of_streams = {
+        "--latex": latex,
+        "--rank": rank,
+        "--division": division,
+        "--saved": saved,
+        "--reference": reference is not Reference.running,
+        "--parts": parts != PARTS,
+        "--tile": tile != TILE,
+    }
+    unused = next((name for name, given in of_streams.items() if given), "")
+    if gradient and unused:
+        raise typer.BadParameter("a gradient has no loop form, and is printed as text or as JSON", param_hint=unused)
     cascade, bound = changes.of(spec)
     if gradient:
         from einsumcascade.rewrites.differentiate import differentiate

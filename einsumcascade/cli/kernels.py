@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from einsumcascade.cli.app import app
-from einsumcascade.cli.options import given_of, keep, refuse, schedule_of
+from einsumcascade.cli.options import check_output, given_of, refuse, schedule_of
 from einsumcascade.cli.output import counted, ending, print_json, progress, show, write_atomically
 from einsumcascade.cli.parameters import (
     AsJson,
@@ -49,7 +49,7 @@ def compile_kernel(
     from einsumcascade.analysis.targets import gpu_target
 
     gpu_target(target)
-    keep(spec, output)
+    check_output(spec, output)
     chosen = schedule_of(schedule)
     with progress("compiling"):
         from einsumcascade.codegen.op import compile as compile_cascade
@@ -91,7 +91,7 @@ def export(
 ) -> None:
     """Export a PyTorch op, forward and backward, as one file that needs torch and triton only."""
     cascade, bound = changes.of(spec)
-    keep(spec, output)
+    check_output(spec, output)
     chosen = schedule_of(schedule)
     with progress("exporting"):
         from einsumcascade.codegen.op import compile as compile_cascade
@@ -116,7 +116,7 @@ def report(
 ) -> None:
     """Write a page of HTML that shows all there is: text, graph, passes, footprints, costs, derivation, kernels."""
     cascade, bound = changes.of(spec)
-    keep(spec, output)
+    check_output(spec, output)
     from einsumcascade import gallery
 
     with progress("reporting"):

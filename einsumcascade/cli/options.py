@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -60,7 +62,7 @@ def _extent_hint(part: str) -> str:
     name, _, value = (piece.strip() for piece in part.partition("="))
     if re.fullmatch(r"[a-z][A-Za-z0-9_]*", name) and re.fullmatch(r"[0-9]+", value):
         return f"ranks are upper case: {name[0].upper()}{name[1:]}={value}"
-    return "for instance P=4096,M=4096"
+    return "an extent has at most 18 digits" if re.fullmatch(r"[0-9]{19,}", value) else "for instance P=4096,M=4096"
 
 
 def spec_of(
@@ -141,15 +143,44 @@ def refuse(code: str, headline: str, *, rule: str, hint: str) -> NoReturn:
     raise InputError(diagnostics=(Diagnostic(code=code, headline=headline, rule=rule, hint=hint),))
 
 
-def keep(spec: str, output: Path | None) -> None:
-    """Refuse to write over the text that is read. Raises: InputError: `output-file`."""
-    if output is not None and output.exists() and Path(spec).exists() and output.samefile(spec):
-        refuse(
-            "output-file",
-            f"'{output}' is the text itself",
-            rule="what is made of a text is written beside it",
-            hint="choose another file for -o",
-        )
+def check_output(spec: str, output: Path | None) -> None:
+    """Refuse, before any work is done, to write over the text that is read, or where nothing can be written.
+
+    Raises: InputError: `output-file`.
+    """
+    if output is None:
+        return
+    try:
+        if output.exists() and Path(spec).exists() and output.samefile(spec):
+            refuse(
+                "output-file",
+                f"'{output}' is the text itself",
+                rule="what is made of a text is written beside it",
+                hint="choose another file for -o",
+            )
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # What is no file, a pipe or a terminal, is written to; else a new file takes the place of the old.
+        place = output if is_special(output) else output.resolve().parent.resolve(strict=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        unwritable(output, error)
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is there and no file: a pipe, a terminal, a device."""
+    return path.exists() and not path.is_file()
+
+
+def unwritable(path: Path, error: OSError | ValueError) -> NoReturn:
+    """Say that the file of -o cannot be written."""
+    refuse(
+        "output-file",
+        f"'{path}' cannot be written: {reason(error)}",
+        rule="-o names a file in a folder that exists and may be written to",
+        hint="create the folder, or choose another",
+    )
 
 
 def schedule_of(path: Path | None) -> Any:

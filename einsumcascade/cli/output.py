@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from einsumcascade.cli.options import reason, refuse
+from einsumcascade.cli.options import is_special, unwritable
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -23,12 +23,13 @@ def write_atomically(path: Path, text: str) -> None:
         InputError: `output-file`: the file cannot be written; what was there is unchanged.
     """
     try:
-        # A link stays a link; what is no file, a pipe or a terminal, cannot be replaced.
-        final = path.resolve()
-        if final.exists() and not final.is_file():
-            with final.open("w", encoding="utf-8") as stream:
+        # What is no file, a pipe or a terminal, cannot be replaced.
+        if is_special(path):
+            with path.open("w", encoding="utf-8") as stream:
                 stream.write(text)
             return
+        # A link stays a link.
+        final = path.resolve()
         draft = final.with_name(f".{final.name[:40]}.{os.getpid()}")
         try:
             with draft.open("w", encoding="utf-8") as stream:
@@ -37,12 +38,7 @@ def write_atomically(path: Path, text: str) -> None:
         finally:
             draft.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
-        refuse(
-            "output-file",
-            f"'{path}' cannot be written: {reason(error)}",
-            rule="-o names a file in a folder that exists and may be written to",
-            hint="create the folder, or choose another",
-        )
+        unwritable(path, error)
 
 
 def show(result: Any, *, as_json: bool) -> None:

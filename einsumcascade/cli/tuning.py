@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from einsumcascade.cli.app import app
-from einsumcascade.cli.options import given_of, keep, reason, refuse
+from einsumcascade.cli.options import check_output, given_of, reason, refuse
 from einsumcascade.cli.output import ending, is_watched, print_json, show, write_atomically
 from einsumcascade.cli.parameters import AsJson, Changes, Dtype, InputDtype, Seed, Spec, taken_apart
 
@@ -48,7 +48,7 @@ def tune(
     Ctrl-C ends it with what is known.
     """
     cascade, bound = changes.of(spec)
-    keep(spec, output)
+    check_output(spec, output)
     with _bar() as progress:
         from einsumcascade.verify.tune import tune as tune_cascade
 
