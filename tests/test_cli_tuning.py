@@ -10,8 +10,8 @@ import torch
 
 from einsumcascade.schedules.cache import keep
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from tests.cli_calls import call, refuse, succeed
 from tests.schedules.test_cache import EXTENTS, key
-from tests.test_cli import call, refuse, succeed
 
 TUNED = "B=1,H=2,P=512,M=512,E=64,F=64"
 MINE = {"tiles": {"p": 64, "m": 32}, "warps": 4, "stages": 3, "descriptors": False}
