@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from einsumcascade.errors import CascadeError, Diagnostic, InputError
 from einsumcascade.language.extents import Binding, bind
@@ -21,9 +21,6 @@ from einsumcascade.language.ir import (
     Expr,
     Init,
     Iter,
-    Num,
-    Read,
-    Scalar,
     Statement,
     Var,
     reads,
@@ -33,8 +30,8 @@ from einsumcascade.language.ir import (
 from einsumcascade.language.ops import Reduction
 from einsumcascade.language.shapes import tensor_shapes
 from einsumcascade.reference.contraction import factors, product_sum
+from einsumcascade.reference.grid import Array, Grid, truth_of, whole_of
 
-Array = NDArray[Any]
 # Points of an iteration space that are held at once.
 POINTS = 1 << 24
 
@@ -187,21 +184,21 @@ class _Machine:
             self.solve(e, conditions, free, ranks)
             return
         if self.contract and e.reduce == "sum" and ranks:
-            whole = _Grid(self, {v: range(self.binding.extent(v)) for v in free + ranks})
+            whole = Grid(self, {v: range(self.binding.extent(v)) for v in free + ranks})
             result = _contraction(whole, e.expr, conditions, free, ranks)
             if result is not None:
-                self.store(e, _Grid(self, {v: whole.ranges[v] for v in free}), result, True)
+                self.store(e, Grid(self, {v: whole.ranges[v] for v in free}), result, True)
                 return
         for ranges in self.blocks(free, ranks):
-            grid = _Grid(self, ranges)
+            grid = Grid(self, ranges)
             live: Any = True
             for c in conditions:
                 truth, inside = grid.value(c)
-                live = live & _truth(truth) & inside
+                live = live & truth_of(truth) & inside
             value, inside = grid.value(e.expr)
             live = live & inside
             value = np.asarray(value, dtype=np.float64)
-            outer = _Grid(self, {v: ranges[v] for v in free})
+            outer = Grid(self, {v: ranges[v] for v in free})
             if e.reduce == "topk":
                 self.store(e, outer, _largest(value, live, grid, free.index(slot_of(e))), True)
             elif e.reduction is None:
@@ -219,14 +216,14 @@ class _Machine:
         varies = {*variables(matrix), *variables(*conditions)}
         batch = tuple(v for v in free if v in varies and v not in (form.row, form.column))
         columns = tuple(v for v in free if v not in (*batch, form.result))
-        system = _Grid(self, {v: range(self.binding.extent(v)) for v in (*batch, form.row, form.column)})
+        system = Grid(self, {v: range(self.binding.extent(v)) for v in (*batch, form.row, form.column)})
         live: Any = True
         for c in conditions:
             truth, inside = system.value(c)
-            live = live & _truth(truth) & inside
+            live = live & truth_of(truth) & inside
         a, inside = system.value(matrix)
         a = np.broadcast_to(np.where(live & inside, a, 0.0), system.shape)
-        sides = _Grid(self, {v: range(self.binding.extent(v)) for v in (*batch, form.right, *columns)})
+        sides = Grid(self, {v: range(self.binding.extent(v)) for v in (*batch, form.right, *columns)})
         b, inside = sides.value(right)
         b = np.broadcast_to(np.where(inside, b, np.nan), sides.shape)
         flat = b.reshape(*b.shape[: len(batch) + 1], math.prod(b.shape[len(batch) + 1 :]))
@@ -246,7 +243,7 @@ class _Machine:
                 source=self.cascade.source,
             ) from None
         order = [(*batch, form.result, *columns).index(v) for v in free]
-        self.store(e, _Grid(self, {v: range(self.binding.extent(v)) for v in free}), x.transpose(order), True)
+        self.store(e, Grid(self, {v: range(self.binding.extent(v)) for v in free}), x.transpose(order), True)
 
     def blocks(self, free: tuple[str, ...], ranks: tuple[str, ...]) -> Iterator[dict[str, range]]:
         """Cut an iteration space along the variables of the left, the first ones first, until a block fits."""
@@ -266,7 +263,7 @@ class _Machine:
         for block in product(*cuts):
             yield dict(zip(extents, block, strict=True))
 
-    def store(self, e: Einsum, grid: _Grid, value: Array, live: Any) -> None:
+    def store(self, e: Einsum, grid: Grid, value: Array, live: Any) -> None:
         """Populate the left side over the free variables; mapped points that are culled become NaN."""
         target = self.storage(e.tensor)
         culled = np.where(live, value, np.nan) if live is not True else value
@@ -276,7 +273,7 @@ class _Machine:
                 r = grid.ranges[i.name]
                 index.append(slice(r.start, r.stop))
                 continue
-            where, inside = _whole(grid.value(i), extent)
+            where, inside = whole_of(grid.value(i), extent)
             if not isinstance(where, int):
                 self.scatter(e, grid, culled, live)
                 return
@@ -289,13 +286,13 @@ class _Machine:
             return
         target[tuple(index)] = np.broadcast_to(culled, grid.shape)
 
-    def scatter(self, e: Einsum, grid: _Grid, value: Array, live: Any) -> None:
+    def scatter(self, e: Einsum, grid: Grid, value: Array, live: Any) -> None:
         """Populate through computed indices; where two points meet, a live one wins, then the later."""
         target = self.storage(e.tensor)
         inside: Any = True
         index: list[Array] = []
         for i, extent in zip(e.indices, target.shape, strict=True):
-            where, ok = _whole(grid.value(i), extent)
+            where, ok = whole_of(grid.value(i), extent)
             index.append(np.broadcast_to(where, grid.shape))
             inside = inside & ok
         value = np.broadcast_to(value, grid.shape)
@@ -304,23 +301,6 @@ class _Machine:
         for keep in (inside, inside & live):
             at = np.broadcast_to(keep, grid.shape)
             target[tuple(x[at] for x in index)] = value[at]
-
-
-def _truth(value: Any) -> Any:
-    return value if isinstance(value, bool) else np.asarray(value).astype(bool)
-
-
-def _whole(found: tuple[Any, Any], extent: int) -> tuple[Any, Any]:
-    """Turn a value into indices below `extent`: clipped ones, and where they were in range."""
-    value, inside = found
-    if np.ndim(value) == 0:
-        fine = bool(inside) and bool(np.isfinite(value)) and value == int(value) and 0 <= value < extent
-        return (int(value), True) if fine else (0, False)
-    if value.dtype.kind not in "iu":
-        whole = np.isfinite(value) & (value == np.floor(value))
-        value = np.where(whole, value, -1).astype(np.int64)
-    ok = (value >= 0) & (value < extent)
-    return np.clip(value, 0, max(extent - 1, 0)), ok & inside
 
 
 def _reduce(row: Reduction, value: Array, live: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
@@ -333,7 +313,7 @@ def _reduce(row: Reduction, value: Array, live: Any, shape: tuple[int, ...], axe
     return total
 
 
-def _largest(value: Array, live: Any, grid: _Grid, slot: int) -> Array:
+def _largest(value: Array, live: Any, grid: Grid, slot: int) -> Array:
     """Positions of the largest values along the last axis, one for each coordinate of the axis `slot`.
 
     Ties go to the lower position; culled points come last, the lower first.
@@ -350,100 +330,23 @@ def _largest(value: Array, live: Any, grid: _Grid, slot: int) -> Array:
     return np.broadcast_to(found[..., 0], grid.shape[:-1]).astype(np.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    """A box of an iteration space: one axis a variable, in the order of `ranges`."""
-
-    machine: _Machine
-    ranges: Mapping[str, range]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(len(r) for r in self.ranges.values())
-
-    def spread(self, array: Array, names: tuple[str, ...]) -> Array:
-        """Lay an array whose axes are `names` along the axes of the grid."""
-        order = [v for v in self.ranges if v in names]
-        array = array.transpose([names.index(v) for v in order])
-        return array.reshape([len(self.ranges[v]) if v in names else 1 for v in self.ranges])
-
-    def value(self, expr: Expr) -> tuple[Any, Any]:
-        """Value of an expression over the grid, and where all that it reads is in range."""
-        match expr:
-            case Num():
-                return expr.value, True
-            case Scalar():
-                return self.machine.binding.value(expr), True
-            case Var() if expr.name in self.machine.now:
-                return self.machine.now[expr.name], True
-            case Var():
-                r = self.ranges[expr.name]
-                return self.spread(np.arange(r.start, r.stop), (expr.name,)), True
-            case Read():
-                return self.read(expr)
-            case Apply(op="select"):
-                (c, c_in), (x, x_in), (y, y_in) = (self.value(a) for a in expr.args)
-                c = _truth(c)
-                inside = x_in if x_in is y_in else np.where(c, x_in, y_in)
-                return expr.row.array(np, c, x, y), c_in & inside
-            case Apply():
-                found = [self.value(a) for a in expr.args]
-                inside = True
-                for _, ok in found:
-                    inside = inside & ok
-                args = [v for v, _ in found]
-                # NumPy has no integer 2 ** -1, and Python raises where IEEE has an infinity.
-                if expr.op in ("pow", "div"):
-                    args = [np.asarray(a, dtype=np.float64) for a in args]
-                return expr.row.array(np, *args), inside
-
-    def read(self, expr: Read) -> tuple[Any, Any]:
-        array = self.machine.tensors[expr.tensor]
-        index: list[Any] = []
-        names: list[str] = []
-        for i, extent in zip(expr.indices, array.shape, strict=True):
-            r = self.ranges.get(i.name, range(0)) if isinstance(i, Var) and i.name not in self.machine.now else None
-            if isinstance(i, Var) and r is not None and r.stop <= extent and i.name not in names:
-                index.append(slice(r.start, r.stop))
-                names.append(i.name)
-                continue
-            where, inside = _whole(self.value(i), extent)
-            if not isinstance(where, int):
-                return self.gather(expr, array)
-            if not inside:
-                return np.nan, False
-            index.append(where)
-        return self.spread(array[tuple(index)], tuple(names)), True
-
-    def gather(self, expr: Read, array: Array) -> tuple[Any, Any]:
-        inside: Any = True
-        index: list[Any] = []
-        for i, extent in zip(expr.indices, array.shape, strict=True):
-            where, ok = _whole(self.value(i), extent)
-            index.append(where)
-            inside = inside & ok
-        if array.size == 0:
-            return np.nan, False
-        return array[tuple(index)], inside
-
-
 def _contraction(
-    grid: _Grid, expr: Expr, conditions: tuple[Expr, ...], free: tuple[str, ...], ranks: tuple[str, ...]
+    grid: Grid, expr: Expr, conditions: tuple[Expr, ...], free: tuple[str, ...], ranks: tuple[str, ...]
 ) -> Array | None:
     """Sum a product of factors by `np.einsum`; None where that could differ from the plain evaluation.
 
     Culled points are zeroed in a factor that has all variables of the condition, in the result, or by a factor of
     zeros and ones. Every operand must then be finite, for 0 * inf is NaN.
     """
-    machine = grid.machine
-    parts, divisors = factors(expr, machine.binding)
+    known = grid.known
+    parts, divisors = factors(expr, known.binding)
     scale = 1.0
     operands: list[tuple[tuple[str, ...], Array]] = []
     for part in parts:
         names = tuple(v for v in grid.ranges if v in variables(part))
         if math.prod(len(grid.ranges[v]) for v in names) > POINTS:
             return None
-        value, inside = _Grid(machine, {v: grid.ranges[v] for v in names}).value(part)
+        value, inside = Grid(known, {v: grid.ranges[v] for v in names}).value(part)
         value = np.asarray(value, dtype=np.float64)
         if not names:
             if inside is not True:
@@ -458,14 +361,14 @@ def _contraction(
     after: Any = True
     for c in conditions:
         names = tuple(v for v in grid.ranges if v in variables(c))
-        truth, inside = _Grid(machine, {v: grid.ranges[v] for v in names}).value(c)
-        mask = np.broadcast_to(_truth(truth) & inside, tuple(len(grid.ranges[v]) for v in names))
+        truth, inside = Grid(known, {v: grid.ranges[v] for v in names}).value(c)
+        mask = np.broadcast_to(truth_of(truth) & inside, tuple(len(grid.ranges[v]) for v in names))
         home = next((n for n, (have, _) in enumerate(operands) if set(have) >= set(names)), None)
         if set(names) <= set(free):
-            after = after & _Grid(machine, {v: grid.ranges[v] for v in free}).spread(mask, names)
+            after = after & Grid(known, {v: grid.ranges[v] for v in free}).spread(mask, names)
         if home is not None:
             have, value = operands[home]
-            local = _Grid(machine, {v: grid.ranges[v] for v in have})
+            local = Grid(known, {v: grid.ranges[v] for v in have})
             operands[home] = (have, np.where(local.spread(mask, names), value, 0.0))
         elif not set(names) <= set(free):
             operands.append((names, mask.astype(np.float64)))
@@ -473,5 +376,5 @@ def _contraction(
         return None
     total = product_sum(operands, free) * scale
     for d in divisors:
-        total = total / machine.binding.value(d)
+        total = total / known.binding.value(d)
     return total if after is True else np.where(after, total, 0.0)

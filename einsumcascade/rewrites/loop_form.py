@@ -38,7 +38,6 @@ from einsumcascade.language.ir import (
     walk,
 )
 from einsumcascade.rewrites.algebra import (
-    carries,
     drop_dead,
     equal,
     fresh,
@@ -46,10 +45,11 @@ from einsumcascade.rewrites.algebra import (
     producers,
 )
 from einsumcascade.rewrites.loops import State, not_lowered
-from einsumcascade.rewrites.moves import Moves, number
+from einsumcascade.rewrites.moves import number
 from einsumcascade.rewrites.proofs import PRIME
 from einsumcascade.rewrites.seeds import Seed, cancelled, planted, seeds_of
 from einsumcascade.rewrites.step import Step
+from einsumcascade.rewrites.tiles import Tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +113,9 @@ def _complete(form: LoopForm, cascade: Cascade) -> LoopForm:
 
 
 @dataclass
-class _LoopForm(Moves):
+class _LoopForm(Tiles):
     """The loops written out as iterations."""
 
-    kept: frozenset[str] = frozenset()
     seeds: Mapping[str, Seed] = field(default_factory=dict)
 
     def prepare(self) -> None:
@@ -414,96 +413,11 @@ class _LoopForm(Moves):
             body.append(Einsum(tensor=new.tensor, indices=new.indices, expr=apply(s.reduction.op.name, moved, part)))
         for s in self.cascade.einsums:
             if s.tensor in self.added and self.streams(s.tensor) and self._ready(s) == loop:
-                body.append(self._passing(s, loop, body, placed))
+                body.append(self.passing(s, loop, body, placed))
         return [*inits, Iter(var=self.index, body=tuple(body))]
 
     def _ready(self, s: Einsum) -> int:
         return max((self.finished(r) for r in reads(s.expr, *s.where, *s.indices)), default=0)
-
-    def _passing(self, s: Einsum, loop: int, body: list[Statement], placed: dict[str, str]) -> Einsum:
-        """What a tile adds to an output, at the elements of the output that pass."""
-
-        def here(e: Expr) -> Expr:
-            return self.inside(e, loop, body, placed)
-
-        ranks = tuple(r for r in s.ranks if r not in self.over)
-        ranks += (self.inner,) if self.inner and self.over[-1] in s.ranks else ()
-        return replace(
-            s,
-            indices=tuple(map(here, s.indices)),
-            expr=here(s.expr),
-            where=tuple(map(here, self.conditions(s))),
-            reduce=s.reduce if ranks else None,
-            ranks=ranks,
-        )
-
-    def tile_of(self, s: Einsum, name: str, loop: int, body: list[Statement], placed: dict[str, str]) -> Read:
-        """Append the reduction of one tile, over the reference that holds the tile."""
-        assert s.reduction is not None
-        expr = self.inside(s.expr, loop, body, placed)
-        where = tuple(self.inside(c, loop, body, placed) for c in self.conditions(s))
-        ranks = tuple(r for r in s.ranks if r not in self.over) + ((self.inner,) if self.inner else ())
-        if not ranks:
-            # A tile of one point is not reduced: a culled point is the identity by name.
-            for c in reversed(where):
-                expr = apply("select", c, expr, number(s.reduction.empty))
-            where = ()
-        at = (*s.indices, *self.tile_at())
-        body.append(
-            Einsum(tensor=name, indices=at, expr=expr, where=where, reduce=s.reduce if ranks else None, ranks=ranks)
-        )
-        return Read(tensor=name, indices=at)
-
-    def tile_at(self) -> tuple[Expr, ...]:
-        """The index of a value that a whole tile has one of."""
-        return (Var(name=self.index),)
-
-    def inside(self, expr: Expr, loop: int, body: list[Statement], placed: dict[str, str]) -> Expr:
-        """Rewrite an expression for the inside of a loop, placing the streams it needs before it."""
-        point = self.point()
-
-        def leaf(e: Expr) -> Expr | None:
-            if isinstance(e, Var) and e.name in point:
-                return point[e.name]
-            if not isinstance(e, Read):
-                return None
-            if self.streams(e.tensor):
-                return self._stream(e, loop, body, placed)
-            ready = self.ready.get(e.tensor, 0)
-            if ready == loop + 1:
-                return self.reference(e, loop, body, "new")
-            if e.tensor in self.states:
-                return self.generation(e, "last")
-            return None
-
-        return transform(expr, leaf)
-
-    def stream_at(self, d: Einsum) -> tuple[Expr, ...]:
-        """The index, inside a loop, of a value along the rank."""
-        tiled: tuple[Expr, ...] = (Var(name=self.index), Var(name=self.inner))
-        return tiled[:1] if self.over[-1] not in d.free or not self.inner else tiled
-
-    def _stream(self, read: Read, loop: int, body: list[Statement], placed: dict[str, str]) -> Expr:
-        d = self.defs[read.tensor]
-        at = []
-        for i, own in zip(read.indices, d.indices, strict=True):
-            assert isinstance(own, Var)
-            if own.name in self.over:
-                if i != own:
-                    raise not_lowered(d, f"{read} read at an offset of a looped rank")
-                continue
-            at.append(substitute(i, self.point()) if carries(i, self.over[-1]) else i)
-        tiled = self.stream_at(d)
-        if read.tensor not in placed:
-            expr = self.inside(d.expr, loop, body, placed)
-            where = tuple(self.inside(c, loop, body, placed) for c in self.conditions(d))
-            key = (read.tensor, loop)
-            first = read.tensor not in self.kept and not any(k[0] == read.tensor and k[1] >= 0 for k in self.memo)
-            name = self.memo[key] = read.tensor if first else fresh(read.tensor, self.taken)
-            own_left = tuple(i for i in d.indices if isinstance(i, Var) and i.name not in self.over)
-            body.append(replace(d, tensor=name, indices=own_left + tiled, expr=expr, where=where))
-            placed[read.tensor] = name
-        return Read(tensor=placed[read.tensor], indices=(*at, *tiled))
 
 
 def _reads(s: Einsum | Init) -> tuple[Read, ...]:
