@@ -131,10 +131,11 @@ def tune(
                 rule="the tuner needs a candidate, time and a process",
             )
     where = _device_of(inputs)
+    dtype = dtype if inputs is None else _dtype(inputs)
+    if dtype not in KERNEL_DTYPES:
+        hint = nearest(dtype, KERNEL_DTYPES)
+        raise _refused("wrong-dtype", f"kernels take no inputs of '{dtype}'", rule=_DTYPES, hint=hint)
     if inputs is None:
-        if dtype not in KERNEL_DTYPES:
-            hint = nearest(dtype, KERNEL_DTYPES)
-            raise _refused("wrong-dtype", f"kernels take no inputs of '{dtype}'", rule=_DTYPES, hint=hint)
         binding = bind(cascade, extents=filled_extents(cascade, extents or {}))
         given = drawn(cascade, binding, dtype, seed, real=bool(where or device))
     else:

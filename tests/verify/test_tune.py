@@ -209,6 +209,12 @@ def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     assert caught.value.codes in {("option-budget",), ("wrong-dtype",)}
 
 
+def test_tensors_that_no_kernel_takes_are_refused() -> None:
+    q = torch.ones(1, 2, 8, 16, dtype=torch.float64)
+    with pytest.raises(InputError, match="kernels take no inputs of 'float64'"):
+        ec.compile("softmax_attention").tune(q, q, q)
+
+
 # --- what candidates are compared on ----------------------------------------------------------------------------------
 
 
