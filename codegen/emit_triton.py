@@ -110,8 +110,10 @@ class _Printer(Memory):
             if isinstance(s, Load | Map | Reduce | Dot):
                 known = self.texts.axes_of.setdefault(s.value.name, s.value.axes)
                 assert known == s.value.axes, f"{s.value.name} has axes {known} and {s.value.axes}"
+        self.depth += k.walks_grid
         for s in k.body:
             self._statement(s)
+        self.depth -= k.walks_grid
         body, self.lines = self.lines, []
         self._prologue("\n".join(body))
         constexprs = self._constexprs("\n".join([*self.lines, *body]))
@@ -184,16 +186,23 @@ class _Printer(Memory):
                 self._line(f"{safe(c.name)} = {self.texts.plain(powers(_real(c.expr)))}", comment=str(c.expr))
         for name, text in self.texts.scalars.items():
             self._line(f"{safe(name)} = {text}")
-        self._grid(body)
-        for v, axis in k.axes.items():
+        if k.walks_grid:
+            self._ranges(body)
+        self._grid()
+        if not k.walks_grid:
+            self._ranges(body)
+
+    def _ranges(self, body: str) -> None:
+        """Positions along the axes that have no tile on the grid."""
+        for v, axis in self.kernel.axes.items():
             if axis.role != "grid":
                 start = "".join(f"{self.texts.size(b)} + " for b in axis.before)
                 for name in (f"o_{v}", f"r_{v}"):
                     if _mentions(body, name):
                         self._line(f"{name} = {start}tl.arange(0, {self.texts.size(v)})")
 
-    def _grid(self, body: str) -> None:
-        """Which tile of the grid this program has: the last variable of the order changes fastest."""
+    def _grid(self) -> None:
+        """Which tile of the grid this program has, or has now: the last variable of the order changes fastest."""
         k = self.kernel
         tiles = [
             (f"i_{v}", f"tl.cdiv({self.texts.extent(rank_of(v))}, {self.texts.size(v)})") for v in reversed(k.tiles)
@@ -202,11 +211,18 @@ class _Printer(Memory):
         roles = heads + tiles if k.schedule.order == HEADS_INSIDE else tiles + heads
         if not roles:
             return
+        first_tile = "tl.program_id(0)"
+        if k.walks_grid:
+            self._line(f"tiles = {' * '.join(count for _, count in roles)}")
+            self._line("# programs take the tiles of the grid in turn")
+            self._line(f"for tile in tl.range({first_tile}, tiles, tl.num_programs(0)):")
+            self.depth += 1
+            first_tile = "tile"
         if len(roles) > 1:
-            self._line("pid = tl.program_id(0)")
+            self._line(f"pid = {first_tile}")
         for n, (name, count) in enumerate(roles):
             is_last = n == len(roles) - 1
-            own = "tl.program_id(0)" if len(roles) == 1 else "pid" if is_last else f"pid % {count}"
+            own = first_tile if len(roles) == 1 else "pid" if is_last else f"pid % {count}"
             if name[2:] in k.batch:
                 own = f"{own if is_last else f'({own})'}.to(tl.int64)"
             elif k.schedule.order != ORDERS[0]:
@@ -220,6 +236,7 @@ class _Printer(Memory):
             if v in k.firsts:
                 self._line(f"{first(v)} = i_{v} * {size}")
                 self._line(f"{last(v)} = tl.minimum({first(v)} + {size}, {self.texts.extent(rank_of(v))}) - 1")
+        self.depth -= k.walks_grid
 
     # --- statements ---------------------------------------------------------------------------------------------
 

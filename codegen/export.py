@@ -197,7 +197,13 @@ def _launches(built: Built, function: str) -> str:
             body.append(f'{_word(t.name)} = _block_table({_word(t.tensor)}, "{t.reduce}", {t.sizes}{ends})')
         counts = [f"triton.cdiv({names.extent(rank_of(v))}, {kernel.axes[v].size})" for v in kernel.tiles]
         counts += [names.extent(rank_of(v)) for v in kernel.batch]
-        body.append(f"grid = ({' * '.join(counts) or '1'},)")
+        tiles = " * ".join(counts) or "1"
+        if kernel.walks_grid:
+            # Programs that walk over the grid: as many as the device has room for.
+            device = f"torch.cuda.get_device_properties({inputs[0]}.device)"
+            most = f"{kernel.schedule.persistent} * {device}.multi_processor_count"
+            tiles = f"min({tiles}, {most})"
+        body.append(f"grid = ({tiles},)")
         rows = _rows([_word(t) for t in text.tensors])
         rows += _rows([f"*{_word(t)}.stride()" for t in text.tensors if kernel.tensors[t]])
         rows += [", ".join(names.extent(r) for r in text.lengths)]

@@ -226,6 +226,15 @@ class TileKernel:
     tables: tuple[Table, ...] = field(default=())
     scattered: tuple[str, ...] = field(default=())
 
+    @property
+    def walks_grid(self) -> bool:
+        """Whether a program walks over tiles of the grid, in place of having one."""
+        return self.schedule.persistent > 0
+
+    def programs(self, tiles: int, multiprocessors: int) -> int:
+        """The programs of a launch over so many tiles of the grid."""
+        return min(tiles, self.schedule.persistent * multiprocessors) if self.walks_grid else tiles
+
 
 def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:
     """Every expression of some statements, loops included."""

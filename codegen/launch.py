@@ -320,16 +320,23 @@ def _program(
     return partition(simple, bounded=bounded, scatters=scatter == SCATTERS[0], accumulates=sums == SUMS[1])
 
 
-def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) -> list[Call]:
-    """The launches of a call, in order; `tensors` holds inputs, buffers and outputs by name."""
+def plan(
+    built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding, *, multiprocessors: int = 1
+) -> list[Call]:
+    """The launches of a call, in order.
+
+    Args:
+        tensors: inputs, buffers and outputs by name. binding: extents of the call.
+        multiprocessors: of the device, which decides how many programs walk over the grid of a persistent kernel.
+    """
     calls = []
     binding = program_binding(built.program, binding)
     for kernel, text in zip(built.kernels, built.texts, strict=True):
-        programs = 1
+        tiles = 1
         for v in kernel.batch:
-            programs *= binding.extents[rank_of(v)]
+            tiles *= binding.extents[rank_of(v)]
         for v in kernel.tiles:
-            programs *= -(-binding.extents[rank_of(v)] // kernel.axes[v].size)
+            tiles *= -(-binding.extents[rank_of(v)] // kernel.axes[v].size)
         scalars: dict[str, int] = {}
         for t, n in text.strides:
             scalars[f"stride_{t}_{kernel.tensors[t][n]}"] = tensors[t].stride(n)
@@ -338,7 +345,7 @@ def plan(built: Built, tensors: Mapping[str, torch.Tensor], binding: Binding) ->
         calls.append(
             Call(
                 kernel=text.name,
-                programs=programs,
+                programs=kernel.programs(tiles, multiprocessors),
                 tensors={safe(t): t for t in text.tensors},
                 scalars=scalars,
                 constexprs=text.constexprs,
@@ -417,6 +424,13 @@ def _with_pointers(built: Built) -> Built:
     )
 
 
+def multiprocessors_of(device: torch.device) -> int:
+    """The multiprocessors of a GPU; 1 of a device that has none."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
+
+
 def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding) -> dict[str, torch.Tensor]:
     """Launch every kernel on the device of the inputs; returns the outputs by name.
 
@@ -436,7 +450,7 @@ def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Bindin
         if any(t.descriptors for t in built.texts):
             # Descriptors made on the device live in memory that the host provides; set for these launches alone.
             triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
-        for call in plan(built, tensors, binding):
+        for call in plan(built, tensors, binding, multiprocessors=multiprocessors_of(device)):
             if call.programs:
                 arguments = {p: tensors[t] for p, t in call.tensors.items()}
                 getattr(text, call.kernel)[(call.programs,)](

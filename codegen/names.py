@@ -12,7 +12,7 @@ MADE = re.compile(
     r"(b|p|o|i|r|d|m)_|(BLOCK|stride|step|start|first|last|least|most|lo|hi|low|high|end|second|full|side|upto|tmp)_"
     r"|_(multiply|uniform|below|above|count|reciprocal|tanh)$"
 )
-RESERVED = frozenset({"tl", "triton", "libdevice", "pid", "part", *dir(builtins)})
+RESERVED = frozenset({"tl", "triton", "libdevice", "pid", "part", "tile", "tiles", *dir(builtins)})
 
 
 def extent_name(rank: str, tensors: Collection[str]) -> str:

@@ -196,7 +196,9 @@ class _Placer:
         every = tuple(dict.fromkeys(c for e in looped for c in self._always(e)))
         common = [c for c in every if all(c in self._always(e) for e in looped)]
         rows = Rows(body, grid, inner_einsums[0])
-        found = runs_of(moves_by, common, rows.known(), tile=rows.tile, skips=self.derived)
+        found = runs_of(
+            moves_by, common, rows.known(), tile=rows.tile, skips=self.derived, one_loop=self.schedule.one_loop
+        )
         before += [*rows.made, *found.names]
         outside = body.snapshot()
         built = []

@@ -24,6 +24,7 @@ from einsumcascade.codegen.launch import (
     build,
     feature_ranks,
     fitting,
+    multiprocessors_of,
     output_dtype,
     plan,
     program_of,
@@ -297,7 +298,7 @@ class _Launches:
         self.device = next(iter(inputs.values())).device
         text = load_module(built.source)
         self.launches = []
-        for c in plan(built, tensors, binding):
+        for c in plan(built, tensors, binding, multiprocessors=multiprocessors_of(self.device)):
             kernel = getattr(text, c.kernel)
             # By position, which Triton binds faster than by name.
             assert list(kernel.arg_names) == [*c.tensors, *c.arguments]

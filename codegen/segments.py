@@ -133,7 +133,13 @@ def placed(condition: Expr, walk: Walk) -> Expr:
 
 
 def runs_of(
-    walk: Walk, common: list[Expr], known: Known, *, tile: Callable[[str, Expr, Expr, int], Tiles], skips: bool
+    walk: Walk,
+    common: list[Expr],
+    known: Known,
+    *,
+    tile: Callable[[str, Expr, Expr, int], Tiles],
+    skips: bool,
+    one_loop: bool = False,
 ) -> Runs:
     """Split a loop into runs by the constraints that all its reductions share.
 
@@ -142,12 +148,13 @@ def runs_of(
         common: constraints of every reduction over it.
         known: of the variables of the grid and of what is read there. tile: reads along the loop.
         skips: tiles without a live point may be left out; a user's own recurrence may move on them.
+        one_loop: tiles whose points are all live have no run of their own.
 
     Returns: named bounds and runs; together they cover every live point once.
     """
     if walk.inner is None:
         return Runs(runs=(Run(lo=ZERO, hi=Scalar(name=walk.rank), holding=frozenset()),))
-    return _Runs(walk, known, tile, skips).of(common)
+    return _Runs(walk, known, tile, skips, one_loop).of(common)
 
 
 @dataclass(slots=True)
@@ -156,6 +163,7 @@ class _Runs:
     known: Known
     tile: Callable[[str, Expr, Expr, int], Tiles]
     skips: bool
+    one_loop: bool
     names: list[Map] = field(default_factory=list)
     wide: set[str] = field(default_factory=set)
     sides: list[Map] = field(default_factory=list)
@@ -241,6 +249,8 @@ class _Runs:
                 lo = self._named("lo", apply("select", apply("lt", low, hi), self._floor(low), hi), within=True)
         else:
             hi = self._named("hi", apply("mul", Scalar(name=rank_of(self.walk.index)), self._symbol), within=True)
+        if self.one_loop:
+            return Runs(names=tuple(self.names), runs=(Run(lo=lo, hi=hi, holding=frozenset()),))
         full_lo = lo
         if must.lo is not None:
             start = apply("min", self._ceil(at_least(ZERO, must.lo, self.known)), hi)
@@ -262,7 +272,7 @@ class _Runs:
         v = variable_of(self.walk.rank)
         stop = self._named("end", self._ceil(Scalar(name=self.walk.rank)))
         spans = [self._tiles(n, r) for n, r in enumerate(live.may)]
-        full = self._full([r for r in live.must if r != Reach(hi=ZERO)])
+        full = [] if self.one_loop else self._full([r for r in live.must if r != Reach(hi=ZERO)])
         done: Expr = Read(tensor=f"full_hi_{v}")
         self.known.naturals.add(f"full_hi_{v}")
         self.names.append(Map(value=Value(name=f"full_hi_{v}", axes=()), expr=apply("narrow", ZERO)))

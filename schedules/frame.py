@@ -118,15 +118,33 @@ class Frame:
 
     def corners(self) -> Iterator[Corner]:
         """Every combination of the coordinates that loop bounds need."""
+        named, others = self._bounding()
+        for at in itertools.product(*(range(self.programs(v)) for v in named)):
+            yield self._corner(dict(zip(named, at, strict=True)), others)
+
+    @property
+    def later_are_longer(self) -> bool:
+        """Whether the last tile of the grid has more steps than the first."""
+        named, others = self._bounding()
+        counts = {v: self.programs(v) for v in named}
+        if not all(counts.values()):
+            return False
+        ends = [self._corner({v: at * (n - 1) for v, n in counts.items()}, others) for at in (0, 1)]
+        first, last = [sum(self.steps(loop, corner) for loop in self.loops) for corner in ends]
+        return first < last
+
+    def _bounding(self) -> tuple[list[str], int]:
+        """The residents that loop bounds need, and how many programs there are for each combination of these."""
         bounding = {v for loop in self.loops for v in loop.bounding}
         named = [v for v in self.residents if v in bounding]
-        others = math.prod(self.programs(v) for v in self.residents if v not in bounding)
-        for at in itertools.product(*(range(self.programs(v)) for v in named)):
-            spans = {}
-            for v, n in zip(named, at, strict=True):
-                tile = self.grid.get(v, 1)
-                spans[v] = (n * tile, min((n + 1) * tile, self.binding.extent(v)))
-            yield Corner(ranges=spans, programs=others)
+        return named, math.prod(self.programs(v) for v in self.residents if v not in bounding)
+
+    def _corner(self, at: Mapping[str, int], programs: int) -> Corner:
+        spans = {}
+        for v, n in at.items():
+            tile = self.grid.get(v, 1)
+            spans[v] = (n * tile, min((n + 1) * tile, self.binding.extent(v)))
+        return Corner(ranges=spans, programs=programs)
 
     def runs(self, loop: Loop, corner: Corner) -> tuple[Range, ...]:
         """The tiles of the last rank of a loop that programs walk, as runs of elements from first tile to last."""

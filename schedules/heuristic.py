@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from einsumcascade.analysis.targets import GpuTarget
+from einsumcascade.errors import LoweringError
+from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import rank_of
+from einsumcascade.schedules.frame import frame_of
 from einsumcascade.schedules.program import Kernel, Program
 from einsumcascade.schedules.roles import contraction, grid_tiles, held
-from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_variables
+from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, Schedule, tiled_variables
 
 # Elements of a 3-D temporary that a thread can hold in registers without spilling.
 ELEMENTS_A_THREAD = 128
@@ -22,6 +26,8 @@ LEAST_WARPS = 4
 WIDE = 128
 # Elements of keys and values that one step streams; beyond it accumulators of 512 columns spill in the hot loop.
 STREAMED = 24 * 1024
+# A length at which a mask shows its shape: the text that a rule chooses serves every length.
+LENGTH = 1 << 14
 
 
 def default_schedule(program: Program, *, extents: Mapping[str, int], dtype_bytes: int, target: GpuTarget) -> Schedule:
@@ -35,7 +41,33 @@ def default_schedule(program: Program, *, extents: Mapping[str, int], dtype_byte
 
     Returns: a schedule that `check_schedule` accepts.
     """
-    return Schedule(kernels={k.name: _kernel(program, k, extents, dtype_bytes, target) for k in program.kernels})
+    chosen = {k.name: _kernel(program, k, extents, dtype_bytes, target) for k in program.kernels}
+    binding = _long(program, extents)
+    return Schedule(
+        kernels={k.name: replace(chosen[k.name], order=_order(program, k, chosen[k.name], binding)) for k in program.kernels}
+    )
+
+
+def _long(program: Program, extents: Mapping[str, int]) -> Binding:
+    """Extents of a long call."""
+    bounded = {rank_of(v) for v in program.bounded}
+    named = {rank_of(v) for i in program.cascade.inputs for v in i.indices}
+    return bind(program.cascade, extents={r: extents.get(r, 64) if r in bounded else LENGTH for r in named})
+
+
+def _order(program: Program, k: Kernel, schedule: KernelSchedule, binding: Binding) -> str:
+    """The longest programs first, so that none is left to begin late; the tiles of one head after the other.
+
+    Heads inside each tile would balance as well or better, but then as many heads as there are programs are streamed
+    together, each for few tiles: their keys leave the L2 cache between two tiles of a head.
+    """
+    if not k.loops or not grid_tiles(k):
+        return ORDERS[0]
+    try:
+        return ORDERS[1] if frame_of(program, k, schedule, binding).later_are_longer else ORDERS[0]
+    except LoweringError:
+        # What the lowering cannot take, or moves to another form first, it says itself.
+        return ORDERS[0]
 
 
 def _kernel(

@@ -23,6 +23,7 @@ from einsumcascade.schedules.demands import MEMORY, Work, work_of
 from einsumcascade.schedules.frame import frame_of
 from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Kernel, Program
+from einsumcascade.schedules.roles import steps_of_tiles
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule, check_schedule
 from einsumcascade.schedules.timing import PIPES, Compiled, Price, Stations, Walk, dealt, resident_blocks
 
@@ -35,7 +36,7 @@ class KernelPrediction:
         name: of the kernel. seconds: of all its programs.
         cycles: clocks that each pipe of a multiprocessor must work, whatever overlaps.
         registers, shared_memory_bytes: of a thread and of a block, compiled or estimated.
-        blocks: that are resident together on a multiprocessor. programs: of the grid. waves: rounds of them.
+        blocks: that are resident together on a multiprocessor. programs: that are launched. waves: rounds of them.
         full_steps, tested_steps: of all programs, over tiles without masks and with them.
     """
 
@@ -138,7 +139,8 @@ def predict(
 
     >>> from einsumcascade.gallery import load
     >>> from einsumcascade.schedules.partition import partition
-    >>> from einsumcascade.schedules.schedule import KernelSchedule
+    >>> from einsumcascade.schedules.roles import steps_of_tiles
+from einsumcascade.schedules.schedule import KernelSchedule
     >>> program = partition(load("softmax_2p"), bounded=("e", "f"))
     >>> tiles = Schedule(kernels={"softmax_2p": KernelSchedule(tiles={"p": 128, "m": 64}, warps=8)})
     >>> found = predict(program, tiles, extents={"B": 4, "H": 16, "P": 4096, "M": 4096, "E": 128, "F": 128})
@@ -189,6 +191,17 @@ class _Tiled:
     # Of every program of one batch, in the order of its tiles; how often they recur.
     walks: tuple[Walk, ...]
     repeats: int
+    # Of each loop, whether it walks tiles that may be tested.
+    tiled: tuple[bool, ...]
+
+    def walked(self, schedule: KernelSchedule) -> tuple[Walk, ...]:
+        """The walks under a schedule, which may have every tile tested."""
+        if not schedule.one_loop:
+            return self.walks
+        return tuple(
+            tuple((0, f + t) if tiled else (f, t) for (f, t), tiled in zip(walk, self.tiled, strict=True))
+            for walk in self.walks
+        )
 
 
 class _Model:
@@ -226,6 +239,10 @@ class _Model:
                 cost=kernel_cost(self.program, kernel, frame, dtype=self.dtype, device=self.target),
                 walks=tuple(walks),
                 repeats=repeats,
+                # Tiles of the text's own loops are of a rank that it cuts by itself.
+                tiled=tuple(
+                    loop.tile > 1 or (not frame.inner and bool(steps_of_tiles(frame.cascade))) for loop in frame.loops
+                ),
             )
         return self.tiled[key]
 
@@ -242,28 +259,41 @@ class _Model:
         price = Price(work, schedule, target, compiled, spilled=spilled)
         totals: dict[str, float] = dict.fromkeys(PIPES, 0.0)
         demands: dict[Walk, Stations] = {}
-        for walk, times in Counter(tiled.walks).items():
+        walks = tiled.walked(schedule)
+        for walk, times in Counter(walks).items():
             demands[walk] = price.program(walk)
             for pipe, n in demands[walk].pipes.items():
                 totals[pipe] += n * times * tiled.repeats
-        programs = len(tiled.walks) * tiled.repeats
+        programs = len(walks) * tiled.repeats
+        if schedule.persistent:
+            programs = min(programs, schedule.persistent * target.multiprocessors)
         cycles = {p: totals[p] / target.multiprocessors for p in PIPES if p != MEMORY}
         cycles[MEMORY] = tiled.cost.bounds_us["memory"] * target.clock_ghz * 1e3
         clocks = math.inf
         if blocks:
             clocks = max(
-                dealt(tiled.walks, tiled.repeats, demands, blocks, target, order=schedule.order),
+                dealt(
+                    walks,
+                    tiled.repeats,
+                    demands,
+                    blocks,
+                    target,
+                    order=schedule.order,
+                    persistent=schedule.persistent,
+                ),
                 cycles[MEMORY],
             )
+        # Whole clocks: walks that are alike take the same time, in whatever order they are added up.
+        seconds = round(clocks) / (target.clock_ghz * 1e9) if blocks else math.inf
         return KernelPrediction(
             name=kernel.name,
-            seconds=clocks / (target.clock_ghz * 1e9),
+            seconds=seconds,
             cycles=cycles,
             registers=registers,
             shared_memory_bytes=shared,
             blocks=blocks,
             programs=programs,
             waves=programs / (target.multiprocessors * blocks) if blocks else math.inf,
-            full_steps=tiled.repeats * sum(f for walk in tiled.walks for f, _ in walk),
-            tested_steps=tiled.repeats * sum(t for walk in tiled.walks for _, t in walk),
+            full_steps=tiled.repeats * sum(f for walk in walks for f, _ in walk),
+            tested_steps=tiled.repeats * sum(t for walk in walks for _, t in walk),
         )

@@ -10,7 +10,7 @@ from einsumcascade.analysis.counts import dtype_bytes
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.schedules.model import rank
 from einsumcascade.schedules.program import Program
-from einsumcascade.schedules.schedule import ORDERS, Schedule
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.schedules.shared_memory import shared_memory
 from einsumcascade.schedules.space import Space
 
@@ -53,7 +53,7 @@ def shortlist(
     (first,) = ranked(spaces[0].program, [default], extents=extents, target=target, dtype=dtype)
     rest: list[tuple[bool, Ranked]] = []
     for space in spaces:
-        orders = {name: _alone(space, name, 4 * limit, extents, target, dtype) for name in space.kernels}
+        orders = {name: _alone(space, name, 2 * limit, extents, target, dtype) for name in space.kernels}
         alone = _few([s for s in space.combined(orders) if s != default], 4 * limit, limit)
         for r in ranked(space.program, alone, extents=extents, target=target, dtype=dtype):
             rest.append((_is_large(space.program, r.schedule, extents, target, dtype), r))
@@ -66,14 +66,19 @@ def shortlist(
 def _alone(
     space: Space, name: str, limit: int, extents: Mapping[str, int], target: GpuTarget, dtype: str
 ) -> list[Schedule]:
-    """The best choices for one kernel: ranked as programs usually begin, then the first of them in every order."""
+    """The best choices for one kernel: ranked as its grid is usually walked, then the first of them in every way."""
     every = space.of(name)
-    usual = [s for s in every if s.kernels[name].order == ORDERS[0]]
-    first = ranked(space.program, usual, extents=extents, target=target, dtype=dtype)
-    if len(usual) == len(every):
+    order = space.kernels[name][0].order
+
+    def usual(s: Schedule) -> KernelSchedule:
+        return replace(s.kernels[name], order=order, one_loop=False, persistent=0)
+
+    some = [s for s in every if s.kernels[name] == usual(s)]
+    first = ranked(space.program, some, extents=extents, target=target, dtype=dtype)
+    if len(some) == len(every):
         return [r.schedule for r in first]
     kept = [r.schedule.kernels[name] for r in first[:limit]]
-    some = [s for s in every if replace(s.kernels[name], order=ORDERS[0]) in kept]
+    some = [s for s in every if usual(s) in kept]
     return [r.schedule for r in ranked(space.program, some, extents=extents, target=target, dtype=dtype)]
 
 

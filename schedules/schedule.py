@@ -17,6 +17,8 @@ REFERENCES = ("running", "bound")
 SCATTERS = ("any order", "fixed order")
 # A pipeline of more buffers than this fits no target, and Triton's compiler may take minutes to say so.
 MOST_STAGES = 16
+# Blocks that a multiprocessor holds together on any target.
+MOST_PERSISTENT = 32
 # The order in which the programs of a grid begin, by the tiles that they have.
 HEADS_INSIDE = "descending, heads inside"
 ORDERS = ("ascending", "descending", HEADS_INSIDE)
@@ -35,6 +37,10 @@ class KernelSchedule:
         order: in which programs begin. "ascending": the tiles of one head, first to last, then those of the next, so
             that what a head streams stays in the cache. "descending": last tile first, which under a causal mask is
             the longest. "descending, heads inside": the last tile of every head, then the one before it of every head.
+        one_loop: loops over tiles test the conditions of every tile, in place of one loop over tiles whose points are
+            all live, which tests nothing, and others that do.
+        persistent: programs for each multiprocessor, which walk over the grid in the order of the schedule until it is
+            done; 0: each tile of the grid has a program of its own.
     """
 
     tiles: Mapping[str, int] = field(default_factory=dict)
@@ -42,6 +48,8 @@ class KernelSchedule:
     stages: int = 2
     descriptors: bool = False
     order: str = ORDERS[0]
+    one_loop: bool = False
+    persistent: int = 0
 
     def __str__(self) -> str:
         tiles = ", ".join(f"{k}: {v}" for k, v in self.tiles.items()) or "none"
@@ -49,17 +57,20 @@ class KernelSchedule:
             f"tiles {tiles}; warps {self.warps}; stages {self.stages}; "
             f"loads by {'descriptors' if self.descriptors else 'pointers'}"
             + (f"; tiles {self.order}" if self.order != ORDERS[0] else "")
+            + ("; one loop" if self.one_loop else "")
+            + (f"; {self.persistent} persistent a multiprocessor" if self.persistent else "")
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; an order that is the usual one is left out."""
-        order = {"order": self.order} if self.order != ORDERS[0] else {}
+        """Return plain values for JSON; an order that is the usual one is left out, and so is what is not chosen."""
         return {
             "tiles": dict(self.tiles),
             "warps": self.warps,
             "stages": self.stages,
             "descriptors": self.descriptors,
-            **order,
+            **({"order": self.order} if self.order != ORDERS[0] else {}),
+            **({"one_loop": True} if self.one_loop else {}),
+            **({"persistent": self.persistent} if self.persistent else {}),
         }
 
 
@@ -150,7 +161,15 @@ class Schedule:
         return Schedule(kernels=kernels, reference=reference, split=split, scatter=scatter, sums=sums)
 
 
-_KINDS: dict[str, type] = {"tiles": dict, "warps": int, "stages": int, "descriptors": bool, "order": str}
+_KINDS: dict[str, type] = {
+    "tiles": dict,
+    "warps": int,
+    "stages": int,
+    "descriptors": bool,
+    "order": str,
+    "one_loop": bool,
+    "persistent": int,
+}
 _NAMED = {dict: "an object", int: "a whole number", bool: "true or false", str: "a text"}
 
 
@@ -209,7 +228,8 @@ def check_schedule(program: Program, schedule: Schedule) -> None:
     """Check that a schedule fits a program.
 
     Raises: ScheduleError: a kernel or a tile is missing or unknown; a tile is not a power of two from 1 to 1024; warps
-        is not 1, 2, 4, 8 or 16; stages is not 1 to 16; the order is unknown. One error that lists every mistake.
+        is not 1, 2, 4, 8 or 16; stages is not 1 to 16; the order is unknown; persistent is not 0 to 32, or the kernel is
+        one program; one_loop is chosen for a kernel without a loop. One error that lists every mistake.
     """
     problems: list[str] = []
     names = [k.name for k in program.kernels]
@@ -239,6 +259,15 @@ def check_schedule(program: Program, schedule: Schedule) -> None:
             problems.append(f"kernel '{name}' has {k.stages} stages: more than {MOST_STAGES}")
         if k.order not in ORDERS:
             problems.append(f"kernel '{name}' begins its tiles '{k.order}'; {nearest(k.order, ORDERS)}")
+        own = next(x for x in program.kernels if x.name == name)
+        if k.one_loop and not own.loops:
+            problems.append(f"kernel '{name}' has no loop to test every tile in")
+        if not 0 <= k.persistent <= MOST_PERSISTENT:
+            problems.append(
+                f"kernel '{name}' has {k.persistent} persistent programs a multiprocessor: not 0 to {MOST_PERSISTENT}"
+            )
+        if k.persistent and not own.residents:
+            problems.append(f"kernel '{name}' is one program: it has no grid to walk over")
     if problems:
         raise ScheduleError(
             diagnostics=tuple(

@@ -1,12 +1,9 @@
 """The search space: which schedules a program may have on a target, decided before anything is compiled.
 
-A choice is left out for three reasons only: it changes nothing (stages without a loop, orders of equal programs), a
-tile would hold more padding than data, or the target cannot run it, because a block asks for more shared memory than
+A choice is left out for three reasons only: it changes nothing (stages without a loop, orders of equal programs, one
+loop where no tile or every tile is tested, persistent programs that would have one tile each), a tile would hold more padding than data, or the target cannot run it, because a block asks for more shared memory than
 there is or a value has more elements than Triton takes. Registers and spills are no reason: compiling tells them, and a
 small spill may well be fast.
-
-Loops are always cut into tiles that need a mask and tiles that need none: mask arithmetic on every tile costs 10 to
-25 % on an H200, and nothing was ever won by it.
 """
 
 from __future__ import annotations
@@ -19,12 +16,14 @@ from dataclasses import dataclass, replace
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import rank_of
-from einsumcascade.schedules.frame import Corner, Frame, frame_of
+from einsumcascade.schedules.demands import Work, work_of
+from einsumcascade.schedules.frame import Frame, frame_of
 from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Kernel, Program
 from einsumcascade.schedules.roles import contraction, grid_tiles, held, padded
 from einsumcascade.schedules.schedule import HEADS_INSIDE, ORDERS, KernelSchedule, Schedule
 from einsumcascade.schedules.shared_memory import shared_memory
+from einsumcascade.schedules.timing import estimated_blocks
 
 TILES = (16, 32, 64, 128, 256)
 STAGES = (1, 2, 3, 4)
@@ -125,15 +124,16 @@ def _choices(
     stages = STAGES if k.loops and multiplies else (default.stages,)
     wide = any(len(i.indices) > 1 for i in k.cascade.inputs)
     loads = (False, True) if target.has_descriptors and wide else (False,)
-    orders = _orders(program, k, default, binding)
+    dtype = "float32" if dtype_bytes == 4 else "bfloat16"
     for tiles in itertools.product(*sizes.values()):
+        size = dict(zip(sizes, tiles, strict=True))
+        ways: _Ways | None = None
         for warps in WARPS if multiplies else FEW_WARPS:
             for n, descriptors in itertools.product(stages, loads):
-                found = KernelSchedule(
-                    tiles=dict(zip(sizes, tiles, strict=True)), warps=warps, stages=n, descriptors=descriptors
-                )
+                found = KernelSchedule(tiles=size, warps=warps, stages=n, descriptors=descriptors)
                 if fits(program, k, found, extents=binding.extents, dtype_bytes=dtype_bytes, target=target):
-                    yield from (replace(found, order=order) for order in orders)
+                    ways = ways or _ways(program, k, found, default.order, binding, dtype)
+                    yield from ways.of(found, target)
 
 
 def _tiles(variable: str, default: int, binding: Binding, dtype_bytes: int) -> tuple[int, ...]:
@@ -156,17 +156,51 @@ def _elements(program: Program, k: Kernel, schedule: KernelSchedule, extents: Ma
     return max((math.prod(sizes.get(v, 1) for v in e.free) for e in k.cascade.einsums), default=1)
 
 
-def _orders(program: Program, k: Kernel, schedule: KernelSchedule, binding: Binding) -> tuple[str, ...]:
-    """Orders in which programs may begin: one, unless later tiles are longer."""
-    if not k.loops or not grid_tiles(k):
-        return ORDERS[:1]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ways:
+    """How the programs of given tiles may be walked.
+
+    Args:
+        orders: in which they may begin: one, unless later tiles are longer.
+        loops: whether each loop may test every tile: not unless some are tested and some need no test.
+        work: what a program asks for. programs: with one tile of the grid each.
+    """
+
+    orders: tuple[str, ...]
+    loops: tuple[bool, ...]
+    work: Work
+    programs: int
+
+    def of(self, schedule: KernelSchedule, target: GpuTarget) -> Iterator[KernelSchedule]:
+        """The choice in each of these ways, and persistent ones where there is more than one wave."""
+        blocks = estimated_blocks(self.work, schedule, target)
+        many = (0, blocks) if 0 < target.multiprocessors * blocks < self.programs else (0,)
+        for persistent, one_loop, order in itertools.product(many, self.loops, self.orders):
+            yield replace(schedule, order=order, one_loop=one_loop, persistent=persistent)
+
+
+def _ways(
+    program: Program, k: Kernel, schedule: KernelSchedule, order: str, binding: Binding, dtype: str
+) -> _Ways:
     frame = frame_of(program, k, schedule, binding)
-    corners = list(itertools.islice(frame.corners(), 4096))
-    lengths = [_steps(frame, c) for c in (corners[0], corners[-1])]
-    if lengths[0] >= lengths[1]:
-        return ORDERS[:1]
-    return ORDERS if frame.batch else tuple(o for o in ORDERS if o != HEADS_INSIDE)
+    orders: tuple[str, ...] = (order,)
+    if k.loops and grid_tiles(k) and frame.later_are_longer:
+        orders = ORDERS if frame.batch else tuple(o for o in ORDERS if o != HEADS_INSIDE)
+    return _Ways(
+        orders=orders,
+        loops=(False, True) if _is_mixed(frame) else (False,),
+        work=work_of(program, frame, dtype=dtype),
+        programs=math.prod(map(frame.programs, frame.residents)),
+    )
 
 
-def _steps(frame: Frame, corner: Corner) -> int:
-    return sum(frame.steps(loop, corner) for loop in frame.loops)
+def _is_mixed(frame: Frame) -> bool:
+    """Whether some tiles of its loops are tested and some need no test."""
+    full = tested = False
+    for corner in itertools.islice(frame.corners(), 4096):
+        for loop in frame.loops:
+            steps, own = frame.steps(loop, corner), frame.full(loop, corner)
+            full, tested = full or own > 0, tested or steps > own
+        if full and tested:
+            return True
+    return False

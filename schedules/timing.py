@@ -70,6 +70,17 @@ def resident_blocks(target: GpuTarget, *, registers: int, shared_memory_bytes: i
     )
 
 
+def estimated_blocks(work: Work, schedule: KernelSchedule, target: GpuTarget) -> int:
+    """Blocks that a multiprocessor is expected to hold together, where nothing is compiled."""
+    wanted = work.registers(target, warps=schedule.warps, descriptors=schedule.descriptors)
+    return resident_blocks(
+        target,
+        registers=min(wanted, target.registers_per_thread),
+        shared_memory_bytes=work.shared_memory(target, stages=schedule.stages, descriptors=schedule.descriptors),
+        warps=schedule.warps,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stations:
     """Clocks of one program alone, by the queue where it spends them, and of each pipe in all."""
@@ -205,20 +216,31 @@ def dealt(
     target: GpuTarget,
     *,
     order: str,
+    persistent: int = 0,
 ) -> float:
     """Clocks until the last program ends: each begins where the first block of a multiprocessor becomes free.
 
     Programs before the last rounds keep all busy. Where no program is left to begin, those that run on share a
-    multiprocessor with fewer, and get faster.
+    multiprocessor with fewer, and get faster. With `persistent` programs a multiprocessor there are just these: each
+    takes tiles in turn, whether the others are done with theirs or not.
+
+    Cost: linear in the programs of the last rounds; in all tiles where programs are persistent.
     """
+    blocks = min(blocks, persistent or blocks)
     lengths = {walk: s.with_others(blocks) for walk, s in demands.items()}
     batch = [lengths[w] for w in walks]
     if order.startswith("descending"):
         batch.reverse()
     count, slots = len(batch) * repeats, target.multiprocessors * blocks
-    last = min(count, count % slots + ROUNDS * slots)
     inside = order.endswith("inside")
-    queue = [batch[n // repeats if inside else n % len(batch)] for n in range(count - last, count)]
+    if persistent:
+        tiles = [n for n in batch for _ in range(repeats)] if inside else batch * repeats
+        programs = min(count, target.multiprocessors * persistent)
+        queue = [sum(tiles[n::programs]) for n in range(programs)]
+        last = programs
+    else:
+        last = min(count, count % slots + ROUNDS * slots)
+        queue = [batch[n // repeats if inside else n % len(batch)] for n in range(count - last, count)]
     start = (sum(batch) * repeats - sum(queue)) / slots
     free = [(0.0, slot) for slot in range(min(slots, last))]
     begun = 0.0

@@ -33,7 +33,7 @@ def softmax_attention_kernel(
     scale = 0.125  # E ** -0.5
     scale_log2e = scale * 1.4426950408889634
     pid = tl.program_id(0)
-    i_p = pid % tl.cdiv(P, BLOCK_P)
+    i_p = tl.cdiv(P, BLOCK_P) - 1 - pid % tl.cdiv(P, BLOCK_P)
     pid = pid // tl.cdiv(P, BLOCK_P)
     i_h = (pid % H).to(tl.int64)
     pid = pid // H
