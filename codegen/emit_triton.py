@@ -211,20 +211,20 @@ class _Printer(Memory):
         roles = heads + tiles if k.schedule.order == HEADS_INSIDE else tiles + heads
         if not roles:
             return
-        first_tile = "tl.program_id(0)"
+        mine = "tl.program_id(0)"
         if k.walks_grid:
             self._line(f"tiles = {' * '.join(count for _, count in roles)}")
             self._line("# programs take the tiles of the grid in turn")
-            self._line(f"for tile in tl.range({first_tile}, tiles, tl.num_programs(0)):")
+            self._line(f"for tile in tl.range({mine}, tiles, tl.num_programs(0)):")
             self.depth += 1
-            first_tile = "tile"
+            mine = "tile"
         if len(roles) > 1:
-            self._line(f"pid = {first_tile}")
+            self._line(f"pid = {mine}")
         for n, (name, count) in enumerate(roles):
             is_last = n == len(roles) - 1
-            own = first_tile if len(roles) == 1 else "pid" if is_last else f"pid % {count}"
+            own = mine if len(roles) == 1 else "pid" if is_last else f"pid % {count}"
             if name[2:] in k.batch:
-                own = f"{own if is_last else f'({own})'}.to(tl.int64)"
+                own = f"tl.cast({own}, tl.int64)" if own == "tile" else f"{own if is_last else f'({own})'}.to(tl.int64)"
             elif k.schedule.order != ORDERS[0]:
                 own = f"{count} - 1 - {own}"
             self._line(f"{name} = {own}")

@@ -149,6 +149,11 @@ def _with_memory(launches):
     return run'''
 
 
+MULTIPROCESSORS = '''def _multiprocessors(tensor):
+    """The multiprocessors of a tensor's GPU; 1 where it is on none, as for Triton's interpreter."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1'''
+
+
 def _has_descriptors(e: Exported) -> bool:
     return any(t.descriptors for b in e.builts for t in b.texts)
 
@@ -161,6 +166,7 @@ def _helpers(e: Exported) -> list[str]:
         # Without annotations, whose names are not all in the file.
         head = "def _block_table(x, reduce, sizes, ascending=None):"
         out.append(re.sub(r"def block_table\(.*?\) -> [\w.]+:", head, source, count=1, flags=re.DOTALL).rstrip())
+    out += [MULTIPROCESSORS] if any(k.walks_grid for b in e.builts for k in b.kernels) else []
     return out + ([BOXED] if _has_descriptors(e) else [])
 
 
@@ -199,10 +205,7 @@ def _launches(built: Built, function: str) -> str:
         counts += [names.extent(rank_of(v)) for v in kernel.batch]
         tiles = " * ".join(counts) or "1"
         if kernel.walks_grid:
-            # Programs that walk over the grid: as many as the device has room for.
-            device = f"torch.cuda.get_device_properties({inputs[0]}.device)"
-            most = f"{kernel.schedule.persistent} * {device}.multi_processor_count"
-            tiles = f"min({tiles}, {most})"
+            tiles = f"min({tiles}, {kernel.schedule.persistent} * _multiprocessors({inputs[0]}))"
         body.append(f"grid = ({tiles},)")
         rows = _rows([_word(t) for t in text.tensors])
         rows += _rows([f"*{_word(t)}.stride()" for t in text.tensors if kernel.tensors[t]])

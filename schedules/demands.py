@@ -309,15 +309,20 @@ class _Reader:
         return not (isinstance(operand, Read) and self.frame.cascade.input(operand.tensor) is not None)
 
     def _masked(self, s: Einsum, loop: Loop) -> int:
-        """Operations of a tile whose points are tested: a selection for each condition, and a comparison for each over it.
+        """Operations of a tile whose points are tested: a selection for each comparison, as compilers chain them.
 
-        The end of the data is a condition too, of one axis: compilers chain selections rather than join conditions.
+        Those along one axis are made once a row; of them the end of the data alone is counted, by its selection.
         """
         frame = self.frame
         axes = [v for v in (*s.free, *s.ranks) if v in frame.axes]
         walked = {loop.walked[-1]}
         tile = self._size(v for v in axes if v in frame.grid or v in s.ranks)
-        tests = [c for c in loop.conditions if len((set(frame.grid) | walked) & set(variables(c))) > 1]
+        atoms = [e for c in loop.conditions for e in subexpressions(c) if isinstance(e, Apply) and e.row.condition]
+        tests = [
+            e
+            for e in atoms
+            if e.op not in ("and", "or", "not") and len((set(frame.grid) | walked) & set(variables(e))) > 1
+        ]
         return tile * (1 + 2 * len(tests))
 
     def _live(self, body: tuple[Einsum | Init, ...]) -> tuple[float, int]:

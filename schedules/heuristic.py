@@ -43,9 +43,8 @@ def default_schedule(program: Program, *, extents: Mapping[str, int], dtype_byte
     """
     chosen = {k.name: _kernel(program, k, extents, dtype_bytes, target) for k in program.kernels}
     binding = _long(program, extents)
-    return Schedule(
-        kernels={k.name: replace(chosen[k.name], order=_order(program, k, chosen[k.name], binding)) for k in program.kernels}
-    )
+    orders = {k.name: _order(program, k, chosen[k.name], binding) for k in program.kernels}
+    return Schedule(kernels={n: replace(k, order=orders[n]) for n, k in chosen.items()})
 
 
 def _long(program: Program, extents: Mapping[str, int]) -> Binding:

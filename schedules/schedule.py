@@ -228,8 +228,8 @@ def check_schedule(program: Program, schedule: Schedule) -> None:
     """Check that a schedule fits a program.
 
     Raises: ScheduleError: a kernel or a tile is missing or unknown; a tile is not a power of two from 1 to 1024; warps
-        is not 1, 2, 4, 8 or 16; stages is not 1 to 16; the order is unknown; persistent is not 0 to 32, or the kernel is
-        one program; one_loop is chosen for a kernel without a loop. One error that lists every mistake.
+        is not 1, 2, 4, 8 or 16; stages is not 1 to 16; the order is unknown; persistent is not 0 to 32, or the kernel
+        is one program; one_loop is chosen for a kernel without a loop. One error that lists every mistake.
     """
     problems: list[str] = []
     names = [k.name for k in program.kernels]
@@ -262,7 +262,7 @@ def check_schedule(program: Program, schedule: Schedule) -> None:
         own = next(x for x in program.kernels if x.name == name)
         if k.one_loop and not own.loops:
             problems.append(f"kernel '{name}' has no loop to test every tile in")
-        if not 0 <= k.persistent <= MOST_PERSISTENT:
+        if k.persistent not in range(MOST_PERSISTENT + 1):
             problems.append(
                 f"kernel '{name}' has {k.persistent} persistent programs a multiprocessor: not 0 to {MOST_PERSISTENT}"
             )

@@ -1,9 +1,9 @@
 """The search space: which schedules a program may have on a target, decided before anything is compiled.
 
 A choice is left out for three reasons only: it changes nothing (stages without a loop, orders of equal programs, one
-loop where no tile or every tile is tested, persistent programs that would have one tile each), a tile would hold more padding than data, or the target cannot run it, because a block asks for more shared memory than
-there is or a value has more elements than Triton takes. Registers and spills are no reason: compiling tells them, and a
-small spill may well be fast.
+loop where no tile or every tile is tested, persistent programs of one tile each), a tile would hold more padding than
+data, or the target cannot run it, because a block asks for more shared memory than there is or a value has more
+elements than Triton takes. Registers and spills are no reason: compiling tells them, and a small spill may be fast.
 """
 
 from __future__ import annotations
@@ -179,9 +179,7 @@ class _Ways:
             yield replace(schedule, order=order, one_loop=one_loop, persistent=persistent)
 
 
-def _ways(
-    program: Program, k: Kernel, schedule: KernelSchedule, order: str, binding: Binding, dtype: str
-) -> _Ways:
+def _ways(program: Program, k: Kernel, schedule: KernelSchedule, order: str, binding: Binding, dtype: str) -> _Ways:
     frame = frame_of(program, k, schedule, binding)
     orders: tuple[str, ...] = (order,)
     if k.loops and grid_tiles(k) and frame.later_are_longer:

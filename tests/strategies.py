@@ -10,7 +10,7 @@ import math
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.language.parser import parse
 from einsumcascade.schedules.program import Program
-from einsumcascade.schedules.schedule import KernelSchedule, Schedule, tiled_variables
+from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, Schedule, tiled_variables
 from tests.random_texts import random_text
 
 LENGTHS = (1, 2, 7, 13, 16, 17, 31, 33, 37, 47, 64)
 FEATURES = (1, 3, 8, 16, 17, 20)
 SMALL = (1, 2, 3)
 TILES = (16, 32, 64)
+USUAL = KernelSchedule()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class Case:
         text: the cascade.
         extents: of every rank of an input.
         tiles: sizes given to the tiled variables of all kernels, in turn.
+        walk: how their grids and tiles are walked: the order, one loop and persistent programs of this schedule.
         seed: of the inputs. spread: standard deviation of queries.
     """
 
@@ -46,6 +48,7 @@ class Case:
     tiles: tuple[int, ...] = TILES
     seed: int = 0
     spread: float = 1.0
+    walk: KernelSchedule = USUAL
 
     @property
     def cascade(self) -> Cascade:
@@ -58,7 +61,7 @@ class Case:
 
     def schedule(self, program: Program) -> Schedule:
         """A legal schedule of the program with the tiles of this case."""
-        return tile_schedule(program, self.tiles)
+        return tile_schedule(program, self.tiles, walk=self.walk)
 
 
 @lru_cache(maxsize=1024)
@@ -84,15 +87,23 @@ def random_inputs(
     return out
 
 
-def tile_schedule(program: Program, tiles: tuple[int, ...]) -> Schedule:
-    """Hand out tile sizes in turn; small enough that a temporary of three axes stays below 2^20 elements."""
+def tile_schedule(program: Program, tiles: tuple[int, ...], *, walk: KernelSchedule = USUAL) -> Schedule:
+    """Hand out tile sizes in turn; small enough that a temporary of three axes stays below 2^20 elements.
+
+    Kernels are walked as `walk` says, where they have a loop and a grid.
+    """
     kernels, n = {}, 0
     for k in program.kernels:
         chosen = {}
         for v in tiled_variables(program, k.name):
             chosen[v] = tiles[n % len(tiles)]
             n += 1
-        kernels[k.name] = KernelSchedule(tiles=chosen)
+        kernels[k.name] = replace(
+            walk,
+            tiles=chosen,
+            one_loop=walk.one_loop and bool(k.loops),
+            persistent=walk.persistent if k.residents else 0,
+        )
     return Schedule(kernels=kernels)
 
 
@@ -119,6 +130,7 @@ def random_case(seed: int, tiles: tuple[int, ...] = TILES) -> Case:
         seed=rng.randrange(1 << 16),
         tiles=tuple(rng.choice(tiles) for _ in range(4)),
         spread=rng.choice((1.0, 1.0, 1.0, 4.0)),
+        walk=KernelSchedule(order=rng.choice(ORDERS), one_loop=rng.random() < 0.3, persistent=rng.choice((0, 0, 1, 3))),
     )
 
 

@@ -12,8 +12,9 @@ from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.gallery import header, load, names
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import rank_of
-from einsumcascade.language.parser import parse
+from einsumcascade.language.parser import constrained, parse
 from einsumcascade.rewrites.derive import simplify
+from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.schedules.heuristic import ELEMENTS_A_THREAD, default_schedule
 from einsumcascade.schedules.partition import partition
 from einsumcascade.schedules.program import Program, bounded_variables
@@ -93,3 +94,19 @@ def test_the_same_arguments_give_the_same_schedule() -> None:
     extents = {"B": 1, "H": 8, "P": 4096, "M": 4096, "E": 64, "F": 64}
     first, again = (planned(load("softmax_lse"), extents, "cuda:90", 2)[1] for _ in range(2))
     assert first == again
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("mask", ["", "m <= p", "m <= p and p - m < 100", "m >= p", "m < 100", "(p - m) % 3 == 0"])
+def test_the_longest_programs_begin_first_whatever_the_lengths(mask: str, backward: bool) -> None:
+    """Later queries have more keys under a causal mask, and earlier keys have more queries."""
+    cascade = constrained(load("softmax_attention"), mask, {}) if mask else load("softmax_attention")
+    if backward:
+        cascade = differentiate(cascade).backward
+    later = {"m <= p": "p", "m <= p and p - m < 100": "p", "m >= p": "m"}.get(mask)
+    for length in (1, 64, 4096):
+        extents = {rank_of(v): 64 if v in "ef" else length for i in cascade.inputs for v in i.indices}
+        program, schedule = planned(cascade, extents, "cuda:90", 2)
+        for k in program.kernels:
+            wanted = "descending" if k.loops and later in k.residents else "ascending"
+            assert schedule.kernels[k.name].order == wanted, (k.name, length)

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import constrained
 from einsumcascade.rewrites.derive import simplify
-from einsumcascade.schedules.demands import TENSOR
-from einsumcascade.schedules.model import Prediction, predict, rank
+from einsumcascade.schedules.demands import L2, TENSOR
+from einsumcascade.schedules.model import Prediction, predict, rank, works
 from einsumcascade.schedules.partition import partition
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
-from einsumcascade.schedules.timing import Stations, dealt, resident_blocks
+from einsumcascade.schedules.timing import Price, Stations, dealt, resident_blocks
 from tests.codegen.calls import VARIANTS
 from tests.gallery.draws import extents_of
 
@@ -147,6 +148,86 @@ def test_programs_are_dealt_as_they_become_free(lengths: list[int], repeats: int
         for n in queue:
             heapq.heapreplace(free, free[0] + n)
         assert math.isclose(found, max(free))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=12),
+    repeats=st.integers(1, 100),
+    persistent=st.integers(1, 3),
+    blocks=st.integers(1, 3),
+    order=st.sampled_from(["ascending", "descending", "descending, heads inside"]),
+)
+def test_persistent_programs_take_tiles_in_turn(
+    lengths: list[int], repeats: int, persistent: int, blocks: int, order: str
+) -> None:
+    """Whoever is done first takes no more than its share; what does not reside at once begins later."""
+    walks = tuple(((n, 0),) for n in lengths)
+    demands = {w: Stations(queues={"a": float(w[0][0])}, pipes={TENSOR: 0.0}) for w in walks}
+    found = dealt(walks, repeats, demands, blocks, H200, order=order, persistent=persistent)
+    batch = lengths if order == "ascending" else lengths[::-1]
+    tiles = [n for n in batch for _ in range(repeats)] if "inside" in order else batch * repeats
+    programs = min(len(tiles), persistent * H200.multiprocessors)
+    shares = [0] * programs
+    for n, length in enumerate(tiles):
+        shares[n % programs] += length
+    assert found >= max(sum(tiles) / H200.multiprocessors, max(shares)) * (1 - 1e-9)
+    if blocks == 1:
+        free = [0] * H200.multiprocessors
+        for share in shares:
+            heapq.heapreplace(free, free[0] + share)
+        assert math.isclose(found, max(free))
+    elif persistent == 1:
+        assert math.isclose(found, max(shares))
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "descending, heads inside"])
+def test_programs_that_are_alike_take_the_same_time_persistent_or_not(order: str) -> None:
+    extents = {"B": 4, "H": 32, "P": 4096, "M": 4096, "E": 64, "F": 64}
+    program = program_of(load(NAME))
+    k = KernelSchedule(tiles={"p": 64, "m": 64}, stages=3, descriptors=True, order=order)
+    usual, walked = (
+        predict(program, Schedule(kernels={NAME: replace(k, persistent=n)}), extents=extents).kernels[0] for n in (0, 3)
+    )
+    assert usual.blocks == 3 and usual.seconds == walked.seconds
+    assert (usual.programs, walked.programs) == (8192, 3 * 132) and walked.waves == 1.0
+
+
+@pytest.mark.parametrize("choice", [(64, 64, 4, 3, True), (128, 64, 8, 2, True)])
+def test_every_tile_of_one_loop_is_tested_and_counts_so(choice: Choice) -> None:
+    cascade = constrained(load(NAME), "m <= p", {})
+    ((_, k),) = schedule_of(choice).kernels.items()
+    one, two = (Schedule(kernels={NAME: replace(k, one_loop=x)}) for x in (True, False))
+    extents = {"B": 4, "H": 16, "P": 8192, "M": 8192, "E": 64, "F": 64}
+    (a,), (b,) = (predict(program_of(cascade), s, extents=extents).kernels for s in (one, two))
+    assert (a.full_steps, a.tested_steps) == (0, b.full_steps + b.tested_steps)
+    assert a.cycles["alu"] > b.cycles["alu"] and a.cycles["tensor"] == b.cycles["tensor"]
+    assert a.seconds > b.seconds
+    # A run of tiles less has a pipeline less to fill: where runs are short that counts.
+    (work,) = works(program_of(cascade), one, extents=extents).values()
+    price = Price(work, k, H200, None, spilled=0)
+    fills = [price.program((steps,)).queues[L2] for steps in ((1, 1), (0, 2))]
+    rate = H200.l2_bytes_per_clock / H200.multiprocessors
+    assert math.isclose(fills[0] - fills[1], work.loops[0].copied / rate)
+    kernel = ec.compile(cascade).kernel(extents={"E": 64, "F": 64}, target="cuda:90", schedule=one)
+    (tiles,) = kernel.tiles(extents={"B": 1, "H": 1, "P": 512, "M": 512, "E": 64, "F": 64})
+    assert tiles.full == 0 < tiles.visited
+
+
+@pytest.mark.parametrize(("mask", "conditions"), [("", 0), ("m <= p", 1), ("m <= p and p - m < 100", 2)])
+def test_a_tested_tile_has_the_selections_and_comparisons_that_are_compiled(mask: str, conditions: int) -> None:
+    cascade = constrained(load(NAME), mask, {}) if mask else load(NAME)
+    ((_, k),) = schedule_of((64, 64, 4, 2, True)).kernels.items()
+    one = Schedule(kernels={NAME: replace(k, one_loop=True)})
+    kernel = ec.compile(cascade).kernel(extents={"E": 64, "F": 64}, target="cuda:90", schedule=one)
+    (report,) = kernel.inspect().kernels.values()
+    assert report.hot_loop is not None
+    (work,) = works(kernel.program, one, extents={"E": 64, "F": 64, **dict.fromkeys("BHPM", 64)}).values()
+    scores = 64 * 64 // (4 * 32)
+    assert work.loops[0].masked == 64 * 64 * (1 + 2 * conditions)
+    opcodes = report.hot_loop.opcodes
+    # Two more for the rows; comparisons of keys with their end are fewer.
+    assert opcodes["FSEL"] == scores * (1 + conditions) + 2
+    assert scores * conditions <= opcodes["ISETP"] <= scores * (conditions + 1)
 
 
 def test_a_last_wave_that_is_not_full_runs_with_fewer_blocks() -> None:

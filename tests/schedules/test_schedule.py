@@ -13,7 +13,7 @@ from einsumcascade.language.parser import parse
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.partition import partition
 from einsumcascade.schedules.program import Program
-from einsumcascade.schedules.schedule import KernelSchedule, Schedule, check_schedule, tiled_variables
+from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, Schedule, check_schedule, tiled_variables
 
 TEXT = """\
 in Q[h,p,e], K[h,m,e]
@@ -55,6 +55,9 @@ schedules = st.builds(
             warps=st.integers(1, 32),
             stages=st.integers(1, 8),
             descriptors=st.booleans(),
+            order=st.sampled_from(ORDERS),
+            one_loop=st.booleans(),
+            persistent=st.integers(0, 32),
         ),
         max_size=3,
     ),
@@ -107,6 +110,30 @@ def test_stages_are_at_least_one() -> None:
     assert problems(change(stages=0)) == ["kernel 't' has 0 stages: fewer than 1"]
 
 
+@pytest.mark.parametrize("persistent", [-1, 33, 1.5, "2"])
+def test_persistent_programs_are_a_number_that_a_multiprocessor_may_hold(persistent: object) -> None:
+    assert problems(change(persistent=persistent)) == [
+        f"kernel 't' has {persistent} persistent programs a multiprocessor: not 0 to 32"
+    ]
+
+
+def test_a_kernel_of_one_program_and_one_without_a_loop_have_nothing_to_choose() -> None:
+    found = []
+    for name, text, chosen in (
+        ("s", "in X[m]\nS = X[m] * X[m] :: sum(m)\nout S", KernelSchedule(persistent=2)),
+        ("y", "in X[m]\nY[m] = 2 * X[m]\nout Y", KernelSchedule(one_loop=True)),
+    ):
+        one = partition(simplify(parse(text, name=f"{name}.cascade")).cascade, bounded=())
+        tiles = dict.fromkeys(tiled_variables(one, one.kernels[0].name), 16)
+        with pytest.raises(ScheduleError) as caught:
+            check_schedule(one, Schedule(kernels={one.kernels[0].name: replace(chosen, tiles=tiles)}))
+        found += [d.headline for d in caught.value.diagnostics]
+    assert found == [
+        "kernel 's' is one program: it has no grid to walk over",
+        "kernel 'y' has no loop to test every tile in",
+    ]
+
+
 def test_all_mistakes_are_reported_at_once() -> None:
     assert len(problems(change(tiles={"p": 5}, warps=3, stages=0))) == 4
 
@@ -121,6 +148,9 @@ def test_all_mistakes_are_reported_at_once() -> None:
         ('{"kernels": {"t": {"warp": 3}}}', "kernel 't' has no choice 'warp'"),
         ('{"kernels": {"t": {"warps": "4"}}}', "'warps' of kernel 't' is '4', not a whole number"),
         ('{"kernels": {"t": {"warps": true}}}', "'warps' of kernel 't' is True, not a whole number"),
+        ('{"kernels": {"t": {"persistent": true}}}', "'persistent' of kernel 't' is True, not a whole number"),
+        ('{"kernels": {"t": {"one_loop": 1}}}', "'one_loop' of kernel 't' is 1, not true or false"),
+        ('{"kernels": {"t": {"oneloop": true}}}', "kernel 't' has no choice 'oneloop'"),
         ('{"kernels": {"t": {"tiles": {"p": 1.5}}}}', "the tile of 'p' in kernel 't' is 1.5, not a whole number"),
     ],
 )
@@ -133,3 +163,7 @@ def test_a_bad_file_is_refused(text: str, headline: str) -> None:
 
 def test_a_schedule_reads_as_a_sentence() -> None:
     assert str(legal()) == "t: tiles p: 32, m: 16; warps 4; stages 2; loads by pointers"
+    assert str(change(order="descending", one_loop=True, persistent=2)) == (
+        "t: tiles p: 32, m: 16; warps 4; stages 2; loads by pointers; tiles descending; one loop; "
+        "2 persistent a multiprocessor"
+    )

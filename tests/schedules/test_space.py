@@ -18,6 +18,7 @@ from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.language.parser import constrained
 from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.schedules.heuristic import default_schedule
+from einsumcascade.schedules.model import predict
 from einsumcascade.schedules.ranking import ranked, shortlist
 from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, Schedule, check_schedule
 from einsumcascade.schedules.shared_memory import shared_memory
@@ -80,7 +81,8 @@ def test_the_fastest_that_were_measured_are_in_it_and_the_tuner_compiles_them(
     extents = {**EXTENTS, "B": batch[0], "H": batch[1], "E": size, "F": size}
     found = shortlist([space], extents=extents, target=TARGET, dtype="bfloat16", limit=24)
     own = [r.schedule.kernels["softmax_attention"] for r in found]
-    assert wanted in [replace(k, order=ORDERS[0]) for k in own]
+    # The model's favourites are walked in other ways, but the tiles are compiled as they were measured, or alike.
+    assert wanted in [replace(k, order=ORDERS[0], one_loop=False, persistent=0) for k in own]
 
 
 def orders(name: str, **extents: int) -> list[set[str]]:
@@ -92,6 +94,33 @@ def test_programs_of_unequal_length_begin_in_several_orders() -> None:
     assert orders("causal softmax_attention") == [set(ORDERS)]
     # The kernel of the keys has its longest programs first as it is.
     assert orders("causal softmax_attention backward") == [{"ascending"}, {"ascending"}, set(ORDERS)]
+
+
+def ways(name: str, **extents: int) -> set[tuple[bool, bool]]:
+    """Whether there is one loop, and whether programs are persistent, over all choices."""
+    return {(k.one_loop, k.persistent > 0) for own in space_of(name, **extents).kernels.values() for k in own}
+
+
+def test_one_loop_is_for_tiles_of_both_kinds_and_persistent_programs_for_more_than_one_wave() -> None:
+    assert ways("causal softmax_attention") == {(False, False), (False, True), (True, False), (True, True)}
+    # 4096 keys are full tiles of every size; 4095 are not.
+    assert ways("softmax_attention") == {(False, False), (False, True)}
+    assert ways("softmax_attention", M=4095) == ways("causal softmax_attention")
+    # A tile for each multiprocessor, or fewer.
+    assert ways("causal softmax_attention", B=1, H=4, P=512, M=512) == {(False, False), (True, False)}
+    assert ways("softmax_attention", B=1, H=1, P=1) == {(False, False)}
+
+
+@pytest.mark.parametrize("name", ["causal softmax_attention", "linear", "softmax_attention backward"])
+def test_persistent_programs_are_those_that_reside_together(name: str) -> None:
+    space = space_of(name)
+    named = {rank_of(v) for i in space.program.cascade.inputs for v in i.indices}
+    extents = {r: n for r, n in EXTENTS.items() if r in named}
+    for kernel, own in space.kernels.items():
+        for k in [k for k in own if k.persistent][:: max(1, len(own) // 20)]:
+            schedule = replace(space.default, kernels={**space.default.kernels, kernel: k})
+            found = {p.name: p for p in predict(space.program, schedule, extents=extents).kernels}
+            assert found[kernel].blocks == k.persistent and found[kernel].waves == 1.0
 
 
 def test_no_tile_has_more_padding_than_data() -> None:
