@@ -431,8 +431,14 @@ def multiprocessors_of(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
 
 
-def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding) -> dict[str, torch.Tensor]:
+def run_on_gpu(
+    built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding, *, multiprocessors: int | None = None
+) -> dict[str, torch.Tensor]:
     """Launch every kernel on the device of the inputs; returns the outputs by name.
+
+    Args:
+        multiprocessors: what programs that walk over a grid are counted by, the device's own unless given. With 1 they
+            walk over small inputs as others do over large ones, so that small ones say whether they are right.
 
     Cost: the kernels, and some 10 us of Python a launch.
     """
@@ -450,7 +456,7 @@ def run_on_gpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Bindin
         if any(t.descriptors for t in built.texts):
             # Descriptors made on the device live in memory that the host provides; set for these launches alone.
             triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
-        for call in plan(built, tensors, binding, multiprocessors=multiprocessors_of(device)):
+        for call in plan(built, tensors, binding, multiprocessors=multiprocessors or multiprocessors_of(device)):
             if call.programs:
                 arguments = {p: tensors[t] for p, t in call.tensors.items()}
                 getattr(text, call.kernel)[(call.programs,)](

@@ -57,7 +57,7 @@ def judged(
     built = build(cascade, extents=features, dtype=dtype, target=present_target(), schedule=schedule)
     if gpu:
         on_gpu = {n: t.cuda() for n, t in inputs.items()}
-        actual = {n: t.cpu() for n, t in run_on_gpu(built, on_gpu, binding).items()}
+        actual = {n: t.cpu() for n, t in run_on_gpu(built, on_gpu, binding, multiprocessors=1).items()}
     else:
         actual = run_interpreted(built, inputs, binding)
     return yardstick(cascade, inputs, dtype, seed=seed, counts=counts).rows(actual)

@@ -222,9 +222,12 @@ def _inputs(job: Job) -> dict[str, torch.Tensor]:
     return {n: found[n] for n in job.inputs}
 
 
-def _run(job: Job, built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding) -> dict[str, torch.Tensor]:
-    run = run_interpreted if job.device == "cpu" else run_on_gpu
-    return run(built, inputs, binding)
+def _run(
+    job: Job, built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding, *, multiprocessors: int | None = None
+) -> dict[str, torch.Tensor]:
+    if job.device == "cpu":
+        return run_interpreted(built, inputs, binding)
+    return run_on_gpu(built, inputs, binding, multiprocessors=multiprocessors)
 
 
 def _bound(job: Job, tensors: Mapping[str, torch.Tensor]) -> Binding:
@@ -239,7 +242,8 @@ def prepare(path: str) -> None:
 def compare(path: str, built: Built) -> str:
     """Run a candidate on the small inputs; returns what is wrong with its results, or an empty text."""
     bench = _bench(path)
-    actual = {n: t.cpu() for n, t in _run(bench.job, built, bench.small, bench.small_binding).items()}
+    found = _run(bench.job, built, bench.small, bench.small_binding, multiprocessors=1)
+    actual = {n: t.cpu() for n, t in found.items()}
     bad = [f"{r.output} {r.verdict}" for r in bench.yardstick.rows(actual) if not r.verdict.passed]
     return f"wrong: {bad[0]}" if bad else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
-from einsumcascade.codegen.inspect import LoopReport
+from einsumcascade.codegen.inspect import KernelReport
 from einsumcascade.codegen.kernel_ir import Loop, all_statements
 from einsumcascade.codegen.launch import Built, allocate, build, feature_ranks, plan, program_of, run_interpreted
 from einsumcascade.gallery import load
@@ -30,6 +31,7 @@ from tests.codegen.test_kernels import DTYPES, built, fits, require, tensors
 from tests.strategies import Case, cases, examples, tile_schedule
 
 TARGET = gpu_target("cuda:90")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "schedules.md"
 SINKS = load("softmax_attention").constrain("m <= p").constrain("m < 4 or p - m < 20")
 WHOLE = parse("in X[m]\nS = X[m] * X[m] :: sum(m)\nout S", name="whole.cascade")
 # A kind of kernel each: the cascade, and what of its program is chosen.
@@ -169,35 +171,39 @@ def test_a_grid_without_tiles_has_no_programs() -> None:
     assert run_interpreted(kernels, inputs, binding)["AV"].shape == (2, 3, 0, 8)
 
 
-def test_an_exported_file_asks_the_device(tmp_path: object) -> None:
+def test_an_exported_file_asks_the_device(tmp_path: Path) -> None:
     cascade = load("softmax_attention").constrain("m <= p")
     walk = KernelSchedule(tiles={"p": 16, "m": 16}, persistent=2, one_loop=True, order=HEADS_INSIDE)
     names = ("softmax_attention", "softmax_attention_backward_2")
     op = ec.compile(cascade, schedule=Schedule(kernels=dict.fromkeys(names, walk)))
-    alone(op, inputs_of(cascade, "float32", **SMALL), tmp_path)  # type: ignore[arg-type]
+    alone(op, inputs_of(cascade, "float32", **SMALL), tmp_path)
     text = op.export()
     assert "grid = (min(triton.cdiv(P, 16) * B * H, 2 * _multiprocessors(Q)),)" in text
     assert text.count("def _multiprocessors(tensor):") == 1
     assert "_multiprocessors" not in ec.compile(cascade).export()
 
 
-def hot_loops(size: int, **choices: object) -> tuple[LoopReport, ...]:
+def report_of(size: int, **choices: object) -> KernelReport:
     tiles = KernelSchedule(tiles={"p": 64, "m": 64}, warps=4, stages=3, descriptors=True, order="descending", **choices)  # type: ignore[arg-type]
     kernel = ec.compile(KINDS["causal"][0], schedule=Schedule(kernels={"softmax_attention": tiles})).kernel(
         extents={"E": size, "F": size}, dtype="bfloat16", target="cuda:90"
     )
     (report,) = kernel.inspect().kernels.values()
     assert report.spill_bytes == 0
-    return report.loops
+    return report
 
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_a_walk_over_the_grid_leaves_the_inner_loops_as_they_are(size: int) -> None:
     """Pipelined copies and asynchronous products on cuda:90, and no operation more for a score."""
+    registers = []
     for one_loop in (False, True):
-        usual, walked = (hot_loops(size, one_loop=one_loop, persistent=n) for n in (0, 2))
-        assert len(usual) == len(walked) == 2 - one_loop
-        for a, b in zip(usual, walked, strict=True):
+        usual, walked = (report_of(size, one_loop=one_loop, persistent=n) for n in (0, 2))
+        registers += [usual.registers, walked.registers]
+        assert len(usual.loops) == len(walked.loops) == 2 - one_loop
+        for a, b in zip(usual.loops, walked.loops, strict=True):
             assert not b.serialised and b.opcodes["UTMALDG"] == a.opcodes["UTMALDG"] == 2
             for name in ("MMA", "MUFU", "FFMA", "FMUL", "FADD", "FMNMX", "F2FP", "SHFL"):
                 assert a.count(name) == b.count(name), name
+    (row,) = [x for x in PAGE.read_text(encoding="utf-8").splitlines() if x.startswith(f"| heads of {size} |")]
+    assert [int(cell) for cell in row.split("|")[2:6]] == registers
