@@ -215,7 +215,9 @@ class _Printer(Memory):
         if k.walks_grid:
             self._line(f"tiles = {' * '.join(count for _, count in roles)}")
             self._line("# programs take the tiles of the grid in turn")
-            self._line(f"for tile in tl.range({mine}, tiles, tl.num_programs(0)):")
+            # Where no loop is inside, Triton would copy tiles ahead into shared memory that nobody has reckoned with.
+            stages = "" if any(isinstance(s, Loop) for s in k.body) else ", num_stages=1"
+            self._line(f"for tile in tl.range({mine}, tiles, tl.num_programs(0){stages}):")
             self.depth += 1
             mine = "tile"
         if len(roles) > 1:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.compiling import compile_all, launches_of
 from einsumcascade.codegen.launch import build, feature_ranks, program_of, selectors
@@ -132,6 +133,19 @@ def test_no_tile_has_more_padding_than_data() -> None:
 def test_descriptors_are_for_targets_that_have_them() -> None:
     (own,) = space_of("softmax_attention", target="cuda:80").kernels.values()
     assert not any(k.descriptors for k in own)
+
+
+def test_persistent_programs_ask_for_no_more_shared_memory() -> None:
+    """Kernels with a loop of their own, and the second of linear attention, which has none."""
+    for name in ("causal softmax_attention", "linear"):
+        kernel = ec.compile(cascade_of(name)).kernel(extents={"E": 64, "F": 64}, dtype="bfloat16", target="cuda:90")
+        found = []
+        for persistent in (0, 2):
+            kernels = {n: replace(k, stages=3, persistent=persistent) for n, k in kernel.schedule.kernels.items()}
+            own = ec.compile(cascade_of(name), schedule=replace(kernel.schedule, kernels=kernels))
+            reports = own.kernel(extents={"E": 64, "F": 64}, dtype="bfloat16", target="cuda:90").inspect().kernels
+            found.append([r.shared_memory_bytes for r in reports.values()])
+        assert found[0] == found[1], name
 
 
 def test_an_extent_that_is_missing_is_named() -> None:
