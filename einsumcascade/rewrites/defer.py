@@ -231,6 +231,9 @@ def _split(s: Einsum, cascade: Cascade, *, immediate: bool, held: frozenset[str]
             return False
         return len(found) > 1 and bool(leaving)
 
+    apart = None if stays(s.expr) else _conditioned(s, reduced, cascade)
+    if apart is not None:
+        return apart
     for join in ("mul", "add"):
         if s.reduce == "mean" or not _lets_through(join, s):
             continue
@@ -279,6 +282,23 @@ def _split(s: Einsum, cascade: Cascade, *, immediate: bool, held: frozenset[str]
         )
         return raw, outer, "R1 defer" if s.reduce in ("sum", "prod") or join == "add" else "R8 positive factor"
     return None
+
+
+def _conditioned(s: Einsum, reduced: set[str], cascade: Cascade) -> tuple[Einsum, Einsum, str] | None:
+    """A sum of what a condition lets through, `select(X[p] > 0, Y[p,m], 0) :: sum(m)`: it lets through the sum."""
+    match s:
+        case Einsum(reduce="sum", expr=Apply(op="select", args=(c, inside, Num(value=0)))):
+            plain = all(isinstance(i, Var) for r in reads(inside) for i in r.indices)
+            raw = replace(s, tensor=fresh(s.tensor + "N", names_taken(cascade)), expr=inside)
+            # What is read at places that the condition keeps inside a tensor has no value without it.
+            if not plain or set(variables(c)) & reduced or set(variables(*raw.indices, inside)) != set(s.space):
+                return None
+            if not set(s.ranks) | set(s.free) <= set(variables(inside)):
+                return None
+            value = apply("select", c, Read(tensor=raw.tensor, indices=raw.indices), Num(value=0))
+            return raw, replace(s, expr=value, reduce=None, ranks=(), where=()), "R1 defer"
+        case _:
+            return None
 
 
 def _sinks(e: Expr, over: set[str], defs: dict[str, Einsum]) -> bool:

@@ -27,7 +27,7 @@ from einsumcascade.language.ir import (
     variables,
 )
 from einsumcascade.rewrites.adjoint import adjoints
-from einsumcascade.rewrites.algebra import fresh, is_positive, producers, terms, total
+from einsumcascade.rewrites.algebra import factors, fresh, is_positive, producers, terms, total
 from einsumcascade.rewrites.blocks import Block, Steps
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.invariance import references
@@ -135,7 +135,7 @@ class Transposes:
         found = references(simple)
         for s in cascade.einsums:
             e = made.get(s.tensor)
-            e = _behind(e, made, found) if s.reduce is not None else e
+            e = _behind(e, simple, found) if s.reduce is not None else e
             if e is None or e.tensor not in found or s.tensor in out | set(cascade.output_names):
                 continue
             out.add(s.tensor)
@@ -299,15 +299,16 @@ def _settled(expr: Expr) -> Expr:
     return transform(expr, leaf)
 
 
-def _behind(e: Einsum | None, made: dict[str, Einsum], found: tuple[str, ...]) -> Einsum | None:
-    """The maximum that a value is but for what has left it: a factor, or terms of the row.
+def _behind(e: Einsum | None, cascade: Cascade, found: tuple[str, ...]) -> Einsum | None:
+    """The maximum that a value is but for what has left it: factors, or terms of the row.
 
     Whatever such a value is, the maximum can be chosen to make it so; if no output depends on that, none does on this.
     """
+    made = producers(cascade)
     while e is not None and e.reduce is None and e.tensor not in found:
         inner = reads(e.expr)
         if len(inner) > 1:
-            inner = tuple(r for r in inner if r.tensor in found and (r, 1) in terms(e.expr))
+            inner = tuple(r for r in inner if r.tensor in found and _rises_with(e.expr, r, cascade))
             names = {r.tensor for r in inner}
             if sum(bool(names & {r.tensor for r in reads(x.expr, *x.where)}) for x in made.values()) > 1:
                 # Shared with another value of the text, it does not move alone.
@@ -316,3 +317,12 @@ def _behind(e: Einsum | None, made: dict[str, Einsum], found: tuple[str, ...]) -
             return None
         e = made.get(inner[0].tensor)
     return e
+
+
+def _rises_with(expr: Expr, read: Read, cascade: Cascade) -> bool:
+    """Whether an expression is a positive factor times a read, plus terms without it: it takes every value then."""
+    own = [t for t, n in terms(expr) if n == 1 and read in reads(t)]
+    if len(own) != 1 or reads(expr).count(read) != 1:
+        return False
+    parts = factors(own[0])
+    return (read, 1) in parts and all(is_positive(f, cascade) for f, _ in parts if f != read)

@@ -33,6 +33,28 @@ def test_a_constant_leaves_the_sum() -> None:
     assert lines(found) == ["SN[p, m] = Q[p, e] * K[m, e] :: sum(e)", "S[p, m] = scale * SN[p, m]"]
 
 
+def test_a_condition_of_the_row_leaves_the_sum() -> None:
+    found = deferred("in X[p], Y[p,m]\nS[p] = select(X[p] > 0, Y[p,m], 0) :: sum(m)\nout S")
+    assert lines(found) == ["SN[p] = Y[p, m] :: sum(m)", "S[p] = select(X[p] > 0, SN[p], 0)"]
+
+
+@pytest.mark.parametrize(
+    "expr",
+    [
+        "select(X[m] > 0, Y[p,m], 0)",
+        "select(X[p] > 0, Y[p,m], 1)",
+        # Read without its condition it would be outside the tensor.
+        "select(p > 0, Y[p - 1, m], 0)",
+        # Some rank would have no extent, or no count.
+        "select(X[p] > 0, X[m], 0)",
+    ],
+)
+def test_another_condition_stays_in_the_sum(expr: str) -> None:
+    text = f"in X[p], Y[p,m]\nrank m = P\nS[p] = {expr} :: sum(m)\nout S"
+    text = text.replace("rank m = P\n", "") if "Y[" in expr else text
+    assert deferred(text) == parse(text)
+
+
 def test_a_positive_factor_leaves_a_maximum() -> None:
     found = deferred("in S[p,m]\nG[p] = 2 * S[p,m] :: max(m)\nout G")
     assert lines(found) == ["GN[p] = S[p, m] :: max(m)", "G[p] = 2 * GN[p]"]

@@ -154,6 +154,14 @@ def test_a_maximum_that_an_output_depends_on_keeps_its_gradient() -> None:
         assert_slopes(parse(text), drawn(Q=(5, 3), K=(7, 3), V=(7, 2)))
 
 
+def test_no_gradient_goes_through_a_maximum_that_only_factors_of_the_row_have_left() -> None:
+    found = differentiate(load("qknorm"))
+    assert [s.what for s in found.steps if s.rule == "reference"] == [
+        "no gradient goes through GM: no output depends on it"
+    ]
+    assert set(found.saved) == {"LSE", "AV"}
+
+
 def test_elements_that_share_a_maximum_share_its_gradient() -> None:
     gradient = differentiate(parse("in X[p,m]\nG[p] = X[p,m] :: max(m)\nout G"))
     x = np.array([[1.0, 2.0, 2.0], [3.0, 3.0, 3.0]])
