@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from einsumcascade.language.ir import Apply, Cascade, Expr, Num, Read, Scalar, Var, apply
-from einsumcascade.rewrites.algebra import factors, is_positive, terms
+from einsumcascade.rewrites.algebra import factors, is_map, is_positive, producers, terms
 
 INF = math.inf
+# The least number of float32.
+LEAST = -3.4028234663852886e38
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +90,9 @@ class FactTable:
             case Apply(op="select"):
                 return all(self.is_finite(a) for a in expr.args[1:])
             case Apply(op="div" | "ieee_div" | "floordiv" | "mod"):
-                return self.is_finite(expr.args[0]) and self._away_from_zero(expr.args[1])
+                return self.is_finite(expr.args[0]) and self.away_from_zero(expr.args[1])
             case Apply(op="rsqrt"):
-                return self.is_finite(expr.args[0]) and self._away_from_zero(expr.args[0])
+                return self.is_finite(expr.args[0]) and self.away_from_zero(expr.args[0])
             case Apply(op="exp" | "exp2" | "log" | "log2" | "pow"):
                 return False
             case Apply():
@@ -189,35 +191,42 @@ class FactTable:
             return expr
         args = tuple(self.guarded(a) for a in expr.args)
         new = Apply(op=expr.op, args=args)
+        match new:
+            case Apply(op="exp" | "exp2" as op, args=(Apply(op="sub", args=(score, reference)),)):
+                # The least number in place of a reference of -inf: 0 of a score of -inf, and infinite of any other.
+                return apply(op, apply("ieee_sub", score, apply("max", reference, Num(value=LEAST))))
         if expr.op == "sub":
             a, b = expr.args
             if not (self.may_be_neg_inf(a) and self.may_be_neg_inf(b)):
                 return apply("ieee_sub", *args)
             if self.bounds(b, a):
                 return apply("ieee_sub", args[0], self._finite_row(b, args[1]))
-        if expr.op == "div" and self._away_from_zero(expr.args[1]):
+        if expr.op == "div" and self.away_from_zero(expr.args[1]):
             return apply("ieee_div", *args)
         return new
 
-    def _away_from_zero(self, expr: Expr) -> bool:
+    def away_from_zero(self, expr: Expr) -> bool:
         """Whether a value is above some positive constant: an exponential is not, since it underflows."""
         match expr:
             case Num():
                 return expr.value != 0
             case Scalar():
                 return is_positive(expr, self.cascade)
+            case Read():
+                made = producers(self.cascade).get(expr.tensor)
+                return is_map(made) and self.away_from_zero(made.expr)
             case Apply(op="add"):
                 a, b = expr.args
                 return any(
-                    self._away_from_zero(x)
+                    self.away_from_zero(x)
                     and is_positive(x, self.cascade)
                     and is_positive(y, self.cascade, strict=False)
                     for x, y in ((a, b), (b, a))
                 )
             case Apply(op="max"):
-                return any(self._away_from_zero(a) and is_positive(a, self.cascade) for a in expr.args)
+                return any(self.away_from_zero(a) and is_positive(a, self.cascade) for a in expr.args)
             case Apply(op="sqrt" | "mul" | "neg" | "abs"):
-                return all(self._away_from_zero(a) for a in expr.args)
+                return all(self.away_from_zero(a) for a in expr.args)
             case _:
                 return False
 

@@ -40,6 +40,8 @@ class Products(Values):
             return None
 
         def show(x: Expr) -> Expr | None:
+            if isinstance(x, Apply) and x.op == "ieee_div":
+                return apply("div", *(transform(a, show) for a in x.args))
             if isinstance(x, Read) and not x.indices and x.tensor in self.values:
                 return Read(tensor=x.tensor, indices=tuple(Var(name=v) for v in self.values[x.tensor]))
             return None
@@ -55,7 +57,8 @@ class Products(Values):
             return None
 
         def hide(x: Expr) -> Expr:
-            return transform(x, lambda y: Read(tensor=y.tensor) if isinstance(y, Read) else None)
+            hidden = transform(x, lambda y: Read(tensor=y.tensor) if isinstance(y, Read) else None)
+            return self._quotients(self.facts.guarded(hidden))
 
         return hide(c.left), hide(c.right), c.over, c.axes
 
@@ -193,10 +196,20 @@ class Products(Values):
         return {c.name: c.expr for c in self.cascade.constants if isinstance(c.expr, Num)}
 
     def _quotients(self, expr: Expr) -> Expr:
-        """`x / y` with y > 0, or a sum of terms >= 0 that are factors of the terms of x: both are 0 together."""
+        """`x / y` with y > 0, or a sum of terms >= 0 that are factors of the terms of x: both are 0 together.
+
+        A row that is away from 0 is divided by once: its elements are multiplied by the reciprocal.
+        """
         if not isinstance(expr, Apply):
             return expr
         args = tuple(self._quotients(a) for a in expr.args)
+        if (
+            expr.op in ("div", "ieee_div")
+            and reads(args[1])
+            and set(self._vars(args[1])) < set(self._vars(args[0]))
+            and self.facts.away_from_zero(self._named_as_written(args[1]))
+        ):
+            return apply("mul", args[0], apply("ieee_div", Num(value=1.0), args[1]))
         if expr.op == "div" and reads(args[1]) and is_positive(self._named_as_written(args[1]), self.cascade):
             return apply("ieee_div", *args)
         if expr.op == "div" and isinstance(args[1], Read):

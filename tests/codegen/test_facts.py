@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from einsumcascade.codegen.facts import Facts, FactTable
@@ -132,6 +133,22 @@ def test_guards_stand_only_where_a_value_rule_can_bite(text: str, ops: list[str]
 def test_two_that_may_sink_without_a_bound_keep_the_guard() -> None:
     found = table(X=SUNK, Y=SUNK).guarded(expr("X[m] - Y[m]"))
     assert [e.op for e in subexpressions(found) if hasattr(e, "op")] == ["sub"]
+
+
+def test_an_exponent_needs_no_guard_on_each_score() -> None:
+    found = table(X=SUNK, Y=SUNK).guarded(expr("exp(X[m] - Y[m])"))
+    assert [e.op for e in subexpressions(found) if hasattr(e, "op")] == ["exp", "ieee_sub", "max"]
+    least = next(e for e in subexpressions(found) if isinstance(e, Num))
+    with np.errstate(over="ignore"):
+        for score, reference, wanted in ((-INF, -INF, 0.0), (0.0, -INF, INF), (-INF, 1.0, 0.0), (2.0, 1.0, math.e)):
+            row = np.maximum(np.float32(reference), np.float32(least.value))
+            assert np.isclose(np.exp(np.float32(score) - row), wanted)
+
+
+def test_a_root_of_a_positive_sum_is_away_from_zero() -> None:
+    t = FactTable(parse("in X[m,e]\nN[m] = X[m,e] * X[m,e] :: sum(e)\nR[m] = sqrt(N[m] + 0.1)\nout R"))
+    root, norm = (Read(tensor=n, indices=(Var(name="m"),)) for n in ("R", "N"))
+    assert t.away_from_zero(root) and not t.away_from_zero(norm)
 
 
 def test_a_copy_goes_its_own_way() -> None:

@@ -84,10 +84,8 @@ def column_sums_1_kernel(
     for start_m in tl.range(0, full_hi_m, BLOCK_M):
         b_X = tl.load(p_X + o_X, mask=(o_p < P)[:, None], other=0.0)  # [BLOCK_P, BLOCK_M]
         b_C = tl.load(p_C + o_C)  # [BLOCK_M]
-        tmp_0 = b_X.to(tl.float32) * 1.4426950408889634
-        tmp_1 = (b_C.to(tl.float32) * 1.4426950408889634)[None, :]
         # S[p, m1, m0] = exp2(X[p, m1 * M0 + m0] * 1.4426950408889634 - C[m1 * M0 + m0] * 1.4426950408889634)
-        b_S = tl.math.exp2(tl.where((tmp_0 == float('-inf')) & (tmp_1 == float('-inf')), float('-inf'), tmp_0 - tmp_1))  # [BLOCK_P, BLOCK_M]
+        b_S = tl.math.exp2(b_X.to(tl.float32) * 1.4426950408889634 - tl.maximum(b_C.to(tl.float32) * 1.4426950408889634, -3.4028234663852886e+38)[None, :])  # [BLOCK_P, BLOCK_M]
         b_V = tl.load(p_V + o_V)  # [BLOCK_M, F]
         # LY[p, f, m1] = S[p, m1, m0] * V[m1 * M0 + m0, f] :: sum(m0)
         b_RY = tl.dot(b_S.to(b_V.dtype), b_V, b_RY, input_precision="ieee")  # [BLOCK_P, F]
@@ -99,9 +97,7 @@ def column_sums_1_kernel(
         o_m = start_m + r_m0
         b_X = tl.load(p_X + o_X, mask=(o_p < P)[:, None] & (o_m < M)[None, :], other=0.0)  # [BLOCK_P, BLOCK_M]
         b_C = tl.load(p_C + o_C, mask=o_m < M, other=0.0)  # [BLOCK_M]
-        tmp_0 = b_X.to(tl.float32) * 1.4426950408889634
-        tmp_1 = (b_C.to(tl.float32) * 1.4426950408889634)[None, :]
-        b_S = tl.math.exp2(tl.where((tmp_0 == float('-inf')) & (tmp_1 == float('-inf')), float('-inf'), tmp_0 - tmp_1))  # [BLOCK_P, BLOCK_M]
+        b_S = tl.math.exp2(b_X.to(tl.float32) * 1.4426950408889634 - tl.maximum(b_C.to(tl.float32) * 1.4426950408889634, -3.4028234663852886e+38)[None, :])  # [BLOCK_P, BLOCK_M]
         b_V = tl.load(p_V + o_V, mask=(o_m < M)[:, None], other=0.0)  # [BLOCK_M, F]
         b_RY = tl.dot(b_S.to(b_V.dtype), b_V, b_RY, input_precision="ieee")  # [BLOCK_P, F]
         p_X += step_X
