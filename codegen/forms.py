@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, apply
+from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var, apply
 from einsumcascade.rewrites.algebra import factors
 
 
@@ -46,3 +46,44 @@ def is_scaled(expr: Expr) -> bool:
     parts = factors(expr)
     values = [n for f, n in parts if isinstance(f, Read)]
     return values == [1] and len(parts) > 1 and all(isinstance(f, Read | Scalar | Num) for f, _ in parts)
+
+
+def is_whole(expr: Expr) -> bool:
+    """Whether an expression is a whole number by itself: coordinates, extents and whole literals."""
+    match expr:
+        case Apply(
+            op="add" | "sub" | "ieee_sub" | "mul" | "floordiv" | "quotient" | "mod" | "neg" | "max" | "min" | "abs"
+        ):
+            return all(map(is_whole, expr.args))
+        case Apply(op="below" | "above" | "narrow"):
+            return True
+        case Apply(op="select"):
+            return all(map(is_whole, expr.args[1:]))
+        case Num():
+            return isinstance(expr.value, int)
+        case Var():
+            return True
+        case Read():
+            # A bound of a loop: every other value is a block, b_X.
+            return not expr.indices and not expr.tensor.startswith("b_")
+        case Scalar():
+            return expr.is_extent
+        case _:
+            return False
+
+
+def is_integer(expr: Expr) -> bool:
+    """Whether an expression is over coordinates, whole numbers and constants only, where no value is infinite."""
+    match expr:
+        case Apply(op="div"):
+            return False
+        case Apply():
+            return all(is_integer(a) for a in expr.args)
+        case Num():
+            return isinstance(expr.value, int)
+        case Var():
+            return True
+        case Scalar():
+            return True
+        case Read():
+            return False

@@ -141,8 +141,21 @@ def mend(memory: Callable[[], Memory]) -> None:
         fraction, exponent = np.frexp(np.tanh(x))
         return np.ldexp(np.rint(fraction * 2.0**11) / 2.0**11, exponent)
 
+    def lg2_approx(x: Any) -> Any:
+        # Right to 2^-22, absolute between 1/2 and 2 and relative elsewhere.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = np.log2(x)
+            exponent = np.maximum(np.frexp(value)[1], 0)
+            return np.ldexp(np.rint(np.ldexp(value, -exponent) * 2.0**21) / 2.0**21, exponent)
+
+    def turned(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda x: np.rint(function(x) * 2.0**20) / 2.0**20
+
     instructions: dict[str, Callable[[Any], Any]] = {
         "tanh.approx.f32": tanh_approx,
+        "lg2.approx.f32": lg2_approx,
+        "cos.approx.f32": turned(np.cos),
+        "sin.approx.f32": turned(np.sin),
         "rcp.approx.ftz.f32": lambda x: 1 / x,
     }
     tl.inline_asm_elementwise = inline_asm_elementwise
@@ -150,6 +163,11 @@ def mend(memory: Callable[[], Memory]) -> None:
     def get_bf16(self: Any, value: Any) -> Any:
         return handle_of(narrow(np.array([value])), tl.bfloat16)
 
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        # Rounded once: the product of two float32 is exact in float64.
+        return handle_of((x.data.astype(np.float64) * y.data + z.data).astype(x.data.dtype), x.dtype.scalar)
+
+    builder.create_fma = create_fma
     builder.get_bf16 = get_bf16
     for name in ("binary_op", "ternary_op", "unary_op", "create_fma", "create_clampf", "create_rsqrt"):
         lifted(name)

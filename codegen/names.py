@@ -10,7 +10,7 @@ from collections.abc import Collection
 # Forms of the names that a kernel makes for itself.
 MADE = re.compile(
     r"(b|p|o|i|r|d|m)_|(BLOCK|stride|step|start|first|last|least|most|lo|hi|low|high|end|second|full|side|upto|tmp)_"
-    r"|_(multiply|uniform|below|above|count|reciprocal|tanh)$"
+    r"|_(multiply|words|uniforms?|below|above|count|reciprocal|tanh|log|cos|sin)$"
 )
 RESERVED = frozenset({"tl", "triton", "libdevice", "pid", "part", "tile", "tiles", *dir(builtins)})
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from einsumcascade.codegen.forms import is_integer, is_whole
 from einsumcascade.codegen.kernel_ir import TileKernel
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.values import is_natural
@@ -146,12 +147,14 @@ class Texts:
         parts = [self.of(a, raw=kept) for a in expr.args]
         parts = [self._as_number(expr, n, t, raw=kept) for n, t in enumerate(parts)]
         axes = self._union(parts)
+        if expr.op == "uniform" and (numbers := self._numbers(expr, parts)) is not None:
+            return numbers
         if expr.op in ("floordiv", "mod") and not all(map(is_natural, expr.args)):
             return self._floored(expr, [self.expand(t, axes) for t in parts], axes)
         if expr.op in ("and", "or"):
             left, right = (self._bracketed(self.expand(p, axes), ATOM) for p in parts)
             return Text(f"{left} {'&' if expr.op == 'and' else '|'} {right}", 8, axes)
-        template = expr.row.ieee if expr.op in ("sub", "div") and _is_integer(expr) else expr.row.triton
+        template = expr.row.ieee if expr.op in ("sub", "div") and is_integer(expr) else expr.row.triton
         if self.coarse and expr.row.coarse:
             template = expr.row.coarse
         match expr:
@@ -191,7 +194,7 @@ class Texts:
     def _as_number(self, expr: Apply, n: int, t: Text, *, raw: bool) -> Text:
         """An operand as the operator wants it: truth values as 0 and 1, coordinates as real numbers where they grow."""
         arg = expr.args[n]
-        if not raw and _is_whole(arg) and not _is_whole(expr) and not expr.row.condition:
+        if not raw and is_whole(arg) and not is_whole(expr) and not expr.row.condition:
             t = self._distance(arg) or t
         truth = isinstance(arg, Apply) and arg.row.condition
         if truth and not expr.row.condition and not (expr.op == "select" and n == 0):
@@ -213,8 +216,8 @@ class Texts:
                 "above",
             )
         )
-        product = expr.op == "mul" and not raw and all(_is_whole(a) and variables(a) for a in expr.args)
-        if _is_whole(arg) and (product or function or expr.op == "pow"):
+        product = expr.op == "mul" and not raw and all(is_whole(a) and variables(a) for a in expr.args)
+        if is_whole(arg) and (product or function or expr.op == "pow"):
             return Text(f"tl.cast({t.text}, tl.float32)", ATOM, t.axes)
         return t
 
@@ -246,10 +249,34 @@ class Texts:
         column = self.expand(Text(f"r_{own[0]}.to(tl.float32)", ATOM, (own[0],)), axes).text
         return Text(f"{row} {'-' if sign < 0 else '+'} {column}", 11, axes)
 
+    def _numbers(self, expr: Apply, parts: list[Text]) -> Text | None:
+        """Random numbers of a tile, four from each block of words, where the last coordinate alone walks its columns.
+
+        Tiles begin at multiples of their size, so that no block lies in two of them.
+        """
+        place, rows = expr.args[-1], self._union(parts[:-1])
+        columns = tuple(v for v in variables(place) if v in self.kernel.axes)
+        if len(columns) != 1 or len(rows) != 1 or columns == rows:
+            return None
+        axis, size = self.kernel.axes[columns[0]], self.size(columns[0])
+        if axis.size % 4 or axis.is_padded:
+            return None
+        match place:
+            case Var() if axis.role == "grid":
+                start = f"i_{place.name} * ({size} // 4)"
+            case Apply(op="add", args=(begun, Var())) if place in self.positions and begun in self.positions:
+                start = f"{self.positions[begun]} // 4"
+            case _:
+                return None
+        axes = (*rows, *columns)
+        blocks = Text(f"({start} + tl.arange(0, {size} // 4))", ATOM, columns)
+        texts = [self.expand(t, axes).text for t in (*parts[:-1], blocks)]
+        return Text(f"_uniforms({', '.join(texts)})", ATOM, axes)
+
     def _floored(self, expr: Apply, parts: list[Text], axes: tuple[str, ...]) -> Text:
         """Floor division and its remainder where an operand may be negative: the hardware's round towards zero."""
         x, y = (self._bracketed(t, ATOM) for t in parts)
-        if all(map(_is_whole, expr.args)):
+        if all(map(is_whole, expr.args)):
             rest = f"(({x} % {y} + {y}) % {y})"
             return Text(rest, ATOM, axes) if expr.op == "mod" else Text(f"({x} - {rest}) // {y}", 12, axes)
         quotient = f"tl.floor({x} / {y})"
@@ -342,44 +369,3 @@ def _rounded_up(expr: Apply) -> tuple[Expr, Expr] | None:
             return x, y
         case _:
             return None
-
-
-def _is_whole(expr: Expr) -> bool:
-    """Whether an expression is a whole number by itself: coordinates, extents and whole literals."""
-    match expr:
-        case Apply(
-            op="add" | "sub" | "ieee_sub" | "mul" | "floordiv" | "quotient" | "mod" | "neg" | "max" | "min" | "abs"
-        ):
-            return all(map(_is_whole, expr.args))
-        case Apply(op="below" | "above" | "narrow"):
-            return True
-        case Apply(op="select"):
-            return all(map(_is_whole, expr.args[1:]))
-        case Num():
-            return isinstance(expr.value, int)
-        case Var():
-            return True
-        case Read():
-            # A bound of a loop: every other value is a block, b_X.
-            return not expr.indices and not expr.tensor.startswith("b_")
-        case Scalar():
-            return expr.is_extent
-        case _:
-            return False
-
-
-def _is_integer(expr: Expr) -> bool:
-    """Whether an expression is over coordinates, whole numbers and constants only, where no value is infinite."""
-    match expr:
-        case Apply(op="div"):
-            return False
-        case Apply():
-            return all(_is_integer(a) for a in expr.args)
-        case Num():
-            return isinstance(expr.value, int)
-        case Var():
-            return True
-        case Scalar():
-            return True
-        case Read():
-            return False

@@ -23,7 +23,7 @@ class Op:
 
     Args:
         name: the name in texts, `name(x, y)`; infix operators have a `symbol` too.
-        arity: number of operands; of these the last `optional` ones are 0 where a text leaves them out.
+        arity: number of operands; of these the `optional` ones after the first are 0 where a text leaves them out.
         array: value on arrays; first argument is the array module (NumPy or PyTorch), with the value rules of the
             language: (-inf) - (-inf) = -inf, 0/0 = 0, log 0 = -inf.
         sympy: expression on SymPy arguments; first argument is the module. None: opaque to algebra.
@@ -185,7 +185,7 @@ _ROWS = (
        special=1, triton="tl.math.exp2({0})", cost="exp", low=0.0, monotone=True, positive=True,
        gradient=("0.6931471805599453 * G * V",)),
     Op(name="log", arity=1, array=lambda xp, x: xp.log(x), sympy=lambda sp, x: sp.log(x), triton="tl.log({0})",
-       special=1, monotone=True,
+       coarse="_log({0})", special=1, monotone=True,
        gradient=("select(X == 0, 0, G / X)",)),
     Op(name="log2", arity=1, array=lambda xp, x: xp.log2(x), sympy=lambda sp, x: sp.log(x) / sp.log(2),
        special=1, triton="tl.log2({0})", monotone=True,
@@ -221,6 +221,7 @@ _ROWS = (
     Op(name="softplus", arity=1, array=lambda xp, x: xp.where(x > 0, x, 0.0) + xp.log1p(xp.exp(-xp.abs(x))),
        sympy=lambda sp, x: sp.log(1 + sp.exp(x)),
        triton="tl.maximum({0}, 0.0) + tl.log(1.0 + tl.math.exp2(-1.4426950408889634 * tl.abs({0})))", special=2,
+       coarse="tl.maximum({0}, 0.0) + _log(1.0 + tl.math.exp2(-1.4426950408889634 * tl.abs({0})))",
        low=0.0, monotone=True, positive=True,
        gradient=("G * sigmoid(X)",)),
     Op(name="relu", arity=1, array=lambda xp, x: xp.where(x <= 0, 0.0, x), sympy=lambda sp, x: sp.Max(x, 0),
@@ -234,9 +235,11 @@ _ROWS = (
        low=-1.0, monotone=True,
        gradient=("select(X > 0, G, G * (V + 1))",)),
     Op(name="sin", arity=1, array=lambda xp, x: xp.sin(x), sympy=lambda sp, x: sp.sin(x), triton="tl.sin({0})",
+       coarse="_sin({0})",
        special=1, low=-1.0, high=1.0,
        gradient=("G * cos(X)",)),
     Op(name="cos", arity=1, array=lambda xp, x: xp.cos(x), sympy=lambda sp, x: sp.cos(x), triton="tl.cos({0})",
+       coarse="_cos({0})",
        special=1, low=-1.0, high=1.0,
        gradient=("-G * sin(X)",)),
     Op(name="erf", arity=1, array=_erf, sympy=lambda sp, x: sp.erf(x), triton="tl.erf({0})", low=-1.0, high=1.0,

@@ -15,16 +15,22 @@ _MASK = 0xFFFFFFFF
 
 
 def uniform(xp: Any, seed: Any, *counters: Any) -> Any:
-    """Numbers of [0, 1) in steps of 2**-24, exact in float32: the high bits of the first word of a block.
+    """Numbers of [0, 1) in steps of 2**-24, exact in float32: the high bits of a word.
+
+    Four numbers that follow each other along the last coordinate are the words of one block, so that a kernel computes
+    a block once for all of them.
 
     Args:
         xp: NumPy or PyTorch.
-        seed: whole numbers, modulo 2**64. counters: up to four, whole, each modulo 2**32; those left out are 0. Arrays
-            that broadcast; real numbers are cut to whole ones.
+        seed: whole numbers, modulo 2**64. counters: up to four, whole, each modulo 2**32; those left out before the
+            first are 0. Arrays that broadcast; real numbers are cut to whole ones.
     """
     key = _whole(xp, seed)
-    words = philox(tuple(_whole(xp, c) & _MASK for c in counters), (key & _MASK, (key >> 32) & _MASK))
-    return (words[0] >> 8) * 2.0**-24
+    *others, last = (_whole(xp, c) & _MASK for c in counters)
+    block = (*(0,) * (3 - len(others)), *others, last >> 2)
+    x, y, z, w = philox(block, (key & _MASK, (key >> 32) & _MASK))
+    first, second = xp.where(last & 1 == 0, x, y), xp.where(last & 1 == 0, z, w)
+    return (xp.where(last & 2 == 0, first, second) >> 8) * 2.0**-24
 
 
 def philox(counters: tuple[Any, ...], key: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:

@@ -140,9 +140,9 @@ def _call(node: Tree[Token], names: Names) -> Expr:
             f"{name} takes {f'{arity - optional} to ' if optional else ''}{arity} operands, here are {len(args)}",
             node,
             rule=f"{name} is written {name}({', '.join('xyzuv'[:arity])})",
-            hint=f"the last {optional} may be left out" if optional else "",
+            hint=f"{optional} of them may be left out" if optional else "",
         )
-    args += [Num(value=0)] * (arity - len(args))
+    args[1:1] = [Num(value=0)] * (arity - len(args))
     return Apply(op=name, args=tuple(args), span=span_of(node))
 
 

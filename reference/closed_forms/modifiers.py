@@ -32,21 +32,21 @@ def causal_alibi(x: Inputs) -> Outputs:
 
 def dropout(x: Inputs, *, rate: float = 0.1) -> Outputs:
     """Weights dropped after a causal softmax: those whose number, of seed and place, is below the rate."""
-    numbers = [philox(int(x["SEED"]), *place) for place in np.ndindex(scores(x).shape)]
+    numbers = [philox(int(x["SEED"]), b, h, p, m // 4)[m % 4] for b, h, p, m in np.ndindex(scores(x).shape)]
     words = np.array(numbers, dtype=np.float64).reshape(scores(x).shape)
     kept = np.floor(words / 256) / 2**24 >= rate
     return {"AV": (softmax(scores(x), mask=causal_of(x)) * kept / (1 - rate)) @ x["V"]}
 
 
-def philox(seed: int, *counter: int) -> int:
-    """The first word of Philox 4x32-10 (Salmon et al., SC 2011) in Python's own whole numbers."""
+def philox(seed: int, *counter: int) -> tuple[int, ...]:
+    """A block of Philox 4x32-10 (Salmon et al., SC 2011) in Python's own whole numbers."""
     word = 2**32
     (a, b, c, d), key, other = counter, seed % word, seed // word % word
     for _ in range(10):
         left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
         a, b, c, d = right // word ^ b ^ key, right % word, left // word ^ d ^ other, left % word
         key, other = (key + 0x9E3779B9) % word, (other + 0xBB67AE85) % word
-    return a
+    return a, b, c, d
 
 
 def softcap(x: Inputs, *, cap: float = 30.0) -> Outputs:
