@@ -10,7 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from einsumcascade.language.ir import Apply, Cascade, Expr, Num, Read, Scalar, Var, apply
+from einsumcascade.errors import InputError
+from einsumcascade.language.extents import Binding
+from einsumcascade.language.ir import Apply, Cascade, Expr, Num, Read, Scalar, Var, apply, reads, scalars, variables
 from einsumcascade.rewrites.algebra import factors, is_map, is_positive, producers, terms
 
 INF = math.inf
@@ -227,8 +229,22 @@ class FactTable:
                 return any(self.away_from_zero(a) and is_positive(a, self.cascade) for a in expr.args)
             case Apply(op="sqrt" | "mul" | "neg" | "abs"):
                 return all(self.away_from_zero(a) for a in expr.args)
+            case Apply() if not reads(expr) and not variables(expr):
+                value = self._number(expr)
+                return value is not None and value != 0 and math.isfinite(value)
             case _:
                 return False
+
+    def _number(self, expr: Expr) -> float | None:
+        """The value of an expression over constants; None where it needs an extent."""
+        known: dict[str, float] = {}
+        try:
+            for c in self.cascade.constants:
+                if c.name in scalars(expr):
+                    known[c.name] = Binding(extents={}, constants=known).value(c.expr)
+            return float(Binding(extents={}, constants=known).value(expr))
+        except InputError:
+            return None
 
     def _finite_row(self, bound: Expr, text: Expr) -> Expr:
         """`select(b == -inf, 0, b)`: put on the one read inside a scaled bound, so that the scale stays outside."""

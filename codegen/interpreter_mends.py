@@ -146,7 +146,8 @@ def mend(memory: Callable[[], Memory]) -> None:
         with np.errstate(divide="ignore", invalid="ignore"):
             value = np.log2(x)
             exponent = np.maximum(np.frexp(value)[1], 0)
-            return np.ldexp(np.rint(np.ldexp(value, -exponent) * 2.0**21) / 2.0**21, exponent)
+            steps = np.where(exponent > 0, 2.0**22, 2.0**21)
+            return np.ldexp(np.rint(np.ldexp(value, -exponent) * steps) / steps, exponent)
 
     def turned(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return lambda x: np.rint(function(x) * 2.0**20) / 2.0**20

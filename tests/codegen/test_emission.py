@@ -24,7 +24,19 @@ CLASSES = ("MUFU", "FFMA", "FMUL", "FADD", "FMNMX", "F2FP")
 TABLE = (64, 128, 64, 8, 2)
 # The softmax that the others are held against, and those that compute it and more.
 SOFTMAX = "softmax_attention"
-VARIANTS = (SOFTMAX, f"causal {SOFTMAX}", "sliding_window", "softcap", "alibi", "sigmoid", "diff")
+VARIANTS = (
+    SOFTMAX,
+    f"causal {SOFTMAX}",
+    "sliding_window",
+    "softcap",
+    "alibi",
+    "sigmoid",
+    "diff",
+    "qknorm",
+    "dropout",
+    "t5bias",
+    "cosformer_quad",
+)
 # More than softmax, a score.
 EXTRA = {
     f"causal {SOFTMAX}": {},
@@ -88,6 +100,29 @@ def test_the_fastest_choices_need_no_more_than_the_algorithm(name: str, choice: 
 def test_a_variant_adds_what_its_own_mathematics_needs(name: str) -> None:
     base, found = per_score(SOFTMAX), per_score(name)
     assert {c: round(found[c] - base[c], 1) for c in CLASSES} == {c: EXTRA[name].get(c, 0) for c in CLASSES}
+
+
+def test_four_dropped_weights_cost_one_block_of_random_words() -> None:
+    hot = report_of("dropout", TABLE).hot_loop
+    assert hot is not None
+    scores = TABLE[1] * TABLE[2] / (32 * TABLE[3])
+    # Ten rounds of two wide products and two exclusive ors, and what the compiler adds for their constants.
+    assert 10 / 2 <= hot.opcodes["IMAD"] / scores < 8 and 10 / 2 - 1 <= hot.opcodes["LOP3"] / scores < 5
+
+
+def test_a_logarithm_and_a_cosine_are_one_instruction() -> None:
+    assert per_score("t5bias")["MUFU"] == per_score(SOFTMAX)["MUFU"] + 1
+    assert round(per_score("cosformer_quad")["MUFU"]) == 1
+
+
+@pytest.mark.parametrize(("name", "products"), [("qknorm", [4, 3]), ("cosformer_quad", [4, 2])])
+def test_a_gradient_through_maps_of_rows_is_products_of_tiles(name: str, products: list[int]) -> None:
+    """A norm divides an operand, a ReLU is one: no sum of a product over three axes is left."""
+    kernel = ec.compile(name).kernel(extents={"E": 64, "F": 64}, dtype="bfloat16", target="cuda:90", gradient=True)
+    texts = [t.text for t in kernel.built.texts]
+    found = [t.split("# tiles whose points are all live")[1].split("# tiles that")[0] for t in texts if "tl.dot" in t]
+    assert [t.count("tl.dot(") for t in found] == products
+    assert not any("[:, :, None]" in t or "[None, :, :]" in t for t in texts)
 
 
 def test_a_sigmoid_is_an_exponential_and_a_reciprocal() -> None:

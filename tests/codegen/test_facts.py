@@ -121,6 +121,9 @@ def test_a_difference_of_two_that_may_sink_is_guarded_on_the_bound_alone() -> No
         ("Y[m] - Y[m]", ["ieee_sub"]),
         ("X[m] / 2", ["ieee_div"]),
         ("Y[m] / Y[m]", ["div"]),
+        ("X[m] / log(8 / c)", ["ieee_div", "log", "ieee_div"]),
+        ("X[m] / log(2 / c)", ["div", "log", "ieee_div"]),
+        ("X[m] / log(M / c)", ["div", "log", "ieee_div"]),
         # An exponential underflows to 0, though no exponential is 0.
         ("Y[m] / exp(Y[m])", ["div", "exp"]),
     ],
