@@ -216,7 +216,7 @@ class FactTable:
                 return is_positive(expr, self.cascade)
             case Read():
                 made = producers(self.cascade).get(expr.tensor)
-                return is_map(made) and self.away_from_zero(made.expr)
+                return made is not None and is_map(made) and self.away_from_zero(made.expr)
             case Apply(op="add"):
                 a, b = expr.args
                 return any(
