@@ -264,18 +264,15 @@ class Body(Products):
     def _store(
         self, e: Einsum, axes: tuple[str, ...], tested: tuple[Expr, ...], out: list[Stmt], free_of: frozenset[Expr]
     ) -> Store:
-        mask = [
-            apply("lt", Var(name=v), Scalar(name=rank_of(v)))
-            for v in axes
-            if self.axes[v].role == "grid" or self.axes[v].is_padded
-        ]
+        mask = [*(self._inside(v) for v in axes if self.axes[v].is_padded), *self._live_rows(axes)]
         expr = self.env[e.tensor, "cur"]
         live = self._tested(list(tested), e, out, free_of) if e.reduce is None else []
         if e.tensor in self.scattered:
             return self._scatter(e, expr, axes, [*mask, *live], out, free_of)
         if live:
             expr = apply("select", conjunction(tuple(live)), expr, Num(value=0.0))
-        return Store(tensor=e.tensor, indices=e.indices, expr=expr, axes=axes, mask=tuple(mask), note=str(e))
+        indices = self.packed.place(e.tensor) if self.packed is not None else e.indices
+        return Store(tensor=e.tensor, indices=indices, expr=expr, axes=axes, mask=tuple(mask), note=str(e))
 
     def _scatter(
         self,

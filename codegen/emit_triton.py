@@ -104,6 +104,7 @@ class _Printer(Memory):
 
     def run(self) -> KernelText:
         k = self.kernel
+        self.texts.positions = {place: f"o_{v}" for v, place in k.at.items()}
         for s in all_statements(k.body):
             if isinstance(s, Load):
                 self.texts.loads.add(s.value.name)
@@ -235,10 +236,19 @@ class _Printer(Memory):
         for v in k.tiles:
             size = self.texts.size(v)
             self._line(f"o_{v} = i_{v} * {size} + tl.arange(0, {size})")
+            self._shared(body)
             if v in k.firsts:
                 self._line(f"{first(v)} = i_{v} * {size}")
                 self._line(f"{last(v)} = tl.minimum({first(v)} + {size}, {self.texts.extent(rank_of(v))}) - 1")
         self.depth -= k.walks_grid
+
+    def _shared(self, body: str) -> None:
+        """The coordinates of residents that share an axis."""
+        named, self.texts.positions = self.texts.positions, {}
+        for place, name in named.items():
+            if _mentions(body, name):
+                self._line(f"{name} = {self.texts.plain(place)}")
+        self.texts.positions = named
 
     # --- statements ---------------------------------------------------------------------------------------------
 

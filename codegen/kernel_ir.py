@@ -206,6 +206,7 @@ class TileKernel:
         outputs: the tensors it writes. buffers: tensors between kernels, float32.
         firsts: grid variables whose first and last coordinate a loop bound needs.
         tables: what is computed of inputs before the kernel runs, and is read like them.
+        at: coordinates of residents that share an axis, by variable.
     """
 
     name: str
@@ -225,6 +226,7 @@ class TileKernel:
     firsts: tuple[str, ...] = field(default=())
     tables: tuple[Table, ...] = field(default=())
     scattered: tuple[str, ...] = field(default=())
+    at: Mapping[str, Expr] = field(default_factory=dict)
 
     @property
     def walks_grid(self) -> bool:

@@ -27,6 +27,7 @@ from einsumcascade.rewrites.shifted import recompute_shifted
 from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.rewrites.unroll import unroll
 from einsumcascade.schedules.heuristic import default_schedule
+from einsumcascade.schedules.pack import pack_program
 from einsumcascade.schedules.partition import partition
 from einsumcascade.schedules.program import Program, bounded_variables, identifier
 from einsumcascade.schedules.schedule import SCATTERS, SUMS, Schedule, check_schedule
@@ -277,7 +278,9 @@ def program_of(cascade: Cascade, extents: Mapping[str, int], form: Schedule | No
                 )
             )
     sizes = tuple(sorted(text_binding(cascade, extents).extents.items()))
-    return _program(cascade, cascade.name, sizes, form.reference, tuple(form.split.items()), form.scatter, form.sums)
+    options = (form.reference, tuple(form.split.items()), form.scatter, form.sums)
+    program = _program(cascade, cascade.name, sizes, *options)
+    return pack_program(program, form.pack)
 
 
 def program_binding(program: Program, binding: Binding) -> Binding:

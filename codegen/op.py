@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
 from einsumcascade.codegen.autograd import Pair, library, reached, recorded, underivable
 from einsumcascade.codegen.checks import PLAIN, check_kinds, check_tensors, refusal
+from einsumcascade.codegen.defaults import build_call, call_form
 from einsumcascade.codegen.export import Exported, exported
 from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.launch import KERNEL_DTYPES, Built, build, require_inputs, with_constants
@@ -27,6 +28,7 @@ from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.derive import Derivation, derive
 from einsumcascade.rewrites.differentiate import differentiable
 from einsumcascade.schedules.autotune import GradientTuning, Tuning
+from einsumcascade.schedules.calls import Form
 from einsumcascade.schedules.parts import parts_of
 from einsumcascade.schedules.schedule import PRECISIONS, Schedule
 
@@ -233,7 +235,8 @@ class Op:
         """The kernel text for a dtype and a target, which need not be there.
 
         Args:
-            extents: of feature ranks, by rank name; 64 where missing. Lengths do not enter a text.
+            extents: of feature ranks, by rank name; 64 where missing. Lengths do not enter a text; where all are given
+                and no schedule is, the text has the form that a call of these extents takes.
             dtype: "float16", "bfloat16" or "float32".
             target: "cuda:80", "cuda:90", "cuda:100" or "hip:gfx942"; None: the device present, else cuda:90.
             schedule: choices to use instead of the op's.
@@ -241,6 +244,26 @@ class Op:
 
         Raises: InputError, ScheduleError, TargetError; LoweringError: a construct has no lowering, or no gradient, yet.
         """
+        return self._text(
+            extents=dict(extents or {}),
+            dtype=dtype,
+            target=target,
+            schedule=schedule,
+            gradient=gradient,
+            by_lengths=True,
+        )
+
+    def _text(
+        self,
+        *,
+        extents: dict[str, int],
+        dtype: str,
+        target: str | None,
+        schedule: Schedule | None = None,
+        gradient: bool = False,
+        by_lengths: bool = False,
+    ) -> Kernel:
+        """The kernel text; `by_lengths`: of the form that a call of these extents takes."""
         where = gpu_target(target) if target is not None else present_target()
         if dtype not in KERNEL_DTYPES:
             raise refusal(
@@ -255,7 +278,13 @@ class Op:
         else:
             plain = parts_of(schedule or self.fixed_schedule, self.cascade.name).plain
             runner = Runner(cascade=self.cascade, schedule=plain)
-        return self._kernel(runner, extents=dict(extents or {}), dtype=dtype, target=where)
+        if by_lengths and not gradient and runner.schedule is None:
+            form = call_form(self.cascade, extents, dtype, where)
+            if form != Form():
+                precision = self.precision or allowed_precision()
+                options: dict[str, Any] = {"dtype": dtype, "target": where, "precision": precision}
+                return Kernel(built=build_call(self.cascade, form=form, extents=extents, **options), target=where)
+        return self._kernel(runner, extents=extents, dtype=dtype, target=where)
 
     def _kernel(self, runner: Runner, *, extents: dict[str, int], dtype: str, target: GpuTarget) -> Kernel:
         built = build(
@@ -343,7 +372,7 @@ class Op:
             "torch": torch.__version__.split("+")[0],
             "triton": str(triton.__version__),
         }
-        plain = self.kernel(**options)
+        plain = self._text(**options)
         options["target"] = plain.target
         wrt = differentiable(self.cascade)
         made: dict[str, Any] = {"original": self.cascade, "versions": versions}

@@ -75,14 +75,16 @@ class _Placer:
         grid = grid_tiles(self.kernel)
         axes = self._axes(grid)
         batch = tuple(v for v in self.kernel.residents if v not in grid)
+        packed = self.kernel.packed
         body = Body(
             cascade=self.cascade,
             axes=axes,
             tensors=self._tensors(),
             outputs=self.cascade.output_names,
             batch=batch,
-            in_range=self.in_range,
+            in_range={**self.in_range, **(packed.within if packed else {})},
             scattered=frozenset(self.kernel.scattered),
+            packed=packed,
         )
         statements: list[Stmt] = []
         pending = list(self.cascade.body)
@@ -118,6 +120,7 @@ class _Placer:
             buffers=tuple(t for t in self.program.buffers if t in self._tensors()),
             firsts=tuple(v for v in grid if {first(v), last(v)} & used),
             scattered=tuple(self.kernel.scattered),
+            at=packed.at if packed else {},
         )
 
     # --- axes and names -----------------------------------------------------------------------------------------
@@ -170,6 +173,8 @@ class _Placer:
 
     def _tensors(self) -> dict[str, tuple[str, ...]]:
         out = {i.tensor: i.indices for i in self.cascade.inputs}
+        if self.kernel.packed is not None:
+            return out | dict(self.kernel.packed.stored)
         for e in self.cascade.einsums:
             if e.tensor in self.cascade.output_names:
                 own = tuple(i.name for i in e.indices if isinstance(i, Var))

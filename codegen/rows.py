@@ -16,6 +16,8 @@ from einsumcascade.language.ir import (
     Var,
     apply,
     rank_of,
+    reads,
+    variables,
 )
 from einsumcascade.language.ops import FAR
 from einsumcascade.schedules.intervals import Known, Span, finished, tile_span
@@ -62,7 +64,13 @@ class Rows:
             return None
         along: list[str] = []
         for i, d in zip(r.indices, self.body.tensors[r.tensor], strict=True):
-            if not isinstance(i, Var) or i.name not in (*self.grid, *self.body.batch):
+            mine = variables(i)
+            if not set(mine) <= {*self.grid, *self.body.batch} or reads(i):
+                return None
+            if self.body._is_within(i, rank_of(d)):
+                along += [v for v in mine if v in self.grid]
+                continue
+            if not isinstance(i, Var):
                 return None
             along += [i.name] if i.name in self.grid else []
             if i.name != d:

@@ -18,6 +18,7 @@ import torch
 
 from einsumcascade.analysis.targets import TARGETS, GpuTarget, gpu_target
 from einsumcascade.codegen.checks import check_tensors
+from einsumcascade.codegen.defaults import build_call, call_rule, form_of
 from einsumcascade.codegen.launch import (
     Built,
     allocate,
@@ -36,6 +37,7 @@ from einsumcascade.errors import EinsumCascadeError, EinsumCascadeWarning
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade
 from einsumcascade.schedules.cache import find, key_of
+from einsumcascade.schedules.calls import Form, Rule
 from einsumcascade.schedules.parts import in_fixed_order
 from einsumcascade.schedules.schedule import SCATTERS, Schedule, check_schedule, fitting_choices, renamed
 
@@ -68,6 +70,7 @@ class Runner:
     last: Callable[[], Built] | None = field(default=None, repr=False)
     built: dict[object, Built] = field(default_factory=dict, repr=False)
     calls: dict[object, _Call] = field(default_factory=dict, repr=False)
+    rules: dict[object, Rule | None] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _RUNNERS.add(self)
@@ -106,9 +109,16 @@ class Runner:
         ordered = torch.are_deterministic_algorithms_enabled()
         tuned = self._tuned(device, dtype, binding, precision) if device.type == "cuda" else None
         found = tuned.to_json() if tuned is not None else ""
-        key = (device.type, device.index, dtype, precision, ordered, tuple(features.items()), found)
+        form = Form()
+        if device.type == "cuda" and tuned is None:
+            form = self._form_of_call(target_of(device), dtype, features, binding)
+        key = (device.type, device.index, dtype, precision, ordered, tuple(features.items()), found, form)
         if key not in self.built:
-            self.built[key] = self._build(device, dtype, features, precision, tuned)
+            self.built[key] = (
+                self._built_for(target_of(device), dtype, features, precision, tuned, form)
+                if device.type == "cuda"
+                else self._build_for_cpu(dtype, features)
+            )
         built = self.built[key]
         names = [i.tensor for i in self.cascade.inputs]
         if device.type == "cpu":
@@ -119,7 +129,7 @@ class Runner:
                 with torch.autocast("cpu", enabled=False):
                     return run_on_cpu(built, dict(zip(names, given, strict=True)), binding)
 
-            return _Call(partial(self._text_for, features, dtype, precision), run, self._outputs(names, dtype))
+            return _Call(partial(self._text_for, features, binding, dtype, precision), run, self._outputs(names, dtype))
         return self.launched(built, inputs, binding, dtype)
 
     def launched(self, built: Built, inputs: Mapping[str, torch.Tensor], binding: Binding, dtype: str) -> _Call:
@@ -132,6 +142,15 @@ class Runner:
         return tuple(
             (o.tensor, getattr(torch, o.dtype or dtype) if o.tensor in inputs else None) for o in self.cascade.outputs
         )
+
+    def _form_of_call(self, target: GpuTarget, dtype: str, features: Mapping[str, int], binding: Binding) -> Form:
+        """The form that the lengths of a call ask for, where no schedule decides it."""
+        if self.schedule is not None:
+            return Form()
+        key = (target.name, dtype, tuple(features.items()))
+        if key not in self.rules:
+            self.rules[key] = call_rule(self.cascade, features, dtype, target)
+        return form_of(self.rules[key], binding, target)
 
     def _form(self, features: Mapping[str, int]) -> Schedule | None:
         """The schedule, and every sum in one order where the caller wants the same result at every run."""
@@ -146,16 +165,11 @@ class Runner:
         fitting = fitting_choices(program_of(self.cascade, features, fixed), given.kernels)
         return replace(fixed, kernels={n: k for n, k in given.kernels.items() if n in fitting or n not in known})
 
-    def _text_for(self, extents: Mapping[str, int], dtype: str, precision: str) -> Built:
+    def _text_for(self, features: Mapping[str, int], binding: Binding, dtype: str, precision: str) -> Built:
         """The text that a GPU would run for a call on a CPU; float64 has none, so its extents alone count."""
-        return build(
-            self.cascade,
-            extents=extents,
-            dtype=dtype if dtype != "float64" else "bfloat16",
-            target=present_target(),
-            schedule=self._form(extents),
-            precision=precision,
-        )
+        target, dtype = present_target(), dtype if dtype != "float64" else "bfloat16"
+        form = self._form_of_call(target, dtype, features, binding)
+        return self._built_for(target, dtype, features, precision, None, form)
 
     def _tuned(self, device: torch.device, dtype: str, binding: Binding, precision: str) -> Schedule | None:
         """The schedule that was tuned for such a call, or the nearest; a fixed one goes before it."""
@@ -172,31 +186,36 @@ class Runner:
             alike=self.alike,
         )
 
-    def _build(
-        self, device: torch.device, dtype: str, features: Mapping[str, int], precision: str, tuned: Schedule | None
+    def _built_for(
+        self,
+        target: GpuTarget,
+        dtype: str,
+        features: Mapping[str, int],
+        precision: str,
+        tuned: Schedule | None,
+        form: Form,
     ) -> Built:
-        if device.type == "cuda":
-            return build(
-                self.cascade,
-                extents=features,
-                dtype=dtype,
-                target=target_of(device),
-                schedule=tuned or self._form(features),
-                precision=precision,
-            )
+        options: dict[str, Any] = {"extents": features, "dtype": dtype, "target": target, "precision": precision}
+        if form != Form():
+            return build_call(self.cascade, form=form, **options)
+        return build(self.cascade, schedule=tuned or self._form(features), **options)
+
+    def _build_for_cpu(self, dtype: str, features: Mapping[str, int]) -> Built:
         from einsumcascade.codegen.run_torch import cpu_schedule
 
-        form = self._form(features) or Schedule()
-        program = program_of(self.cascade, features, form)
-        kernels = cpu_schedule(program, features).kernels
+        chosen = self._form(features) or Schedule()
+        program = program_of(self.cascade, features, chosen)
         # Its tiles are not used here, but what it names has to be there.
-        check_schedule(program, replace(form, kernels={**kernels, **form.kernels}))
+        check_schedule(program, replace(chosen, kernels={**cpu_schedule(program, features).kernels, **chosen.kernels}))
+        # Heads are a dimension of PyTorch's products: they need not share a tile.
+        plain = replace(chosen, pack={})
+        kernels = cpu_schedule(program_of(self.cascade, features, plain), features).kernels
         return build(
             self.cascade,
             extents=features,
             dtype=dtype,
             target=gpu_target(DEFAULT_TARGET),
-            schedule=replace(form, kernels=kernels),
+            schedule=replace(plain, kernels=kernels),
         )
 
 

@@ -25,6 +25,7 @@ from einsumcascade.language.ir import (
     transform,
     variables,
 )
+from einsumcascade.schedules.program import Packing
 
 
 def not_lowered(s: Statement, what: str) -> LoweringError:
@@ -51,6 +52,7 @@ class Values:
     tensors: Mapping[str, tuple[str, ...]]
     outputs: tuple[str, ...]
     batch: tuple[str, ...] = ()
+    packed: Packing | None = None  # residents that share an axis
     in_range: Mapping[Expr, str] = field(default_factory=dict)  # index expressions that are always within a rank
     env: dict[tuple[str, str], Expr] = field(default_factory=dict)  # value of a tensor's generation
     loads: dict[object, Value] = field(default_factory=dict)
@@ -97,6 +99,12 @@ class Values:
 
     def _inside(self, v: str) -> Expr:
         return apply("lt", Var(name=v), Scalar(name=rank_of(v)))
+
+    def _live_rows(self, axes: Iterable[str]) -> tuple[Expr, ...]:
+        """Where the elements of grid axes stand for something: within the rank, and within a group cut short."""
+        grid = [v for v in axes if self.axes[v].role == "grid"]
+        shared = self.packed.live if self.packed is not None and self.packed.variable in grid else ()
+        return (*map(self._inside, grid), *shared)
 
     def _sorted(self, names: Iterable[str]) -> tuple[str, ...]:
         wanted = set(names)
@@ -187,11 +195,13 @@ class Values:
             if i == Var(name=d):
                 if d in self.axes and (self.axes[d].role == "grid" or self.axes[d].is_padded):
                     mask.append(bound)
+            elif self._is_within(i, rank_of(d)):
+                mask += self._live_rows(axes)
             elif bound in self.cascade.constraints and is_natural(i):
                 # Where bounds promise it, they do so for the live rows of a tile: the others are beyond their rank.
                 padded = (self._inside(v) for v in axes if self.axes[v].role == "grid")
                 mask += padded if bound in free_of else (bound,)
-            elif not self._is_within(i, rank_of(d)):
+            else:
                 checks = self._range_checks(i, d)
                 mask += checks
                 if conditions is not None:
@@ -217,6 +227,8 @@ class Values:
 
     def _is_within(self, i: Expr, rank: str) -> bool:
         """Whether an index is always within a rank: 0, a place of loop form, `h // R` in G where `rank r = H / G`."""
+        if self.in_range.get(i) == rank:
+            return True
         match i:
             case Apply(op="floordiv", args=(Var() as v, Scalar() as n)):
                 quotient = apply("div", Scalar(name=rank_of(v.name)), Scalar(name=rank))
@@ -224,7 +236,7 @@ class Values:
             case Num():
                 return i.value == 0
             case _:
-                return self.in_range.get(i) == rank
+                return False
 
     def _range_checks(self, index: Expr, axis: str) -> tuple[Expr, ...]:
         """The conditions for an index to be one of an axis; of two numbers the answer is known."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from einsumcascade.errors import Diagnostic, LoweringError
 from einsumcascade.language.ir import (
     Cascade,
+    Expr,
     Read,
     Statement,
     Var,
@@ -22,6 +23,30 @@ WHOLE_LIMIT = 576
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """Two residents that a kernel walks as one (schedules/pack.py).
+
+    Args:
+        variable: of the tile. group: how many values of the variable that joins it stand side by side.
+        at: what each of the two is, over the tile's variable and that of the group.
+        live: conditions under which an element within the tile's rank stands for something, none where all do.
+        within: index expressions that are within a rank wherever an element stands for something.
+        stored: variables of each output as it lies in memory.
+    """
+
+    variable: str
+    group: Expr
+    at: Mapping[str, Expr]
+    live: tuple[Expr, ...]
+    within: Mapping[Expr, str]
+    stored: Mapping[str, tuple[str, ...]]
+
+    def place(self, tensor: str) -> tuple[Expr, ...]:
+        """Where an output is stored."""
+        return tuple(self.at.get(v, Var(name=v)) for v in self.stored[tensor])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """One kernel of a program.
 
@@ -31,6 +56,7 @@ class Kernel:
         residents: unbounded variables that its stores carry.
         loops: unbounded variables that it reduces, outermost first.
         scattered: outputs that programs add to, at indices of their own, with the variables of their axes.
+        packed: residents that it walks as one.
     """
 
     name: str
@@ -38,6 +64,7 @@ class Kernel:
     residents: tuple[str, ...]
     loops: tuple[str, ...]
     scattered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    packed: Packing | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,6 +86,8 @@ class Schedule:
             come to its elements, or in a "fixed order", each element looking for its points: deterministic.
         sums: "apart" gives sums over different ranks kernels of their own; "accumulated" lets a kernel that computes
             what another would compute again add to the other's sums as their elements pass, in any order.
+        pack: variables that share the tile of another, {"h": "p"}: a program has all heads h of a group beside its
+            queries p, so that it reads their keys once.
     """
 
     kernels: Mapping[str, KernelSchedule] = field(default_factory=dict)
@@ -93,11 +95,13 @@ class Schedule:
     split: Mapping[str, int] = field(default_factory=dict)
     scatter: str = "any order"
     sums: str = "apart"
+    pack: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{name}: {k}" for name, k in self.kernels.items()]
         lines += [f"reference {self.reference}"] if self.reference != "running" else []
         lines += [f"split {v} into {n} parts" for v, n in self.split.items()]
+        lines += [f"pack {v} into the tile of {w}" for v, w in self.pack.items()]
         lines += [f"scatter in {self.scatter}"] if self.scatter != SCATTERS[0] else []
         lines += [f"sums {self.sums}"] if self.sums != SUMS[0] else []
         return "\n".join(lines)
@@ -110,6 +114,7 @@ class Schedule:
             **({"split": dict(self.split)} if self.split else {}),
             **({"scatter": self.scatter} if self.scatter != SCATTERS[0] else {}),
             **({"sums": self.sums} if self.sums != SUMS[0] else {}),
+            **({"pack": dict(self.pack)} if self.pack else {}),
         }
 
     def to_json(self) -> str:
@@ -142,7 +147,7 @@ class Schedule:
             data = data["schedule"]
         if not isinstance(data, dict) or not isinstance(data.get("kernels"), dict):
             raise _bad("the schedule has no object 'kernels'")
-        fields = ("kernels", "reference", "split", "scatter", "sums")
+        fields = ("kernels", "reference", "split", "scatter", "sums", "pack")
         for key in data:
             if key not in fields:
                 raise _bad(f"a schedule has no '{key}'", nearest(key, fields))
@@ -157,8 +162,11 @@ class Schedule:
         sums = data.get("sums", SUMS[0])
         if sums not in SUMS:
             raise _bad(f"the sums are {sums!r}, not {' or '.join(map(repr, SUMS))}")
+        pack = data.get("pack", {})
+        if not isinstance(pack, dict) or any(type(v) is not str for v in pack.values()):
+            raise _bad(f"'pack' is {pack!r}, not variables by the variable that joins their tile")
         kernels = {name: _kernel(name, choices) for name, choices in data["kernels"].items()}
-        return Schedule(kernels=kernels, reference=reference, split=split, scatter=scatter, sums=sums)
+        return Schedule(kernels=kernels, reference=reference, split=split, scatter=scatter, sums=sums, pack=pack)
 
 
 _KINDS: dict[str, type] = {
