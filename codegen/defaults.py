@@ -68,6 +68,15 @@ def call_form(cascade: Cascade, extents: Mapping[str, int], dtype: str, target: 
     return form_of(call_rule(cascade, extents, dtype, target), binding, target)
 
 
+def call_schedule(cascade: Cascade, extents: Mapping[str, int], dtype: str, target: GpuTarget) -> Schedule | None:
+    """The schedule of a call of these extents, where they ask for more than the usual text."""
+    form = call_form(cascade, extents, dtype, target)
+    if form == Form():
+        return None
+    features = {r: extents[r] for r in feature_ranks(cascade) if r in extents}
+    return build_call(cascade, form=form, extents=features, dtype=dtype, target=target, precision="ieee").schedule
+
+
 def form_of(rule: Rule | None, binding: Binding, target: GpuTarget) -> Form:
     """The form of a call."""
     return Form() if rule is None else rule.form(binding, target)

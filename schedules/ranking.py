@@ -88,7 +88,7 @@ def _few(schedules: Sequence[Schedule], limit: int, alike: int) -> list[Schedule
     chosen: list[Schedule] = []
     others: list[Schedule] = []
     for s in schedules:
-        key = (s.reference, *s.split.items(), *((n, *k.tiles.items()) for n, k in s.kernels.items()))
+        key = (s.reference, *s.split.items(), *s.pack.items(), *((n, *k.tiles.items()) for n, k in s.kernels.items()))
         seen[key] += 1
         (chosen if seen[key] <= alike else others).append(s)
     return (chosen + others)[:limit]

@@ -40,7 +40,7 @@ class Space:
 
     Args:
         program: the kernels, of the form that `form` asks for.
-        form: the choices that decide which kernels there are: reference, split, scatter.
+        form: the choices that decide which kernels there are: reference, split, pack, scatter.
         kernels: choices by kernel, the default first, then in a fixed order.
     """
 
@@ -84,7 +84,7 @@ def search_space(
         extents: of all ranks of the inputs.
         dtype_bytes: of an input element.
         target: its shared memory decides what fits.
-        form: reference, split and scatter; its kernels count for nothing.
+        form: reference, split, pack and scatter; choices for kernels that it names are the default ones.
 
     Returns: the space, the same at every call. Every schedule of it is legal.
     Raises: InputError: an extent is missing or unknown.
@@ -92,9 +92,10 @@ def search_space(
     """
     binding = bind(program.cascade, extents=extents)
     default = default_schedule(program, extents=binding.extents, dtype_bytes=dtype_bytes, target=target)
+    told = form.kernels if form is not None else {}
     kernels = {}
     for k in program.kernels:
-        own = default.kernels[k.name]
+        own = told.get(k.name, default.kernels[k.name])
         others = _choices(program, k, own, binding, dtype_bytes, target)
         kernels[k.name] = (own, *(c for c in others if c != own))
     return Space(program=program, form=replace(form or Schedule(), kernels={}), kernels=kernels)

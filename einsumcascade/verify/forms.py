@@ -10,11 +10,14 @@ from typing import Any
 import torch
 
 from einsumcascade.analysis.targets import GpuTarget
+from einsumcascade.codegen.defaults import call_schedule
 from einsumcascade.codegen.launch import DTYPE_BYTES, program_of
 from einsumcascade.errors import EinsumCascadeError
-from einsumcascade.language.extents import bind
+from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade
+from einsumcascade.schedules.calls import ROWS
 from einsumcascade.schedules.heuristic import default_schedule
+from einsumcascade.schedules.pack import packings
 from einsumcascade.schedules.parts import in_fixed_order
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import SUMS, Schedule
@@ -30,7 +33,7 @@ def spaces_of(
     *,
     is_backward: bool = False,
 ) -> list[Space]:
-    """The search spaces of every form of the program, the plain one first.
+    """The search spaces of every form of the program, that of a call without tuning first.
 
     Args:
         extents: of all ranks of the inputs. features: of those that enter a text.
@@ -39,11 +42,14 @@ def spaces_of(
     options: dict[str, Any] = {"extents": extents, "dtype_bytes": DTYPE_BYTES[dtype], "target": target}
     ordered = torch.are_deterministic_algorithms_enabled()
     plain = in_fixed_order(None) if ordered else Schedule()
-    spaces = [search_space(program_of(cascade, features, plain), form=plain, **options)]
-    seen = {str(spaces[0].program)}
-    forms = [replace(plain, sums=SUMS[1])] if not ordered else []
+    usual = program_of(cascade, features, plain)
+    called = None if is_backward else call_schedule(cascade, extents, dtype, target)
+    forms = [*(() if called is None else (called,)), plain]
+    forms += [replace(plain, sums=SUMS[1])] if not ordered else []
     if not is_backward:
-        forms += _forward_forms(spaces[0].program, extents, dtype, target, plain)
+        forms += _forward_forms(cascade, usual, extents, features, dtype, target, plain)
+    spaces: list[Space] = []
+    seen: set[str] = set()
     for form in forms:
         try:
             program = program_of(cascade, features, form)
@@ -51,18 +57,36 @@ def spaces_of(
                 seen.add(str(program))
                 spaces.append(search_space(program, form=form, **options))
         except EinsumCascadeError:
+            if form == plain:
+                raise
             # A form that this cascade has not.
-            continue
     return spaces
 
 
 def _forward_forms(
-    program: Program, extents: Mapping[str, int], dtype: str, target: GpuTarget, plain: Schedule
+    cascade: Cascade,
+    program: Program,
+    extents: Mapping[str, int],
+    features: Mapping[str, int],
+    dtype: str,
+    target: GpuTarget,
+    plain: Schedule,
 ) -> Iterator[Schedule]:
-    """Forms of a forward worth trying: a bound instead of a running maximum, and split-K where programs are few."""
+    """Forms of a forward worth trying: a bound for a running maximum, packing of few queries, split-K of few programs."""
     if dtype == "bfloat16":
         yield replace(plain, reference="bound")
     binding = bind(program.cascade, extents=extents)
+    pairs = [(v, w) for k in program.kernels if k.loops for v, w, _ in packings(k, program.bounded)]
+    few = [(v, w) for v, w in dict.fromkeys(pairs) if v == w or binding.extent(w) <= ROWS[-1]]
+    for form in (plain, *(replace(plain, pack={v: w}) for v, w in few)):
+        packed = program_of(cascade, features, form)
+        if form != plain:
+            yield form
+        yield from _splits(packed, form, bind(packed.cascade, extents=extents), dtype, target)
+
+
+def _splits(program: Program, form: Schedule, binding: Binding, dtype: str, target: GpuTarget) -> Iterator[Schedule]:
+    """Parts of a rank that give every multiprocessor about one program, where programs are few."""
     default = default_schedule(program, extents=binding.extents, dtype_bytes=DTYPE_BYTES[dtype], target=target)
     for k in program.kernels:
         if len(k.loops) != 1:
@@ -76,4 +100,4 @@ def _forward_forms(
         most = 1 << max(steps, 1).bit_length() - 1
         for parts in dict.fromkeys((min(wanted // 2, most), min(wanted, most))):
             if parts > 1:
-                yield replace(plain, split={k.loops[0]: parts})
+                yield replace(form, split={k.loops[0]: parts})

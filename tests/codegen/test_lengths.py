@@ -15,7 +15,7 @@ from einsumcascade.codegen.build import load_module
 from einsumcascade.codegen.launch import allocate, plan
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind
-from einsumcascade.language.ir import Cascade
+from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.language.parser import parse
 
 # 1, primes, multiples of 16 and their neighbours.
@@ -23,15 +23,22 @@ LENGTHS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 127, 128, 129, *range(160, 160 + 88 
 SCORES = parse("in S[p,m], V[m,f]\nO[p,f] = sigmoid(S[p,m]) * V[m,f] :: sum(m)\nout O", name="scores.cascade")
 
 
-def machine_codes(cascade: Cascade, calls: Iterable[dict[str, tuple[int, ...]]], *, dtype: str = "bfloat16") -> int:
-    """Count what Triton would compile for calls with inputs of the given shapes, by the key of its own cache."""
+def machine_codes(
+    cascade: Cascade, calls: Iterable[dict[str, tuple[int, ...]]], *, dtype: str = "bfloat16", by_lengths: bool = False
+) -> int:
+    """Count what Triton would compile for calls with inputs of the given shapes, by the key of its own cache.
+
+    `by_lengths`: of the form that each call takes, not of the text that is the same for all.
+    """
     backend = make_backend(GPUTarget("cuda", 90, 32))
     found = set()
     for shapes in calls:
         inputs = {n: torch.empty(s, dtype=getattr(torch, dtype)) for n, s in shapes.items()}
         binding = bind(cascade, shapes=shapes)
         features = {r: binding.extents[r] for r in ("E", "F") if r in binding.extents}
-        built = ec.compile(cascade).kernel(extents=features, dtype=dtype, target="cuda:90").built
+        extents = {r: binding.extents[r] for r in (rank_of(v) for i in cascade.inputs for v in i.indices)}
+        named = extents if by_lengths else features
+        built = ec.compile(cascade).kernel(extents=named, dtype=dtype, target="cuda:90").built
         tensors = allocate(built, inputs, binding)
         for call in plan(built, tensors, binding):
             function = getattr(load_module(built.source), call.kernel)
