@@ -24,7 +24,7 @@ from einsumcascade.language.ir import Cascade, Definition, Num, Output, Scalar, 
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.distribute import distribute
 from einsumcascade.rewrites.shifted import recompute_shifted
-from einsumcascade.rewrites.split_form import split_form
+from einsumcascade.rewrites.split_form import features_last, split_form
 from einsumcascade.rewrites.unroll import unroll
 from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.pack import pack_program
@@ -313,6 +313,9 @@ def _program(
     simple = unroll(simple, extents=dict(extents)).cascade
     for v, parts in split:
         simple = split_form(simple, variable=v, parts=parts).cascade
+    if split:
+        # Programs that write and read states of parts walk their features in one run.
+        simple = features_last(simple, whole)
     bounded = bounded_variables(simple, dict(extents))
     simple = distribute(simple, bounded=bounded).cascade
     known = {d.name for d in simple.ranks}

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from einsumcascade.language.ir import Cascade, Definition, Einsum, Expr, Num, Read, Scalar, Statement, apply, rank_of
+from einsumcascade.language.ir import (
+    Cascade,
+    Definition,
+    Einsum,
+    Expr,
+    Init,
+    Iter,
+    Num,
+    Read,
+    Scalar,
+    Statement,
+    Var,
+    apply,
+    rank_of,
+    transform,
+    walk,
+)
 from einsumcascade.rewrites.algebra import fresh
 from einsumcascade.rewrites.loop_form import LoopForm, _LoopForm
 
@@ -20,6 +37,43 @@ def split_form(cascade: Cascade, *, variable: str, parts: int) -> LoopForm:
     """
     assert parts > 0
     return _Split(cascade, (variable,), parts + 1).run()
+
+
+def features_last(cascade: Cascade, features: Collection[str]) -> Cascade:
+    """Write computed tensors with their feature ranks last: what lies in memory is then contiguous along them.
+
+        LNV[b,h,p,f,m1]  ->  LNV[b,h,p,m1,f]
+
+    Outputs, and states of iterations, keep their order. The values are the same.
+    """
+    steps = {s.tensor for s in cascade.einsums if not all(isinstance(i, Var) for i in s.indices)}
+    kept = {*cascade.output_names, *steps, *(s.tensor for s in walk(cascade.body) if isinstance(s, Init))}
+    order: dict[str, list[int]] = {}
+    for e in cascade.einsums:
+        if e.tensor not in kept:
+            last = [isinstance(i, Var) and i.name in features for i in e.indices]
+            order[e.tensor] = sorted(range(len(last)), key=last.__getitem__)
+
+    def placed(tensor: str, indices: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        return tuple(indices[n] for n in order[tensor]) if tensor in order else indices
+
+    def moved(expr: Expr) -> Expr:
+        def leaf(x: Expr) -> Expr | None:
+            return replace(x, indices=placed(x.tensor, tuple(map(moved, x.indices)))) if isinstance(x, Read) else None
+
+        return transform(expr, leaf)
+
+    def statement(s: Statement) -> Statement:
+        match s:
+            case Einsum():
+                own = placed(s.tensor, tuple(map(moved, s.indices)))
+                return replace(s, indices=own, expr=moved(s.expr), where=tuple(map(moved, s.where)))
+            case Init():
+                return replace(s, expr=moved(s.expr))
+            case Iter():
+                return replace(s, body=tuple(map(statement, s.body)))
+
+    return cascade.with_body(tuple(map(statement, cascade.body)))
 
 
 @dataclass

@@ -1,0 +1,130 @@
+"""Packed kernels against float64, and what packing makes of a program."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+import einsumcascade as ec
+from einsumcascade.codegen.kernel_ir import Load, Loop, all_statements
+from einsumcascade.errors import ScheduleError
+from einsumcascade.reference.interpret import run
+from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from tests.codegen.packed import GROUPS, Grouped, grouped
+from tests.strategies import examples
+
+PACK = Schedule(pack={"r": "p"})
+
+
+@pytest.mark.parametrize("p", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 3, 4, 8])
+@pytest.mark.parametrize("group", ["exact", "quotient", "ranks"])
+def test_heads_of_a_group_share_a_tile_and_are_right(group: str, size: int, p: int) -> None:
+    case = Grouped(group=group, heads=2 * size, keys=2, mask="m <= p + M - P", p=p, parts=2 if p == 2 else 1)
+    case.interpreted("float32")
+
+
+@examples(40)
+@given(grouped())
+def test_packed_text_is_right_whatever_is_grouped(case: Grouped) -> None:
+    case.interpreted("bfloat16" if case.m % 2 else "float32")
+
+
+def test_a_program_reads_the_keys_of_its_group_once() -> None:
+    for group in GROUPS:
+        kernel = Grouped(group=group, heads=8, keys=2, mask="m <= p").built("bfloat16").kernels[0]
+        (loop,) = (s for s in kernel.body if isinstance(s, Loop))
+        heads = [v for v in kernel.batch if v in ("h", "r")]
+        assert not heads, f"{group}: {kernel.batch}"
+        tile = kernel.tiles[0]
+        for s in all_statements(loop.segments[0].body):
+            assert not (isinstance(s, Load) and tile in s.value.axes), s.tensor
+
+
+def test_one_text_serves_all_sizes_of_groups() -> None:
+    for group in ("exact", "quotient", "one", "ranks"):
+        texts = {Grouped(group=group, heads=n, keys=2).built("bfloat16").source for n in (2, 6, 8, 64)}
+        assert len(texts) == 1
+
+
+def test_masks_bound_the_loop_by_the_query_of_a_row() -> None:
+    source = Grouped(group="exact", heads=8, keys=2, mask="m <= p + M - P").built("bfloat16").source
+    assert "o_p = o_ph // R" in source and "o_h = i_h1 * R + o_ph % R" in source
+    assert "hi_m = tl.minimum(M, last_ph // R + M + 1 - P)" in source
+    ragged = Grouped(group="exact", heads=8, keys=2, extra="ragged").built("bfloat16").source
+    assert "least_LO" in ragged and "lo_m = " in ragged
+
+
+def test_the_last_group_may_be_cut_short() -> None:
+    made = Grouped(group="number", heads=7, keys=3, p=2).interpreted("float32")
+    assert "(o_h < H)" in made.source
+    # Where a rank says that groups are whole no head is tested.
+    assert "o_h < H" not in Grouped(group="exact", heads=6, keys=2).built("float32").source
+
+
+def test_the_kernel_of_a_packed_program_is_a_cascade_over_the_new_variables() -> None:
+    case = Grouped(group="exact", heads=6, keys=2, mask="m <= p + M - P", p=3)
+    (kernel,) = case.built("float32").program.kernels
+    assert kernel.packed is not None and kernel.residents == ("b", "h1", "ph")
+    inputs = {n: t.double().numpy() for n, t in case.inputs("float64").items()}
+    whole, moved = run(case.cascade, inputs)["AV"], run(kernel.cascade, inputs)["AV"]
+    for h in range(6):
+        for p in range(3):
+            np.testing.assert_allclose(moved[:, h // 3, p * 3 + h % 3], whole[:, h, p], rtol=1e-12, atol=1e-12)
+
+
+def test_a_cpu_gives_the_same_and_every_gradient() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((2, 2, 3, 5, 16), (2, 2, 37, 16), (2, 2, 37, 16))
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+    for schedule in (PACK, Schedule(pack={"r": "p"}, split={"m": 3})):
+        a, b = ec.compile("gqa", schedule=schedule)(*inputs), ec.compile("gqa")(*inputs)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        mine, theirs = (torch.autograd.grad(x.square().sum(), inputs) for x in (a, b))
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_packing_is_of_the_forward_alone() -> None:
+    op = ec.compile("gqa", schedule=PACK)
+    assert "pr: " in str(op.kernel().schedule) and not op.kernel(gradient=True).schedule.pack
+    inputs = [torch.randn(s).requires_grad_() for s in ((1, 1, 2, 3, 16), (1, 1, 9, 16), (1, 1, 9, 16))]
+    op(*inputs)
+    assert op.schedule.pack == {"r": "p"} and "gqa_forward" in op.schedule.kernels
+
+
+def test_tiles_of_a_packed_kernel_name_its_variable() -> None:
+    mine = Schedule(pack={"r": "p"}, kernels={"gqa": KernelSchedule(tiles={"pr": 32, "m": 64})})
+    assert str(ec.compile("gqa", schedule=mine).kernel().schedule).startswith("gqa: tiles pr: 32, m: 64;")
+    inputs = [torch.randn(s) for s in ((1, 1, 2, 3, 16), (1, 1, 9, 16), (1, 1, 9, 16))]
+    torch.testing.assert_close(ec.compile("gqa", schedule=mine)(*inputs), ec.compile("gqa")(*inputs))
+    with pytest.raises(ScheduleError, match="kernel 'gqa' tiles no variable 'p', only pr, m"):
+        ec.compile("gqa", schedule=Schedule(pack={"r": "p"}, kernels={"gqa": KernelSchedule(tiles={"p": 32})})).kernel()
+
+
+@pytest.mark.parametrize(
+    ("name", "pack", "why"),
+    [
+        ("softmax_attention", {"h": "p"}, r"K\[b, h, m, e\] would be a tile of 3 axes"),
+        ("gqa", {"g": "p"}, r"K\[b, g, m, e\] would be a tile of 3 axes"),
+        ("gqa", {"x": "p"}, "gqa keeps no 'x'"),
+        ("gqa", {"r": "m"}, "gqa keeps no 'm'"),
+        ("gqa", {"r": "r"}, "'r' has no groups"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_with_the_reason(name: str, pack: dict[str, str], why: str) -> None:
+    with pytest.raises(ScheduleError, match=why) as caught:
+        ec.compile(name, schedule=Schedule(pack=pack)).kernel()
+    assert caught.value.codes == ("schedule-illegal",)
+
+
+def test_tiles_say_which_are_visited_by_the_rows_of_a_group() -> None:
+    case = Grouped(group="exact", heads=6, keys=2, mask="m <= p", p=24, m=64)
+    kernel = ec.compile(
+        case.cascade, schedule=Schedule(pack={"h": "p"}, kernels={"grouped": KernelSchedule(tiles={"ph": 16, "m": 16})})
+    ).kernel(dtype="float32")
+    (tiles,) = kernel.tiles(extents=case.extents)
+    assert tiles.axes == ("b", "h1", "ph") and tiles.states.shape == (2, 2, 5, 4)
+    # Rows 16 to 31 are of the queries 5 to 10.
+    assert tiles.states[0, 0].tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [2, 1, 0, 0], [2, 1, 0, 0]]
