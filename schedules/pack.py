@@ -85,7 +85,7 @@ def _refused(inner: str, outer: str, why: str) -> ScheduleError:
                 headline=f"the schedule packs '{inner}' into the tile of '{outer}': {why}",
                 rule="heads h share the tile of queries p where what a product reads beside them varies with h at most "
                 "as h // R",
-                hint="name two variables that a kernel keeps, one of which it tiles",
+                hint="kernel.program shows the variables that each kernel keeps, its residents",
             ),
         )
     )

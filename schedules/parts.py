@@ -1,7 +1,7 @@
 """One schedule for an op: which of its choices are for the forward, for the forward that saves, for the backward.
 
 Kernels are told apart by their names: those of the backward begin with the name of the cascade and `_backward`, those
-of the forward that saves with `_forward`. The form of the forward, `reference` and `split`, is not that of the
+of the forward that saves with `_forward`. The form of the forward, `reference`, `split` and `pack`, is not that of the
 backward; how sums are added up, `scatter` and `sums`, is the same in all.
 """
 

@@ -43,6 +43,8 @@ def compile_kernel(
 ) -> None:
     """Compile a cascade to the text of its kernels.
 
+    The text holds for all lengths; where --extents has all of them, it is the one that a call of these extents takes.
+
     Without -o the text goes to stdout, and what --inspect adds follows it as comments, so the whole is Python still.
     """
     cascade, bound = changes.of(spec)

@@ -72,7 +72,7 @@ def _forward_forms(
     target: GpuTarget,
     plain: Schedule,
 ) -> Iterator[Schedule]:
-    """Forms of a forward worth trying: a bound for a running maximum, packing of few queries, split-K of few programs."""
+    """Forms of a forward worth trying: a bound for a maximum, packing of few queries, split-K of few programs."""
     if dtype == "bfloat16":
         yield replace(plain, reference="bound")
     binding = bind(program.cascade, extents=extents)
