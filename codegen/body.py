@@ -264,7 +264,8 @@ class Body(Products):
     def _store(
         self, e: Einsum, axes: tuple[str, ...], tested: tuple[Expr, ...], out: list[Stmt], free_of: frozenset[Expr]
     ) -> Store:
-        mask = [*(self._inside(v) for v in axes if self.axes[v].is_padded), *self._live_rows(axes)]
+        bounded = (v for v in axes if self.axes[v].role == "grid" or self.axes[v].is_padded)
+        mask = list(dict.fromkeys([*map(self._inside, bounded), *self._live_rows(axes)]))
         expr = self.env[e.tensor, "cur"]
         live = self._tested(list(tested), e, out, free_of) if e.reduce is None else []
         if e.tensor in self.scattered:

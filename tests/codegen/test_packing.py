@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 
 import einsumcascade as ec
+from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.kernel_ir import Load, Loop, all_statements
+from einsumcascade.codegen.launch import build, run_interpreted
+from einsumcascade.codegen.plain import run_plain
 from einsumcascade.errors import ScheduleError
+from einsumcascade.gallery import load
+from einsumcascade.language.extents import bind
+from einsumcascade.language.ir import rank_of
+from einsumcascade.language.parser import parse
+from einsumcascade.reference.errorbound import EPS, conditioning, judge
 from einsumcascade.reference.interpret import run
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from tests.codegen.calls import inputs_of
 from tests.codegen.packed import GROUPS, Grouped, grouped
 from tests.strategies import examples
 
@@ -128,3 +139,30 @@ def test_tiles_say_which_are_visited_by_the_rows_of_a_group() -> None:
     assert tiles.axes == ("b", "h1", "ph") and tiles.states.shape == (2, 2, 5, 4)
     # Rows 16 to 31 are of the queries 5 to 10.
     assert tiles.states[0, 0].tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [2, 1, 0, 0], [2, 1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "name", ["alibi", "softcap", "sigmoid", "sink", "sliding_window", "dropout", "softmax_1p", "diff", "diff in parts"]
+)
+def test_texts_of_the_gallery_with_grouped_keys_are_right_packed(name: str) -> None:
+    split = {"m": 2} if name.endswith(" in parts") else {}
+    text = str(load(name.removesuffix(" in parts")))
+    head, rest = text.split("\n", 1)
+    for tensor in "KV":
+        head = re.sub(rf"\b{tensor}\[([bs, ]*)h", rf"{tensor}[\1g", head)
+        rest = re.sub(rf"\b{tensor}\[([bs, ]*)h", rf"{tensor}[\1h // R", rest)
+    cascade = parse(f"{head}\nrank r = H / G\n{rest}", name="grouped.cascade")
+    inputs = inputs_of(cascade, "float32", B=2, H=6, G=2, P=5, M=70, E=16, F=16, S=2)
+    binding = bind(cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()})
+    extents = {rank_of(v): binding.extents[rank_of(v)] for i in cascade.inputs for v in i.indices}
+    schedule = Schedule(pack={"h": "p"}, split=split)
+    made = build(
+        cascade, extents=extents, dtype="float32", target=gpu_target("cuda:90"), schedule=schedule, tile_limit=16
+    )
+    assert made.program.kernels[0].packed is not None
+    found = run_interpreted(made, inputs, binding)
+    expected, plain = run(cascade, inputs), run_plain(cascade, inputs)
+    room = conditioning(cascade, inputs, EPS["float32"])
+    for n in expected:
+        verdict = judge(found[n], expected[n], plain[n], room[n])
+        assert verdict.passed, f"{n}: {verdict}"
