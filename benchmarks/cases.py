@@ -67,7 +67,7 @@ def _square(b: int, h: int, n: int, d: int, *, g: int = 0) -> Shape:
 
 
 def _decoding(b: int, m: int) -> Shape:
-    return Shape(b=b, h=32, g=8, p=4, m=m, e=128, f=128)
+    return Shape(b=b, h=32, g=8, p=1, m=m, e=128, f=128)
 
 
 LARGE, NARROW, LONG, SHORT = (
@@ -118,7 +118,7 @@ _TINY = {
     "mla": Shape(b=1, h=2, p=40, m=40, e=48, f=32),
     "gqa": _square(1, 4, 40, 16, g=2),
     "varlen": Shape(h=2, p=40, m=40, e=16, f=16),
-    "decode": Shape(b=1, h=4, g=2, p=2, m=600, e=16, f=16),
+    "decode": Shape(b=1, h=4, g=2, p=1, m=600, e=16, f=16),
 }
 SMOKE = [
     Case(variant=v, direction=d, shape=_TINY.get(v.name, _square(1, 2, 40, 16)))

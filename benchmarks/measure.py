@@ -85,8 +85,6 @@ def ours(case: Case) -> Candidate:
     def make() -> Function:
         cascade = case.variant.cascade()
         op = compile_cascade(cascade)
-        if case.variant.schedule is not None:
-            op = compile_cascade(cascade, schedule=case.variant.schedule(op, case.shape))
         made.append(op)
         function: Any = op
         return function  # type: ignore[no-any-return]

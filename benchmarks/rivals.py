@@ -74,10 +74,8 @@ def _sdpa(backend: SDPBackend, case: Case, x: Tensors) -> Function:
 
 
 def _heads_in_one(name: str, q: Tensor) -> Tensor:
-    """The queries with one axis of heads; in decoding the rows are heads, and there is one query."""
-    if name == "gqa":
-        return q.flatten(1, 2)
-    return q.flatten(1, 2).unsqueeze(2) if name == "decode" else q
+    """The queries with one axis of heads."""
+    return q.flatten(1, 2) if name in ("gqa", "decode") else q
 
 
 def _on_cuda(device: torch.device) -> str:

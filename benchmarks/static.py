@@ -17,7 +17,7 @@ from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.op import compile as compile_cascade
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.differentiate import differentiate
-from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from einsumcascade.schedules.schedule import KernelSchedule
 
 TARGET = "cuda:90"
 
@@ -114,15 +114,13 @@ def forecast(
     return found
 
 
-def programs(case: Case) -> list[tuple[Cascade, Schedule | None]]:
-    """The cascades that a case runs, and their schedules where no rule chooses them."""
-    cascade, variant = case.variant.cascade(), case.variant
+def programs(case: Case) -> list[Cascade]:
+    """The cascades that a case runs."""
+    cascade = case.variant.cascade()
     if case.direction == "forward":
-        chosen = variant.schedule(compile_cascade(cascade), case.shape) if variant.schedule else None
-        return [(cascade, chosen)]
-    gradient = differentiate(cascade, wrt=variant.wrt)
-    backward: list[tuple[Cascade, Schedule | None]] = [(gradient.backward, None)]
-    return backward if case.direction == "backward" else [(gradient.forward, None), *backward]
+        return [cascade]
+    gradient = differentiate(cascade, wrt=case.variant.wrt)
+    return [gradient.backward] if case.direction == "backward" else [gradient.forward, gradient.backward]
 
 
 def extents_of(cascade: Cascade, case: Case) -> dict[str, int]:
@@ -133,11 +131,9 @@ def extents_of(cascade: Cascade, case: Case) -> dict[str, int]:
 def _forecast(case: Case, known: dict[tuple[str, str, str], list[Line]]) -> Forecast:
     lines: list[Line] = []
     bounds: dict[str, float] = {}
-    for cascade, schedule in programs(case):
+    for cascade in programs(case):
         extents = extents_of(cascade, case)
-        op = compile_cascade(cascade, schedule=schedule)
-        features: dict[str, int] = {r: n for r, n in extents.items() if r in ("E", "F")}
-        kernel = op.kernel(extents=features, dtype=case.dtype, target=TARGET)
+        kernel = compile_cascade(cascade).kernel(extents=extents, dtype=case.dtype, target=TARGET)
         key = (kernel.source, str(kernel.schedule), str(extents))
         if key not in known:
             known[key] = _inspected(kernel, extents)

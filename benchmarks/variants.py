@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import parse
-from einsumcascade.schedules.schedule import Schedule
 
 WINDOW = 1024
 DOCUMENT = 700
@@ -25,7 +24,6 @@ CAP = 30.0
 LAMBDA = 0.8
 # Lengths of the sequences of a ragged batch, over and over.
 RAGGED = (2900, 700, 4096, 130, 1800, 512, 77, 1024)
-MULTIPROCESSORS = 132
 
 Tensors = Mapping[str, Tensor]
 # Values of the inputs, rows and columns of the scores -> output rows. Axes of batches and heads may stand in front.
@@ -64,7 +62,6 @@ class Variant:
         live: scores that no mask removes, of one head and batch.
         values: how inputs are drawn that are not normal numbers.
         scores: score matrices of a head; products_v: products with V of a head.
-        schedule: choices that the rule for defaults does not make, by the op and the shape.
     """
 
     name: str
@@ -77,7 +74,6 @@ class Variant:
     live: Callable[[int, int], int]
     values: Mapping[str, Callable[[Shape], Tensor]]
     scores: int = 1
-    schedule: Callable[[Any, Shape], Schedule] | None = None
 
     def flop(self, shape: Shape, direction: str) -> float:
         """The operations of the products at live scores; a backward computes the scores again.
@@ -229,24 +225,6 @@ def _documents() -> Cascade:
     return parse(text, name="document_attention")
 
 
-def parts(shape: Shape) -> int:
-    """Parts of the keys in decoding: two programs a multiprocessor, none of fewer than 256 keys."""
-    wanted = math.ceil(2 * MULTIPROCESSORS / (shape.b * (shape.g or shape.h)))
-    return max(1, min(wanted, shape.m // 256))
-
-
-def _decoding(op: Any, shape: Shape) -> Schedule:
-    """Split the keys; the few rows of a group fill a small tile."""
-    schedule: Schedule = op.kernel(
-        extents={"E": shape.e, "F": shape.f}, schedule=Schedule(split={"m": parts(shape)})
-    ).schedule
-    kernels = {
-        name: replace(k, tiles={v: 16 if v == "p" else n for v, n in k.tiles.items()}, warps=4)
-        for name, k in schedule.kernels.items()
-    }
-    return replace(schedule, kernels=kernels)
-
-
 # --- the table --------------------------------------------------------------------------------------------------------
 
 QKV = {"Q": "bhpe", "K": "bhme", "V": "bhmf"}
@@ -366,13 +344,12 @@ VARIANTS = {
         ),
         _variant(
             "decode",
-            "one query of each head over all keys; the rows of a group are its query heads",
-            lambda: load("softmax_attention"),
+            "one query of each head over all keys, several query heads to one of the keys",
+            lambda: load("gqa"),
             softmax(),
-            inputs={"Q": "bgpe", "K": "bgme", "V": "bgmf"},
-            out="bgpf",
+            inputs={"Q": "bgrpe", "K": "bgme", "V": "bgmf"},
+            out="bgrpf",
             live=lambda p, m: p * m,
-            schedule=_decoding,
         ),
     )
 }
