@@ -18,6 +18,7 @@ from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.schedules.calls import Form
 from einsumcascade.schedules.schedule import Schedule
+from einsumcascade.verify.tune import _spaces
 from tests.codegen.test_lengths import LENGTHS, machine_codes
 
 TARGET = gpu_target("cuda:90")
@@ -105,6 +106,27 @@ def test_forms_are_few_however_many_lengths_there_are() -> None:
     assert len({gqa_form(M=n, G=1) for n in lengths}) == 4
     every = {gqa_form(B=b, P=p, M=n) for b in (1, 2, 4, 32) for p in (1, 4, 5, 64, 65, 4096) for n in lengths}
     assert len(every) == 8
+
+
+def test_all_numbers_of_parts_share_one_text() -> None:
+    op = ec.compile("gqa")
+    found = [op.kernel(extents={**GQA, "G": 1, "M": n}) for n in (2048, 8192, 131072)]
+    assert [k.schedule.split["m"] for k in found] == [8, 32, 128]
+    assert len({k.source for k in found}) == 1
+
+
+def test_tuning_begins_with_the_schedule_of_a_call_and_tries_packing() -> None:
+    cascade, features = load("gqa"), {"E": 128, "F": 128}
+    spaces = _spaces(cascade, GQA, features, "bfloat16", TARGET)
+    assert spaces[0].default == ec.compile(cascade).kernel(extents=GQA, target="cuda:90").schedule
+    forms = [(dict(s.form.pack), bool(s.form.split)) for s in spaces]
+    assert {({"r": "p"}.items() <= p.items(), split) for p, split in forms} >= {
+        (True, True),
+        (True, False),
+        (False, False),
+    }
+    # Queries that fill their tiles are packed by no candidate.
+    assert not any(s.form.pack for s in _spaces(cascade, {**GQA, "P": 4096}, features, "bfloat16", TARGET))
 
 
 def test_a_form_that_a_cascade_has_not_falls_back() -> None:

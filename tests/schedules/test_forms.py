@@ -18,7 +18,7 @@ SPLIT = Schedule(split={"m": 4})
 
 
 def test_a_form_is_part_of_the_json_of_a_schedule() -> None:
-    both = Schedule(reference="bound", split={"m": 4}, scatter="fixed order", sums="accumulated")
+    both = Schedule(reference="bound", split={"m": 4}, scatter="fixed order", sums="accumulated", pack={"h": "p"})
     assert Schedule.from_json(both.to_json()) == both
     assert Schedule.from_json('{"kernels": {}}') == Schedule()
     for text in (
@@ -26,6 +26,8 @@ def test_a_form_is_part_of_the_json_of_a_schedule() -> None:
         '{"kernels": {}, "reference": "no"}',
         '{"kernels": {}, "x": 1}',
         '{"kernels": {}, "sums": 1}',
+        '{"kernels": {}, "pack": {"h": 1}}',
+        '{"kernels": {}, "pack": ["h", "p"]}',
     ):
         with pytest.raises(ScheduleError):
             Schedule.from_json(text)
