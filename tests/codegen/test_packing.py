@@ -166,3 +166,13 @@ def test_texts_of_the_gallery_with_grouped_keys_are_right_packed(name: str) -> N
     for n in expected:
         verdict = judge(found[n], expected[n], plain[n], room[n])
         assert verdict.passed, f"{n}: {verdict}"
+
+
+def test_rows_beyond_the_last_head_read_no_group() -> None:
+    text = (
+        "in Q[p,h,c], C[m,c], SL[g]\nrank r = H / G\nS[p,h,m] = Q[p,h,c] * C[m,c] :: sum(c)\n"
+        "W[p,h,m] = exp(S[p,h,m] * SL[h // R])\nO[p,h,c] = W[p,h,m] * C[m,c] :: sum(m)\nout O"
+    )
+    source = ec.compile(parse(text)).kernel().source
+    (load_of_scale,) = (line.strip() for line in source.splitlines() if "tl.load(p_SL" in line)
+    assert load_of_scale.startswith("b_SL = tl.load(p_SL + o_SL, mask=o_h < H, other=0.0)")
