@@ -18,7 +18,7 @@ from einsumcascade.reference.interpret import run
 from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.schedules.calls import Form
 from einsumcascade.schedules.schedule import Schedule
-from einsumcascade.verify.tune import _spaces
+from einsumcascade.verify.forms import spaces_of
 from tests.codegen.test_lengths import LENGTHS, machine_codes
 
 TARGET = gpu_target("cuda:90")
@@ -117,7 +117,7 @@ def test_all_numbers_of_parts_share_one_text() -> None:
 
 def test_tuning_begins_with_the_schedule_of_a_call_and_tries_packing() -> None:
     cascade, features = load("gqa"), {"E": 128, "F": 128}
-    spaces = _spaces(cascade, GQA, features, "bfloat16", TARGET)
+    spaces = spaces_of(cascade, GQA, features, "bfloat16", TARGET)
     assert spaces[0].default == ec.compile(cascade).kernel(extents=GQA, target="cuda:90").schedule
     forms = [(dict(s.form.pack), bool(s.form.split)) for s in spaces]
     assert {({"r": "p"}.items() <= p.items(), split) for p, split in forms} >= {
@@ -126,7 +126,7 @@ def test_tuning_begins_with_the_schedule_of_a_call_and_tries_packing() -> None:
         (False, False),
     }
     # Queries that fill their tiles are packed by no candidate.
-    assert not any(s.form.pack for s in _spaces(cascade, {**GQA, "P": 4096}, features, "bfloat16", TARGET))
+    assert not any(s.form.pack for s in spaces_of(cascade, {**GQA, "P": 4096}, features, "bfloat16", TARGET))
 
 
 def test_a_form_that_a_cascade_has_not_falls_back() -> None:
