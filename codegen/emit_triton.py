@@ -189,7 +189,7 @@ class _Printer(Memory):
             self._line(f"{safe(name)} = {text}")
         if k.walks_grid:
             self._ranges(body)
-        self._grid()
+        self._grid(body)
         if not k.walks_grid:
             self._ranges(body)
 
@@ -202,7 +202,7 @@ class _Printer(Memory):
                     if _mentions(body, name):
                         self._line(f"{name} = {start}tl.arange(0, {self.texts.size(v)})")
 
-    def _grid(self) -> None:
+    def _grid(self, body: str) -> None:
         """Which tile of the grid this program has, or has now: the last variable of the order changes fastest."""
         k = self.kernel
         tiles = [
