@@ -1,6 +1,7 @@
 """Read a compiled kernel back: registers, spills and what its hot loop executes.
 
-The tools that do this ship inside Triton's wheel, so no GPU and no CUDA installation is needed.
+The tools that do this ship inside Triton's wheel, so no GPU and no CUDA installation is needed; AMD's assembler text is
+what the compiler leaves.
 """
 
 from __future__ import annotations
@@ -10,59 +11,19 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.build import CompiledKernel
+from einsumcascade.codegen.isa import AMDGCN, CLASSES, OTHER, SASS, Instruction, Isa, parse_amdgcn, parse_sass
+from einsumcascade.codegen.loops import loop_bodies
 from einsumcascade.errors import Diagnostic, TargetError
-from einsumcascade.schedules.demands import ALU, FP32, SHUFFLE, SPECIAL, TENSOR
+from einsumcascade.schedules.demands import FP32, ISSUE, SPECIAL
 
-ACCESS, OTHER = "access", "other"
-# Columns of a report, by the opcodes that belong to each.
-CLASSES: Mapping[str, re.Pattern[str]] = {
-    "MMA": re.compile(r"(HGMMA|IGMMA|QGMMA|HMMA|IMMA|QMMA|OMMA|DMMA|UTC\w*MMA)"),
-    "MUFU": re.compile(r"MUFU"),
-    "FFMA": re.compile(r"FFMA2?"),
-    "FMUL": re.compile(r"FMUL2?"),
-    "FADD": re.compile(r"FADD2?"),
-    "FMNMX": re.compile(r"FMNMX3?"),
-    "F2FP": re.compile(r"F2FP|F2F"),
-    "SHFL": re.compile(r"SHFL"),
-    "LDL": re.compile(r"LDL"),
-    "STL": re.compile(r"STL"),
-}
-# Pipes of a multiprocessor by the opcodes that they take; uniform and control instructions take nothing but a turn.
-PIPES: Mapping[str, re.Pattern[str]] = {
-    TENSOR: CLASSES["MMA"],
-    SPECIAL: CLASSES["MUFU"],
-    FP32: re.compile(r"F(FMA|MUL|ADD)2?|IMAD|HFMA2|HADD2|HMUL2"),
-    ALU: re.compile(
-        r"FMNMX3?|FSETP?|FSEL|F2FP|F2F|F2I|I2F|I2FP|FRND|V?IADD3?|VIMNMX3?|IMNMX|ISETP|ISCADD|LEA|LOP3|SHF|SEL|PRMT|MOV"
-        r"|SGXT|BMSK|PLOP3|P2R|R2P|IABS|HMNMX2|HSETP2|POPC|FLO"
-    ),
-    SHUFFLE: CLASSES["SHFL"],
-    ACCESS: re.compile(r"LD[SGLTC]?|LDSM|LDGSTS|LDTM|ST[SGLT]?|STSM|STTM|ATOM[SG]?|RED|REDG|UTMA\w+|SYNCS"),
-}
-# Opcodes that do the work of two: packed pairs, and the maximum of three.
-_DOUBLE = re.compile(r"F(FMA|MUL|ADD)2|FMNMX3")
-_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P[T\d]+)\s+)?([A-Z][\w.]*)\s*([^;]*);", re.MULTILINE)
 # The longest loop that does nothing but wait for a copy.
 _WAIT_INSTRUCTIONS = 8
-_ENDS = ("BRX", "JMX", "JMP", "RET", "EXIT", "BRA")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Instruction:
-    address: int
-    predicated: bool
-    opcode: str
-    operands: str
-
-    @property
-    def base(self) -> str:
-        return self.opcode.split(".")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,35 +31,50 @@ class LoopReport:
     """What one iteration of a loop holds, per thread.
 
     Args:
-        start: address of its first instruction, in bytes.
+        start: address of its first instruction in bytes, or the label before it.
         instructions: all of them, on every path of the body.
         opcodes: instructions by opcode without its suffixes, most frequent first.
+        isa: the language that they are of.
         serialised: every asynchronous product is awaited before the next is issued. ptxas does so when other code
             writes accumulators while products are under way; the tensor cores then idle.
     """
 
-    start: int
+    start: str
     instructions: int
     opcodes: Mapping[str, int]
     serialised: bool
+    isa: Isa = field(repr=False)
 
     def count(self, name: str) -> int:
-        """Return the instructions of the class `name`, a key of `CLASSES`."""
-        return sum(n for opcode, n in self.opcodes.items() if CLASSES[name].fullmatch(opcode))
+        """Return the instructions of the class `name`, one of `CLASSES`."""
+        return self._sum(self.isa.classes[name])
 
     def operations(self, name: str) -> int:
         """Return the operations of the class `name`: a packed pair, or a maximum of three, counts as two."""
-        return sum(
-            n * (2 if _DOUBLE.fullmatch(opcode) else 1)
-            for opcode, n in self.opcodes.items()
-            if CLASSES[name].fullmatch(opcode)
-        )
+        return self._sum(self.isa.classes[name], doubled=True)
 
     @property
     def pipes(self) -> dict[str, int]:
         """Instructions by the pipe that takes them; `other` are uniform ones, branches and barriers."""
-        found = {name: sum(n for o, n in self.opcodes.items() if p.fullmatch(o)) for name, p in PIPES.items()}
+        found = {name: self._sum(pattern) for name, pattern in self.isa.pipes.items()}
         return {**found, OTHER: self.instructions - sum(found.values())}
+
+    def asked(self, target: GpuTarget) -> dict[str, int]:
+        """What a thread asks of each pipe, as a target's rates are given: operations of float32, else instructions.
+
+        Returns: by pipe; `issue` are turns of the scheduler.
+        """
+        pipes = self.pipes
+        issued = {pipe: n for pipe, n in pipes.items() if pipe not in self.isa.beside}
+        issue = sum(issued.values()) + (target.special_turns - 1) * issued[SPECIAL]
+        return {**pipes, FP32: self._sum(self.isa.pipes[FP32], doubled=True), ISSUE: issue}
+
+    def _sum(self, pattern: re.Pattern[str], *, doubled: bool = False) -> int:
+        return sum(
+            n * (2 if doubled and self.isa.double.fullmatch(opcode) else 1)
+            for opcode, n in self.opcodes.items()
+            if pattern.fullmatch(opcode)
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as values that JSON knows."""
@@ -107,6 +83,7 @@ class LoopReport:
             "instructions": self.instructions,
             "serialised": self.serialised,
             "classes": {name: self.count(name) for name in CLASSES},
+            "operations": {name: self.operations(name) for name in CLASSES},
             "pipes": self.pipes,
             "opcodes": dict(self.opcodes),
         }
@@ -114,7 +91,7 @@ class LoopReport:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelReport:
-    """Resources of a kernel and, for NVIDIA targets, its loops.
+    """Resources of a kernel, and its loops.
 
     Args:
         kernel: name of the function.
@@ -123,8 +100,10 @@ class KernelReport:
         num_warps: warps of a program.
         num_stages: buffers of a software pipeline.
         registers: of a thread.
+        accumulation_registers: those of them that only products and moves can name (AGPRs); 0 for NVIDIA.
+        scalar_registers: of a warp, beside those of its threads; 0 for NVIDIA, whose uniform ones are not reported.
         spill_bytes: local memory of a thread (its stack); registers that did not fit lie there.
-        local_loads: instructions of the kernel that read local memory; None where there is no disassembler.
+        local_loads: instructions of the kernel that read local memory.
         local_stores: those that write it.
         shared_memory_bytes: of a block.
         loops: innermost loops, hottest first: those with products by fewest instructions, so that the loop without
@@ -138,9 +117,11 @@ class KernelReport:
     num_stages: int
     registers: int
     spill_bytes: int
-    local_loads: int | None
-    local_stores: int | None
+    local_loads: int
+    local_stores: int
     shared_memory_bytes: int
+    accumulation_registers: int = 0
+    scalar_registers: int = 0
     loops: tuple[LoopReport, ...] = field(default=())
 
     @property
@@ -157,6 +138,8 @@ class KernelReport:
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "registers": self.registers,
+            "accumulation_registers": self.accumulation_registers,
+            "scalar_registers": self.scalar_registers,
             "spill_bytes": self.spill_bytes,
             "local_loads": self.local_loads,
             "local_stores": self.local_stores,
@@ -165,11 +148,13 @@ class KernelReport:
         }
 
     def __str__(self) -> str:
+        registers = f"registers {self.registers}"
+        if self.scalar_registers:
+            registers += f" ({self.accumulation_registers} for accumulators), scalar {self.scalar_registers}"
         lines = [
             f"{self.kernel} for {self.target.name}, {self.num_warps} warps, {self.num_stages} stages, "
             f"Triton {self.triton_version}",
-            f"  registers {self.registers}, spilled {self.spill_bytes} bytes, "
-            f"shared memory {self.shared_memory_bytes} bytes",
+            f"  {registers}, spilled {self.spill_bytes} bytes, shared memory {self.shared_memory_bytes} bytes",
         ]
         if self.loops:
             lines.append("  " + "loop".ljust(10) + "".join(name.rjust(7) for name in (*CLASSES, "total")))
@@ -177,19 +162,17 @@ class KernelReport:
             counts = [loop.count(name) for name in CLASSES]
             mark = "  products serialised" if loop.serialised else ""
             row = "".join(str(n).rjust(7) for n in (*counts, loop.instructions))
-            lines.append(f"  {loop.start:#08x}".ljust(12) + row + mark)
+            lines.append(f"  {loop.start}".ljust(12) + row + mark)
         return "\n".join(lines)
 
 
 def inspect_kernel(compiled: CompiledKernel) -> KernelReport:
     """Report the resources and the loops of a compiled kernel.
 
-    Returns: the report. For HIP targets it holds no loops, and counts of local accesses are None.
-
     Raises:
         TargetError: `no-disassembler`: Triton's wheel holds no working `cuobjdump`.
 
-    Cost: two runs of `cuobjdump`, some 0.1 s.
+    Cost: two runs of `cuobjdump`, some 0.1 s; none for AMD.
     """
     if compiled.target.backend == "hip":
         return _inspect_hip(compiled)
@@ -215,12 +198,12 @@ def inspect_kernel(compiled: CompiledKernel) -> KernelReport:
         local_loads=opcodes["LDL"],
         local_stores=opcodes["STL"],
         shared_memory_bytes=compiled.shared_memory_bytes,
-        loops=find_loops(instructions),
+        loops=find_loops(instructions, isa=SASS),
     )
 
 
 def _inspect_hip(compiled: CompiledKernel) -> KernelReport:
-    """Read the metadata that the AMD assembler text ends with."""
+    """Read the assembler text, and the metadata that it ends with."""
     text = compiled.assembly["amdgcn"]
     assert isinstance(text, str)
 
@@ -229,18 +212,23 @@ def _inspect_hip(compiled: CompiledKernel) -> KernelReport:
         assert found is not None, key
         return int(found[1])
 
+    instructions = parse_amdgcn(text, function=compiled.kernel)
     return KernelReport(
         kernel=compiled.kernel,
         target=compiled.target,
         triton_version=compiled.triton_version,
         num_warps=compiled.num_warps,
         num_stages=compiled.num_stages,
+        # Both files together, where a thread has accumulation registers.
         registers=value("vgpr_count"),
+        accumulation_registers=value("agpr_count"),
+        scalar_registers=value("sgpr_count"),
         spill_bytes=max(4 * value("vgpr_spill_count"), value("private_segment_fixed_size")),
-        local_loads=None,
-        local_stores=None,
+        local_loads=sum(i.opcode.startswith("scratch_load") for i in instructions),
+        local_stores=sum(i.opcode.startswith("scratch_store") for i in instructions),
         # Triton asks for the rest of what it uses at the launch.
         shared_memory_bytes=max(value("group_segment_fixed_size"), compiled.shared_memory_bytes),
+        loops=find_loops(instructions, isa=AMDGCN),
     )
 
 
@@ -263,37 +251,18 @@ def _cuobjdump(option: str, path: Path) -> str:
     return done.stdout
 
 
-def parse_sass(text: str, *, function: str) -> tuple[_Instruction, ...]:
-    """Read the instructions of `function` from the output of `cuobjdump -sass`."""
-    sections = re.split(r"^\s*Function : (\S+)$", text, flags=re.MULTILINE)
-    bodies = dict(zip(sections[1::2], sections[2::2], strict=True))
-    return tuple(
-        _Instruction(
-            address=int(m[1], 16), predicated=m[2] is not None and "!PT" not in m[2], opcode=m[3], operands=m[4].strip()
-        )
-        for m in _INSTRUCTION.finditer(bodies[function])
-    )
-
-
-def find_loops(instructions: tuple[_Instruction, ...]) -> tuple[LoopReport, ...]:
-    """Find the innermost loops, hottest first.
-
-    A loop is an edge back to a block that dominates its source, with all that reaches the source: ptxas moves the
-    branches that wait for a copy behind the kernel's end, so an interval of addresses says little. Those waits are
-    loops themselves and are left out.
-    """
-    starts, successors = _blocks(instructions)
-    ends = [*starts[1:], len(instructions)]
+def find_loops(instructions: Sequence[Instruction], *, isa: Isa) -> tuple[LoopReport, ...]:
+    """Find the innermost loops, hottest first; those that only wait for a copy are left out."""
     reports: list[tuple[frozenset[int], LoopReport]] = []
-    for header, body in _natural_loops(successors):
-        held = [i for block in sorted(body) for i in instructions[starts[block] : ends[block]]]
+    for first, body, held in loop_bodies(instructions):
         opcodes = Counter(i.base for i in held)
         waits = sum(i.opcode.startswith("WARPGROUP.DEPBAR") for i in held)
         report = LoopReport(
-            start=instructions[starts[header]].address,
+            start=first.place,
             instructions=len(held),
             opcodes=dict(sorted(opcodes.items(), key=lambda item: (-item[1], item[0]))),
             serialised=waits >= opcodes["HGMMA"] > 2,
+            isa=isa,
         )
         if opcodes["SYNCS"] and len(held) <= _WAIT_INSTRUCTIONS and not report.count("MMA"):
             continue
@@ -302,94 +271,3 @@ def find_loops(instructions: tuple[_Instruction, ...]) -> tuple[LoopReport, ...]
     chosen = multiplying or reports
     innermost = [report for body, report in chosen if not any(other < body for other, _ in chosen)]
     return tuple(sorted(innermost, key=lambda loop: loop.instructions if multiplying else -loop.instructions))
-
-
-def _blocks(instructions: tuple[_Instruction, ...]) -> tuple[list[int], list[list[int]]]:
-    """Cut the instructions into basic blocks: the index each starts at, and the blocks that may follow each."""
-    index = {instruction.address: i for i, instruction in enumerate(instructions)}
-    targets: dict[int, int] = {}
-    leaders = {0}
-    for i, instruction in enumerate(instructions):
-        if instruction.base not in _ENDS:
-            continue
-        if i + 1 < len(instructions):
-            leaders.add(i + 1)
-        found = re.search(r"0x([0-9a-f]+)\s*$", instruction.operands) if instruction.base == "BRA" else None
-        if found is not None and int(found[1], 16) in index:
-            targets[i] = index[int(found[1], 16)]
-            leaders.add(targets[i])
-    starts = sorted(leaders)
-    block_of = {start: block for block, start in enumerate(starts)}
-    successors: list[list[int]] = []
-    for block, start in enumerate(starts):
-        last = (starts[block + 1] if block + 1 < len(starts) else len(instructions)) - 1
-        assert last >= start
-        instruction = instructions[last]
-        following = [block_of[targets[last]]] if last in targets else []
-        # A branch with a second operand tests it: a uniform predicate, or divergence.
-        conditional = instruction.predicated or "," in instruction.operands
-        if (instruction.base not in _ENDS or conditional) and last + 1 < len(instructions):
-            following.append(block_of[last + 1])
-        successors.append(following)
-    return starts, successors
-
-
-def _natural_loops(successors: list[list[int]]) -> Iterable[tuple[int, frozenset[int]]]:
-    """Yield header and body of every natural loop; loops of one header are one loop."""
-    order = _postorder(successors)
-    rank = {block: i for i, block in enumerate(order)}
-    predecessors: dict[int, list[int]] = {block: [] for block in order}
-    for block in order:
-        for following in successors[block]:
-            predecessors[following].append(block)
-    # Immediate dominators, by repeated intersection in reverse postorder.
-    immediate = {0: 0}
-    changed = True
-    while changed:
-        changed = False
-        for block in reversed(order[:-1]):
-            known = [p for p in predecessors[block] if p in immediate]
-            best = known[0]
-            for other in known[1:]:
-                while best != other:
-                    if rank[best] < rank[other]:
-                        best = immediate[best]
-                    else:
-                        other = immediate[other]
-            if immediate.get(block) != best:
-                immediate[block] = best
-                changed = True
-    bodies: dict[int, set[int]] = {}
-    for block in order:
-        for header in successors[block]:
-            above = block
-            while rank[above] < rank[header]:
-                above = immediate[above]
-            if above != header:
-                continue
-            body = bodies.setdefault(header, {header})
-            pending = [block]
-            while pending:
-                inside = pending.pop()
-                if inside not in body:
-                    body.add(inside)
-                    pending.extend(predecessors[inside])
-    return [(header, frozenset(body)) for header, body in sorted(bodies.items())]
-
-
-def _postorder(successors: list[list[int]]) -> list[int]:
-    """List the blocks that the first one reaches, each after all that follow it but for edges back."""
-    order: list[int] = []
-    seen = {0}
-    stack = [(0, iter(successors[0]))]
-    while stack:
-        block, following = stack[-1]
-        for other in following:
-            if other not in seen:
-                seen.add(other)
-                stack.append((other, iter(successors[other])))
-                break
-        else:
-            order.append(block)
-            stack.pop()
-    return order

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from einsumcascade.codegen.inspect import PIPES, KernelReport, LoopReport
-from einsumcascade.schedules.demands import ISSUE, TENSOR, Demand, Work
+from einsumcascade.codegen.inspect import KernelReport, LoopReport
+from einsumcascade.schedules.demands import TENSOR, Demand, Work
 from einsumcascade.schedules.model import KernelPrediction
 from einsumcascade.schedules.timing import Compiled
 
@@ -113,16 +113,11 @@ def compiled(report: KernelReport) -> Compiled:
     return Compiled(
         registers=report.registers,
         shared_memory_bytes=report.shared_memory_bytes,
-        full=_counts(full) if full is not None else None,
-        tested=_counts(tested) if tested is not None else None,
+        full=full.asked(report.target) if full is not None else None,
+        tested=tested.asked(report.target) if tested is not None else None,
     )
 
 
 def _full(report: KernelReport) -> LoopReport | None:
     """The loop over tiles whose points are all live: it has fewest instructions."""
     return min(report.loops, key=lambda x: x.instructions, default=None)
-
-
-def _counts(loop: LoopReport) -> dict[str, int]:
-    found = {p: n for p, n in loop.pipes.items() if p in PIPES and p != TENSOR}
-    return {**found, ISSUE: loop.instructions}

@@ -42,8 +42,8 @@ class Compiled:
     Args:
         registers: of a thread.
         shared_memory_bytes: of a block.
-        full, tested: instructions of a warp by pipe, `issue` all of them, in a step whose points are all live, and in
-            one that tests them; None where no disassembler tells.
+        full, tested: instructions of a warp by pipe (of float32 operations, packed pairs being two), `issue` turns of
+            its scheduler, in a step whose points are all live, and in one that tests them; None without a loop.
     """
 
     registers: int
@@ -205,7 +205,8 @@ class Price:
 
     def _issued(self, lanes: dict[str, float]) -> dict[str, float]:
         out = {p: lanes.get(p, 0.0) for p in LANES}
-        return {**out, ISSUE: sum(out.values()) + lanes.get(ISSUE, 0.0)}
+        turns = sum(out.values()) + (self.target.special_turns - 1) * out[SPECIAL]
+        return {**out, ISSUE: turns + lanes.get(ISSUE, 0.0)}
 
 
 def dealt(

@@ -36,7 +36,9 @@ class GpuTarget:
         special_per_clock: exponentials, reciprocals and the like, per multiprocessor.
         alu_per_clock: comparisons, maxima, selections, whole numbers and conversions, per multiprocessor.
         shuffle_per_clock: numbers handed from thread to thread of a warp, per multiprocessor.
-        issued_per_clock: instructions of a warp that the schedulers of a multiprocessor issue.
+        issued_per_clock: instructions of a warp that the schedulers of a multiprocessor issue; for AMD vector ones,
+            since scalars and accesses are issued beside them.
+        special_turns: those that a special function keeps from other instructions: 1 where it has a unit of its own.
         shared_bytes_per_clock: between shared memory and the rest of a multiprocessor.
         l2_bytes_per_clock: read from the second-level cache, all multiprocessors together.
         shared_memory_per_multiprocessor: for the blocks that are resident together, in bytes.
@@ -64,6 +66,7 @@ class GpuTarget:
     alu_per_clock: int
     shuffle_per_clock: int
     issued_per_clock: int
+    special_turns: int
     shared_bytes_per_clock: int
     l2_bytes_per_clock: int
     shared_memory_per_multiprocessor: int
@@ -108,6 +111,7 @@ def _cuda(
         alu_per_clock=64,
         shuffle_per_clock=32,
         issued_per_clock=4,
+        special_turns=1,
         shared_bytes_per_clock=128,
         l2_bytes_per_clock=l2_bytes_per_clock,
         # What a block cannot have of it is reserved: 1 KiB a block.
@@ -200,9 +204,10 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         tensor_flops_per_clock=2048,
         fp32_per_clock=128,
         special_per_clock=16,
-        alu_per_clock=128,
+        alu_per_clock=64,
         shuffle_per_clock=32,
-        issued_per_clock=4,
+        issued_per_clock=1,
+        special_turns=4,
         shared_bytes_per_clock=128,
         l2_bytes_per_clock=8 * 2048,
         shared_memory_per_multiprocessor=64 * 1024,
@@ -211,8 +216,11 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         blocks_per_multiprocessor=32,
         product_rows=16,
         sources={
-            "AMD CDNA 3 architecture whitepaper": "compute units, matrix and vector rates, 2048 bytes a clock from the "
-            "L2 of each of eight dies, LDS of 64 KiB with 128 bytes a clock, which shuffles take too",
+            "AMD CDNA 3 architecture whitepaper": "compute units, matrix and float32 rates (of packed pairs), 2048 "
+            "bytes a clock from the L2 of each of eight dies, LDS of 64 KiB with 128 bytes a clock (shuffles too)",
+            "ROCm Compute Profiler, pipeline descriptions": "four vector units of 16 lanes; one vector instruction is "
+            "issued in a clock, products among them, beside one each for scalars, LDS and memory; 32 wave slots; "
+            "registers of 512 KiB",
             "AMD Instinct MI300X datasheet": "clock, bandwidth",
             "AMD CDNA 3 instruction set reference": "512 vector registers a lane, 16 rows a matrix instruction, a "
             "quarter of the vector rate for transcendentals",
