@@ -166,6 +166,11 @@ def _products(
     order = _in_order(kernel)
     # Products that hang together have their warps alike, and the last one decides: along the longer side.
     seen = [product for e in order if (product := contraction(e, axes, axes)) is not None]
+    # What registers read besides is used up as soon as they have it, and the product reads it in time.
+    besides: set[Expr] = set()
+    for e in order:
+        product = contraction(e, axes, axes)
+        besides |= set(reads(e.expr)) - ({product.left, product.right} if product is not None else set())
     along_rows = all(sizes.get(x.axes[0], 1) >= sizes.get(x.axes[1], 1) for x in seen[-1:])
     for e in order:
         own = reads(e.expr)
@@ -187,7 +192,8 @@ def _products(
             moving = any(looped & set(variables(*r.indices)) or r.tensor in streamed for r in plain)
             if isinstance(operand, Read) and operand.tensor in given and operand.tensor not in program.buffers:
                 size = _bytes(operand, sizes, dtype_bytes)
-                found.append(_Tile(operand, size, moving, awaited or not multiplied, awaited=awaited))
+                is_alone = awaited and operand not in besides
+                found.append(_Tile(operand, size, moving, direct=awaited or not multiplied, awaited=is_alone))
             elif is_right or exchanged or not multiplied or not any(r.tensor in of_product for r in plain):
                 # Computed tiles are rounded to the dtype of the inputs.
                 shape = {product.over, product.axes[1] if is_right else product.axes[0]}

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
 import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
-from einsumcascade.codegen.compiling import compile_all, launches_of
-from einsumcascade.codegen.launch import build, feature_ranks, program_of, selectors
+from einsumcascade.codegen.launch import program_of
 from einsumcascade.errors import InputError
 from einsumcascade.gallery import load
-from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.language.parser import constrained
 from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.model import predict
 from einsumcascade.schedules.ranking import ranked, shortlist
-from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, Schedule, check_schedule
-from einsumcascade.schedules.shared_memory import shared_memory
-from einsumcascade.schedules.space import Space, fits, search_space
-from tests.codegen.tritons import run_with
+from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, check_schedule
+from einsumcascade.schedules.space import Space, search_space
 
 EXTENTS = {"B": 4, "H": 16, "P": 4096, "M": 4096, "E": 64, "F": 64}
 TARGET = gpu_target("cuda:90")
@@ -177,112 +171,3 @@ def test_a_rank_keeps_the_order_of_equals() -> None:
     some = [s for s in space.of("softmax_attention") if s.kernels["softmax_attention"].tiles == {"p": 64, "m": 64}]
     found = ranked(space.program, some, extents=EXTENTS, target=TARGET, dtype="bfloat16")
     assert len({r.seconds for r in found}) == 1 or len(found) == len(some)
-
-
-# --- shared memory ----------------------------------------------------------------------------------------------------
-
-SAMPLE = [
-    # name, tile of residents, tile of the loop, warps, stages, descriptors, dtype, extents
-    ("softmax_attention", 128, 64, 8, 2, False, "bfloat16", {"E": 128, "F": 128}),
-    ("softmax_attention", 128, 128, 8, 3, True, "bfloat16", {"E": 128, "F": 128}),
-    ("softmax_attention", 64, 128, 4, 2, True, "bfloat16", {"E": 80, "F": 64}),
-    ("softmax_attention", 32, 32, 4, 2, False, "float32", {}),
-    ("causal softmax_attention", 64, 64, 4, 3, True, "float16", {}),
-    ("causal softmax_attention", 128, 64, 4, 1, False, "bfloat16", {}),
-    ("sigmoid", 64, 64, 4, 4, False, "bfloat16", {}),
-    ("alibi", 64, 64, 4, 2, True, "bfloat16", {}),
-    ("diff", 64, 32, 4, 2, False, "bfloat16", {}),
-    ("linear", 64, 64, 4, 3, False, "bfloat16", {}),
-    ("qknorm", 64, 64, 4, 3, False, "bfloat16", {}),
-    ("mla", 64, 64, 4, 2, False, "bfloat16", {}),
-    ("softmax_attention backward", 64, 64, 4, 2, False, "bfloat16", {}),
-]
-
-
-def figures(
-    name: str, rows: int, columns: int, warps: int, stages: int, descriptors: bool, dtype: str, sizes: Mapping[str, int]
-) -> dict[str, tuple[int, int, int]]:
-    """By kernel: the predicted bytes, those that are certain, and the compiled figure (or more than the limit)."""
-    cascade = cascade_of(name)
-    features = {r: sizes.get(r, 64) for r in feature_ranks(cascade)}
-    program = program_of(cascade, features)
-    base = build(cascade, extents=features, dtype=dtype, target=TARGET).schedule
-    chosen = Schedule(
-        kernels={
-            k.name: KernelSchedule(
-                tiles={v: rows if v in k.residents else columns for v in base.kernels[k.name].tiles},
-                warps=warps,
-                stages=stages,
-                descriptors=descriptors,
-            )
-            for k in program.kernels
-        }
-    )
-    built = build(cascade, extents=features, dtype=dtype, target=TARGET, schedule=chosen)
-    binding = bind(cascade, extents={r: features.get(r, 512) for i in cascade.inputs for r in map(rank_of, i.indices)})
-    import torch
-
-    whole = selectors(cascade)
-    inputs = {
-        i.tensor: torch.empty(
-            [binding.extents[rank_of(v)] for v in i.indices],
-            dtype=torch.int32 if i.tensor in whole else getattr(torch, dtype),
-            device="meta",
-        )
-        for i in cascade.inputs
-    }
-    roomy = replace(TARGET, shared_memory_bytes=1 << 30)
-    reports = compile_all(launches_of(built, inputs, binding), roomy)["reports"]
-    found = {}
-    for k in program.kernels:
-        asked = shared_memory(
-            program,
-            k,
-            chosen.kernels[k.name],
-            extents=binding.extents,
-            dtype_bytes=4 if dtype == "float32" else 2,
-            target=TARGET,
-        )
-        found[k.name] = (asked.predicted, asked.certain, reports[f"{k.name}_kernel"]["shared_memory_bytes"])
-    return found
-
-
-# At the limit of cuda:90, 227 KiB: some fit and some do not.
-EDGE = [
-    ("softmax_attention", p, m, 8, stages, False, "bfloat16", {"E": 128, "F": 128})
-    for p, m, stages in ((128, 128, 4), (64, 256, 2), (256, 64, 4))
-]
-
-
-@pytest.fixture(scope="module")
-def compiled() -> list[dict[str, tuple[int, int, int]]]:
-    """The figures of both lists; compiled in a process of its own, whose driver is only pretended."""
-    printed = run_with(
-        "installed",
-        "import json\nfrom tests.schedules.test_space import EDGE, SAMPLE, figures\n"
-        "print(json.dumps([figures(*row) for row in SAMPLE + EDGE]))",
-    )
-    found: list[dict[str, tuple[int, int, int]]] = json.loads(printed)
-    return found
-
-
-def test_shared_memory_is_predicted_within_a_twentieth(compiled: list[dict[str, tuple[int, int, int]]]) -> None:
-    compared = 0
-    for row, found in zip(SAMPLE + EDGE, compiled, strict=True):
-        for kernel, (predicted, certain, asked) in found.items():
-            assert abs(predicted - asked) <= max(1024, asked / 20), (row, kernel, predicted, asked)
-            assert certain <= asked, (row, kernel, certain, asked)
-            compared += asked > 1024
-    assert compared > 15
-
-
-def test_what_is_left_out_for_want_of_memory_does_not_fit(compiled: list[dict[str, tuple[int, int, int]]]) -> None:
-    space = space_of("softmax_attention", E=128, F=128)
-    (k,) = space.program.kernels
-    verdicts = []
-    for (_, p, m, warps, stages, *_), found in zip(EDGE, compiled[len(SAMPLE) :], strict=True):
-        schedule = KernelSchedule(tiles={"p": p, "m": m}, warps=warps, stages=stages)
-        ((_, _, asked),) = found.values()
-        verdicts.append(fits(space.program, k, schedule, extents={"E": 128, "F": 128}, dtype_bytes=2, target=TARGET))
-        assert verdicts[-1] == (asked <= TARGET.shared_memory_bytes)
-    assert set(verdicts) == {True, False}
