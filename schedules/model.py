@@ -25,7 +25,6 @@ from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Kernel, Program
 from einsumcascade.schedules.roles import steps_of_tiles
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule, check_schedule
-from einsumcascade.schedules.shared_memory import shared_memory
 from einsumcascade.schedules.timing import PIPES, Compiled, Price, Stations, Walk, dealt, resident_blocks
 
 
@@ -252,17 +251,9 @@ class _Model:
         work = tiled.work
         wanted = work.registers(target, warps=schedule.warps, descriptors=schedule.descriptors)
         registers = compiled.registers if compiled is not None else min(wanted, target.registers_per_thread)
+        shared = work.shared_memory(target, stages=schedule.stages, descriptors=schedule.descriptors)
         if compiled is not None:
             shared = compiled.shared_memory_bytes
-        else:
-            shared = shared_memory(
-                self.program,
-                kernel,
-                schedule,
-                extents=self.binding.extents,
-                dtype_bytes=self.element,
-                target=target,
-            ).predicted
         blocks = resident_blocks(target, registers=registers, shared_memory_bytes=shared, warps=schedule.warps)
         spilled = max(0, wanted - registers) if compiled is None else 0
         price = Price(work, schedule, target, compiled, spilled=spilled)
