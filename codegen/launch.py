@@ -240,7 +240,8 @@ def build(
     schedule = form
     binding = program_binding(program, binding)
     check_schedule(program, schedule)
-    kernels = tuple(lower(k, program, schedule.kernels[k.name], binding) for k in program.kernels)
+    exact = dtype == "float32" and precision == "ieee"
+    kernels = tuple(lower(k, program, schedule.kernels[k.name], binding, exact=exact) for k in program.kernels)
     coarse = target.backend == "cuda" and DTYPE_BYTES[dtype] == 2
     texts = tuple(emit(cut(k), precision=precision, coarse=coarse) for k in kernels)
     title = f"{identifier(cascade.name)}: generated from the cascade below."

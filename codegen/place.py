@@ -37,13 +37,17 @@ from einsumcascade.schedules.roles import grid_tiles, held, padded, steps_of_til
 from einsumcascade.schedules.schedule import KernelSchedule
 
 
-def lower(kernel: Kernel, program: Program, schedule: KernelSchedule, binding: Binding) -> TileKernel:
+def lower(
+    kernel: Kernel, program: Program, schedule: KernelSchedule, binding: Binding, *, exact: bool = False
+) -> TileKernel:
     """Lower one kernel of a program to statements over tiles.
 
     Args:
         kernel: one of `program.kernels`.
         schedule: its tiles; legal for it.
         binding: extents of the bounded ranks, and constants.
+        exact: leave exponentials as they are. A score and its reference are then subtracted before anything is
+            multiplied: where they are large, two rounded products would differ by more than the score's own error.
 
     Returns: the kernel's statements, with masks and loop bounds.
     Raises: LoweringError: a construct has no lowering yet; the message names it.
@@ -57,7 +61,7 @@ def lower(kernel: Kernel, program: Program, schedule: KernelSchedule, binding: B
         form = loop_form(cascade, over=derived, tile=schedule.tiles[derived[-1]], added=frozenset(kernel.scattered))
         cascade = form.cascade
         in_range = {form.points[v]: rank_of(v) for v in derived if v != derived[-1] or not form.inner}
-    cascade = to_base_two(cascade)
+    cascade = cascade if exact else to_base_two(cascade)
     return _Placer(kernel, program, cascade, schedule, binding, bool(derived), in_range).run()
 
 

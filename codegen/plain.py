@@ -426,7 +426,8 @@ class _Machine:
         for n, f in enumerate(factors):
             if masked - {n} and not bool(torch.isfinite(f.data).all()):
                 return None
-        kept = tuple(v for v in free if v in covered)
+        # A condition such as `p - m == j` may be all that says where a point is added.
+        kept = tuple(v for v in free if any(v in f.axes for f in factors))
         native = len(factors) == 2 and self.dtype in HALF and self.device.type == "cuda"
         if not (native and all(f.data.dtype == self.dtype for f in factors)):
             factors = [self.single(f) for f in factors]

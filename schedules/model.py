@@ -140,7 +140,7 @@ def predict(
         >>> from einsumcascade.gallery import load
         >>> from einsumcascade.schedules.partition import partition
         >>> from einsumcascade.schedules.roles import steps_of_tiles
-    from einsumcascade.schedules.schedule import KernelSchedule
+        >>> from einsumcascade.schedules.schedule import KernelSchedule, Schedule
         >>> program = partition(load("softmax_2p"), bounded=("e", "f"))
         >>> tiles = Schedule(kernels={"softmax_2p": KernelSchedule(tiles={"p": 128, "m": 64}, warps=8)})
         >>> found = predict(program, tiles, extents={"B": 4, "H": 16, "P": 4096, "M": 4096, "E": 128, "F": 128})

@@ -11,6 +11,8 @@ from einsumcascade.language.ir import (
     Definition,
     Einsum,
     Expr,
+    Init,
+    Iter,
     Num,
     Read,
     Scalar,
@@ -21,6 +23,7 @@ from einsumcascade.language.ir import (
     substitute,
     transform,
     variables,
+    walk,
 )
 
 Factor = tuple[Expr, int]
@@ -84,8 +87,12 @@ def total(parts: tuple[tuple[Expr, int], ...]) -> Expr:
 
 
 def producers(cascade: Cascade) -> dict[str, Einsum]:
-    """The Einsum that writes each tensor, iterative blocks included."""
-    return {e.tensor: e for e in cascade.einsums}
+    """The Einsum that writes each tensor, iterative blocks included; what a step makes of a state is no definition.
+
+    Upwards it is written at `t + 1`, which is no variable; downwards at `t`, like a map.
+    """
+    states = {s.tensor for s in cascade.body if isinstance(s, Init)}
+    return {e.tensor: e for e in cascade.einsums if not (e.tensor in states and is_map(e))}
 
 
 def is_map(einsum: Einsum | None) -> bool:
@@ -145,8 +152,6 @@ def drop_dead(cascade: Cascade) -> Cascade:
     """Remove Einsums that no output needs; blocks stay whole."""
     needed = set(cascade.output_names)
     kept: list[Statement] = []
-    from einsumcascade.language.ir import Init, Iter, walk
-
     for s in reversed(cascade.body):
         inside = [x for x in walk((s,)) if not isinstance(x, Iter)]
         if any(x.tensor in needed for x in inside):

@@ -145,7 +145,8 @@ class Reverse(Transposes):
             start = generation(t, Scalar(name=rank_of(var)) if down else ZERO)
             inits.append(Init(tensor=states[t], indices=start.indices, expr=self._held(b.last[t], indices)))
         for e in (*inner.forward, *inner.body):
-            if var in e.free:
+            summed = {x.tensor for x in outside if var in e.free} & {r.tensor for r in reads(e.expr, *e.where)}
+            if var in e.free and not summed:
                 body.append(e)
             elif var in e.ranks:
                 first, added, rest = self._accumulated(e, var, before, after, down)

@@ -21,6 +21,13 @@ TWO_KERNELS = parse(
 )
 
 
+# A first state that a batch shares: what it receives is a sum over final states, which another kernel would take.
+NO_GRADIENT = (
+    "in X[b,t,e], W[e]\ninit R[b,0,e] = W[e]\niter t:\n R[b,t+1,e] = R[b,t,e] * 0.5 + X[b,t,e]\nend\n"
+    "O[b,e] = R[b,T,e]\nout O"
+)
+
+
 def qkv(
     p: int = 21, m: int = 34, *, e: int = 16, f: int = 8, dtype: torch.dtype = torch.float32, b: int = 2, h: int = 3
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import parse
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
-from tests.codegen.calls import TWO_KERNELS, inputs_of, ranks
+from tests.codegen.calls import NO_GRADIENT, TWO_KERNELS, inputs_of, ranks
 
 SMALL = {"B": 1, "H": 2, "P": 37, "M": 21, "E": 16, "F": 16}
 # Runs in a process that has torch and triton but, installed or not, neither this project nor what only it requires.
@@ -173,8 +173,8 @@ def test_a_file_refuses_shapes_that_it_was_not_made_for(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_gradient_says_so_where_one_is_wanted() -> None:
-    text = ec.compile("gaze").export()
-    compile(text, "gaze", "exec")
+    text = ec.compile(ec.parse(NO_GRADIENT)).export()
+    compile(text, "exported", "exec")
     assert "autograd" not in text
-    assert "raise NotImplementedError('gaze has no gradient here: " in text
+    assert "raise NotImplementedError('cascade has no gradient here: " in text
     assert "requires_grad" not in ec.compile("gqa").export()

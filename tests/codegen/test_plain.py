@@ -112,6 +112,8 @@ BODIES = [
     "Y[m] = X[p, m] :: prod(p)",
     "Y[p, m] = X[p, p] + X[m // 2, 2 * p]",
     "Y = X[p, m] * p :: sum(p, m)",
+    "Y[t] = X[p, m] * V[m] :: sum(p, m) where p + m == t",
+    "Y[t, e] = X[p, m] * K[m, e] :: sum(p, m) where p - m == t - 2",
     "Y[p, m] = 5",
     "Y[p, m] = min(p - m, 2) ** 2 + max(X[p, m], 0.5)",
     "Y[m1 * 2 + m0] = V[m1 * 2 + m0]",
@@ -132,7 +134,7 @@ def test_a_construct_agrees_with_the_reference(body: str) -> None:
         k: torch.from_numpy(rng.normal(size=n)) for k, n in {"Q": (4, 2), "K": (5, 2), "X": (4, 5), "V": (5,)}.items()
     }
     inputs["J"] = torch.tensor([0, 4, -1, 2], dtype=torch.int32)
-    agree(f"in Q[p, e] K[m, e] X[p, m] V[m] J[p]\nrank m0 = 2\nrank m1 = 3\n{body}\nout Y", inputs)
+    agree(f"in Q[p, e] K[m, e] X[p, m] V[m] J[p]\nrank m0 = 2\nrank m1 = 3\nrank t = M\n{body}\nout Y", inputs)
 
 
 @settings(max_examples=60, deadline=None)

@@ -307,6 +307,8 @@ ITERATIONS = [
     # Generations read elsewhere, in order; an iteration whose result another one reads.
     "init R[0] = 0\niter t:\n R[t+1] = R[t] * 0.5 + X[t,0]\nend\nY[t,e] = R[t+1] * X[t,e]\ninit U[0,e] = 0\n"
     "iter t:\n U[t+1,e] = U[t,e] * 0.7 + Y[t,e] * W[e,0]\nend\nO[e] = U[T,e] * R[T]\nout O",
+    # An input that the steps read backwards, and as it lies.
+    "init R[0,e] = X[0,e]\niter t:\n R[t+1,e] = tanh(R[t,e] * X[t,e]) + X[T-1-t,e] * W[e,0]\nend\nO[e] = R[T,e]\nout O",
     # A maximum in a step, and a state that no output depends on.
     "init R[0] = -inf\ninit D[0] = 0\niter t:\n M[t] = X[t,e] :: max(e)\n R[t+1] = max(R[t], M[t])\n"
     " D[t+1] = D[t] * exp(R[t] - R[t+1]) + exp(M[t] - R[t+1])\nend\nO[e] = W[e,0] * (R[T] + log(D[T]))\nout O",

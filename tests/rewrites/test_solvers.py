@@ -117,10 +117,17 @@ def test_constraints_cull_no_update_and_values_of_every_step_may_be_read(tile: i
         np.testing.assert_allclose(run(found, inputs)[name], want, rtol=1e-12)
 
 
-def test_a_solver_that_descends_is_left_as_it_is() -> None:
+def test_a_solver_that_descends_is_streamed() -> None:
     text = OUTER.format(order=" desc", old="n+1", new="n", last="0").replace("init X[0,p]", "init X[N,p]")
-    found = derive(parse(text.replace("Y[p] = A[N-1,p]\n", "").replace(", A, Y", "")))
-    assert any(s.rule == "not streamed" for s in found.steps)
+    cascade = parse(text.replace("Y[p] = A[N-1,p]\n", "").replace(", A, Y", ""))
+    found = derive(cascade, tile=3)
+    assert not any(s.rule == "not streamed" for s in found.steps)
+    inputs = {
+        i.tensor: np.random.default_rng(1).standard_normal([{"p": 4, "m": 7, "n": 3}[v] for v in i.indices])
+        for i in cascade.inputs
+    }
+    for name, want in run(cascade, inputs).items():
+        np.testing.assert_allclose(run(found.cascade, inputs)[name], want, rtol=1e-12)
 
 
 def test_an_iteration_around_all_reductions_is_derived() -> None:

@@ -27,7 +27,7 @@ def test_every_kind_of_input_is_tried_in_every_dtype() -> None:
     assert {t.status for t in sweep.trials} == {"pass"} and max(t.ratio for t in sweep.trials) > 0
 
 
-@pytest.mark.parametrize("name", ["diff", "rope", "var", "dropout", "fai", "sinklogit", "entropy"])
+@pytest.mark.parametrize("name", ["diff", "rope", "var", "dropout", "fai", "sinklogit", "entropy", "halo"])
 def test_texts_whose_kernels_have_gone_wrong_before(name: str) -> None:
     for kind in ("large", "above", "keyless"):
         for trial in trials_of(name, kind, ("bfloat16", "float32"), 0):
