@@ -128,24 +128,24 @@ def predict(
 ) -> Prediction:
     """Predict the time of a program under a schedule.
 
-        Args:
-            program: the kernels. schedule: for each of them; one without kernels gets the default choices.
-            extents: numbers by rank, upper case.
-            dtype: of the inputs. target: a target or its name.
-            compiled: by kernel, what a compiler made of it; what is not given is estimated from the Einsums.
+    Args:
+        program: the kernels. schedule: for each of them; one without kernels gets the default choices.
+        extents: numbers by rank, upper case.
+        dtype: of the inputs. target: a target or its name.
+        compiled: by kernel, what a compiler made of it; what is not given is estimated from the Einsums.
 
-        Raises: ScheduleError, InputError, TargetError, as `cost` does.
-        Cost: some milliseconds; the proofs of the loop form are cached.
+    Raises: ScheduleError, InputError, TargetError, as `cost` does.
+    Cost: some milliseconds; the proofs of the loop form are cached.
 
-        >>> from einsumcascade.gallery import load
-        >>> from einsumcascade.schedules.partition import partition
-        >>> from einsumcascade.schedules.roles import steps_of_tiles
-        >>> from einsumcascade.schedules.schedule import KernelSchedule, Schedule
-        >>> program = partition(load("softmax_2p"), bounded=("e", "f"))
-        >>> tiles = Schedule(kernels={"softmax_2p": KernelSchedule(tiles={"p": 128, "m": 64}, warps=8)})
-        >>> found = predict(program, tiles, extents={"B": 4, "H": 16, "P": 4096, "M": 4096, "E": 128, "F": 128})
-        >>> found.binding, found.kernels[0].programs
-        ('tensor', 2048)
+    >>> from einsumcascade.gallery import load
+    >>> from einsumcascade.schedules.partition import partition
+    >>> from einsumcascade.schedules.roles import steps_of_tiles
+    >>> from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+    >>> program = partition(load("softmax_2p"), bounded=("e", "f"))
+    >>> tiles = Schedule(kernels={"softmax_2p": KernelSchedule(tiles={"p": 128, "m": 64}, warps=8)})
+    >>> found = predict(program, tiles, extents={"B": 4, "H": 16, "P": 4096, "M": 4096, "E": 128, "F": 128})
+    >>> found.binding, found.kernels[0].programs
+    ('tensor', 2048)
     """
     return _Model(program, extents, dtype, target).predict(schedule, compiled or {})
 
