@@ -7,7 +7,7 @@ at the anchors of other kernels, which become buffers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from einsumcascade.language.ir import (
@@ -30,6 +30,7 @@ from einsumcascade.language.ir import (
     variables,
     walk,
 )
+from einsumcascade.rewrites.distribute import name_last
 from einsumcascade.schedules.accumulate import accumulate
 from einsumcascade.schedules.program import Kernel, Program, identifier, not_lowered
 from einsumcascade.schedules.units import Group, Unit
@@ -48,7 +49,7 @@ def partition(
         accumulates: kernels that compute the same again become one, which adds to sums over other ranks.
 
     Returns: a program; running its kernels in order with the reference gives the outputs of the cascade.
-    Raises: LoweringError: an iterative result is needed by another kernel.
+    Raises: LoweringError: another kernel needs a generation of a state that is neither kept nor the last.
     Cost: O(Einsums^2).
     """
     return _Partition(cascade, frozenset(bounded), scatters, accumulates).run(bounded)
@@ -60,6 +61,7 @@ class _Partition:
     bounded: frozenset[str]
     scatters: bool = False
     accumulates: bool = False
+    ends: Mapping[str, Einsum] = field(default_factory=dict)  # what gives the last generation of a state its name
     scattered: dict[str, tuple[str, ...]] = field(default_factory=dict)
     units: list[Unit] = field(default_factory=list)
     by_tensor: dict[str, Unit] = field(default_factory=dict)
@@ -79,6 +81,9 @@ class _Partition:
             if name not in self.by_tensor:
                 self._host(name, groups).outputs.append(name)
         groups.sort(key=lambda g: g.stage)
+        if states := self._states_elsewhere(groups):
+            named, ends = name_last(self.cascade, states)
+            return _Partition(named, self.bounded, self.scatters, self.accumulates, ends).run(bounded)
         needed = self._needed(groups)
         buffers: dict[str, tuple[str, ...]] = {}
         kernels = []
@@ -119,8 +124,11 @@ class _Partition:
                     if e.tensor in states & set(self.cascade.output_names):
                         raise not_lowered(e, f"every generation of {e.tensor} as an output")
                 residents = tuple(v for v in self._unbounded(tuple(free)) if v not in reduced)
-                writes = tuple(x.tensor for x in inner)
-                self._add(Unit((*own, s), writes, residents, reduced or (s.var,), solves=bool(reduced)))
+                ends = tuple(self.ends[t] for t in states if t in self.ends)
+                writes = tuple(x.tensor for x in (*inner, *ends))
+                self._add(Unit((*own, *ends, s), writes, residents, reduced or (s.var,), solves=bool(reduced)))
+            elif s in self.ends.values():
+                continue
             elif (spread := self._scattered(s)) is not None:
                 self.scattered[s.tensor] = s.free
                 self._add(Unit((spread,), (s.tensor,), self._unbounded(spread.free), ()))
@@ -304,18 +312,24 @@ class _Partition:
 
     def _foreign(self, g: Group) -> dict[str, Einsum]:
         """Tensors of other kernels that a kernel reads, with what writes them."""
-        out: dict[str, Einsum] = {}
+        return {
+            r.tensor: next(s for s in walk(u.statements) if isinstance(s, Einsum) and s.tensor == r.tensor)
+            for r, u in self._reads_elsewhere(g)
+        }
+
+    def _states_elsewhere(self, groups: list[Group]) -> frozenset[str]:
+        """States of iterations that are read by a kernel other than their own, where they are no tensors."""
+        found = [(r.tensor, u) for g in groups for r, u in self._reads_elsewhere(g)]
+        return frozenset(t for t, u in found if any(isinstance(s, Init) and s.tensor == t for s in u.statements))
+
+    def _reads_elsewhere(self, g: Group) -> Iterator[tuple[Read, Unit]]:
+        """What a kernel reads of other kernels."""
         for statements in self._roots(g):
             maps, _ = self._cone(statements)
             for r in _reads_of((*statements, *maps.values())):
                 u = self.by_tensor.get(r.tensor)
-                if u is None or u in g.units:
-                    continue
-                if any(isinstance(s, Init) and s.tensor == r.tensor for s in u.statements):
-                    raise not_lowered(u.statements[-1], "an iterative result read by another kernel")
-                written = (s for s in walk(u.statements) if isinstance(s, Einsum) and s.tensor == r.tensor)
-                out[r.tensor] = next(written)
-        return out
+                if u is not None and u not in g.units:
+                    yield r, u
 
     def _roots(self, g: Group) -> list[tuple[Statement, ...]]:
         return [u.statements for u in g.units] + [(self.maps[o],) for o in g.outputs]

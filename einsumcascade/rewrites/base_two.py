@@ -52,7 +52,8 @@ def to_base_two(cascade: Cascade) -> Cascade:
     Cost: linear in the Einsums.
     """
     cascade = cascade.with_body(_named(cascade.body, cascade.output_names, names_taken(cascade)))
-    cascade = cascade.with_body(_inlined(cascade.body, cascade.output_names))
+    states = tuple(s.tensor for s in walk(cascade.body) if isinstance(s, Init))
+    cascade = cascade.with_body(_inlined(cascade.body, (*cascade.output_names, *states)))
     positive = frozenset(c.name for c in cascade.constants if is_positive(Scalar(name=c.name), cascade))
     cascade = cascade.with_body(_each(cascade.body, lambda e: _gathered(e, positive)))
     cascade = cascade.with_body(tuple(_statement(s) for s in cascade.body))
@@ -174,14 +175,14 @@ def _named(body: tuple[Statement, ...], outputs: tuple[str, ...], taken: set[str
 
 
 def _inlined(
-    body: tuple[Statement, ...], outputs: tuple[str, ...], around: dict[str, Einsum] | None = None
+    body: tuple[Statement, ...], kept: tuple[str, ...], around: dict[str, Einsum] | None = None
 ) -> tuple[Statement, ...]:
-    """Put `c * T[..]` in place of a map that is only that."""
+    """Put `c * T[..]` in place of a map that is only that, unless it is kept: an output, or a state."""
     scaled: dict[str, Einsum] = dict(around or {})
     out: list[Statement] = []
     for s in body:
         if isinstance(s, Iter):
-            out.append(replace(s, body=_inlined(s.body, outputs, scaled)))
+            out.append(replace(s, body=_inlined(s.body, kept, scaled)))
             continue
         if isinstance(s, Init):
             s = replace(s, expr=_put(s.expr, scaled))
@@ -197,7 +198,7 @@ def _inlined(
                 and isinstance(rest[0][0], Read)
                 and all(isinstance(i, Var) for i in s.indices)
                 and set(variables(*s.indices)) == set(variables(s.expr))
-                and s.tensor not in outputs
+                and s.tensor not in kept
                 and any(s.tensor in {r.tensor for r in reads(*_exprs(x))} for x in body)
             ):
                 scaled[s.tensor] = s

@@ -15,7 +15,7 @@ Precondition: no other state depends on it; of a sum over the steps, only the la
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from einsumcascade.language.ir import (
@@ -37,6 +37,7 @@ from einsumcascade.language.ir import (
     walk,
 )
 from einsumcascade.rewrites.algebra import drop_dead, fresh, names_taken
+from einsumcascade.rewrites.loops import not_lowered
 from einsumcascade.rewrites.step import Rewritten, Step
 
 
@@ -60,6 +61,44 @@ def distribute(cascade: Cascade, *, bounded: Collection[str]) -> Rewritten:
             Step(rule="distributed", what=f"{names}: after the iteration over {rank_of(block.var)}, not in it")
         )
     return Rewritten(cascade=drop_dead(cascade) if steps else cascade, steps=tuple(steps))
+
+
+def name_last(cascade: Cascade, states: Collection[str]) -> tuple[Cascade, dict[str, Einsum]]:
+    """Give the last generation of some states a name, under which it may lie in memory.
+
+    Args:
+        cascade: each of its iterations in the body itself. states: of these iterations.
+
+    Returns: the cascade, and by state the Einsum that names its last generation.
+    Raises: LoweringError: another generation is read after the iteration.
+    """
+    taken = names_taken(cascade)
+    ends: dict[str, Einsum] = {}
+
+    def leaf(e: Expr) -> Expr | None:
+        if not (isinstance(e, Read) and e.tensor in ends):
+            return None
+        end = ends[e.tensor]
+        assert isinstance(end.expr, Read)
+        (axis,) = (n for n, i in enumerate(end.expr.indices) if not variables(i))
+        if e.indices[axis] != end.expr.indices[axis]:
+            raise not_lowered(end, f"{e}, which another kernel than that of its iteration reads,")
+        return Read(tensor=end.tensor, indices=e.indices[:axis] + e.indices[axis + 1 :])
+
+    body: list[Statement] = []
+    for s in cascade.body:
+        s = _with(s, leaf)
+        body.append(s)
+        if not isinstance(s, Iter):
+            continue
+        for e in (x for x in s.body if isinstance(x, Einsum) and x.tensor in states):
+            last: Expr = Num(value=0) if s.descending else Scalar(name=rank_of(s.var))
+            at = tuple(last if s.var in variables(i) else i for i in e.indices)
+            own = tuple(i for i in e.indices if s.var not in variables(i))
+            name = fresh(f"{e.tensor}_last", taken)
+            ends[e.tensor] = Einsum(tensor=name, indices=own, expr=Read(tensor=e.tensor, indices=at))
+            body.append(ends[e.tensor])
+    return cascade.with_body(tuple(body)), ends
 
 
 @dataclass
@@ -239,13 +278,18 @@ class _Block:
                 return replace(e, indices=tuple(i for n, i in enumerate(e.indices) if n != axis))
             return None
 
-        match s:
-            case Einsum():
-                return replace(s, expr=transform(s.expr, leaf), where=tuple(transform(c, leaf) for c in s.where))
-            case Init():
-                return replace(s, expr=transform(s.expr, leaf))
-            case Iter():
-                return replace(s, body=tuple(map(self._reading, s.body)))
+        return _with(s, leaf)
+
+
+def _with(s: Statement, leaf: Callable[[Expr], Expr | None]) -> Statement:
+    """A statement over what stands for some of its reads."""
+    match s:
+        case Einsum():
+            return replace(s, expr=transform(s.expr, leaf), where=tuple(transform(c, leaf) for c in s.where))
+        case Init():
+            return replace(s, expr=transform(s.expr, leaf))
+        case Iter():
+            return replace(s, body=tuple(_with(x, leaf) for x in s.body))
 
 
 def _reads(s: Statement) -> tuple[Read, ...]:

@@ -89,6 +89,28 @@ def test_kernels_are_right(name: str) -> None:
     assert found.passed, found
 
 
+LAST = {
+    "a sum over a batch": (
+        "in X[b,t,e]\ninit R[b,0,e] = 0\niter t:\n R[b,t+1,e] = R[b,t,e] * 0.5 + X[b,t,e]\nend\n"
+        "O[e] = R[b,T,e] * X[b,0,e] :: sum(b)\nP[b,e] = R[b,T,e]\nout O, P"
+    ),
+    "another iteration": (
+        "in X[b,t,e]\ninit R[b,0,e] = 0\niter t:\n R[b,t+1,e] = tanh(R[b,t,e] + X[b,t,e])\nend\n"
+        "init U[b,T,e] = R[b,T,e]\niter t desc:\n U[b,t,e] = tanh(U[b,t+1,e] * X[b,t,e])\nend\nO[b,e] = U[b,0,e]\nout O"
+    ),
+    "a first state that a batch shares": (
+        "in X[b,t,e], W[e]\ninit R[b,0,e] = W[e]\niter t:\n R[b,t+1,e] = R[b,t,e] * 0.5 + X[b,t,e]\nend\n"
+        "O[b,e] = R[b,T,e] * X[b,0,e]\nout O"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_another_kernel_may_read_a_last_generation(name: str) -> None:
+    found = verify(parse(LAST[name]), extents={"B": 3, "T": 4, "E": 16}, dtypes=("float32", "bfloat16"))
+    assert found.passed and not found.without, found
+
+
 def test_weights_that_a_batch_of_recurrences_shares_have_kernels_for_their_gradient() -> None:
     text = (
         "in X[b,t,e], W[u,e]\ninit R[b,0,e] = 0\niter t:\n"
