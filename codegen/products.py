@@ -18,8 +18,9 @@ from einsumcascade.language.ir import (
     apply,
     reads,
     transform,
+    variables,
 )
-from einsumcascade.rewrites.algebra import factors, is_positive
+from einsumcascade.rewrites.algebra import Factor, factors, is_positive, product
 from einsumcascade.schedules.roles import MINIMUM_DOT, contraction
 
 
@@ -86,6 +87,17 @@ class Products(Values):
                 and self.facts.fill((left, right)[other], c) != 0
             ):
                 masks[other].append(c)
+        target = Read(tensor=e.tensor, indices=e.indices)
+        fused = tag == "cur" and any(
+            x.expr.op == "add" and x.expr.args[1] == target
+            for x in later
+            if isinstance(x.expr, Apply) and x.reduce is None and self._tag(x) == "new"
+        )
+        scale: tuple[Factor, ...] = ()
+        if not fused and tag != "new":
+            # An operand of 16 bits would be rounded once more with its scale.
+            (left, own), (right, others) = _unscaled(left), _unscaled(right)
+            scale = (*own, *others)
         out: list[Stmt] = []
         operands = []
         for side, expr, pair, wanted in (("a", left, masks[0], (axes[0], r)), ("b", right, masks[1], (r, axes[1]))):
@@ -101,12 +113,6 @@ class Products(Values):
         value = Value(name=f"b_{e.tensor}", axes=axes)
         self.values[value.name] = axes
         dot = Dot(value=value, left=operands[0], right=operands[1], over=r, note=str(e))
-        target = Read(tensor=e.tensor, indices=e.indices)
-        fused = tag == "cur" and any(
-            x.expr.op == "add" and x.expr.args[1] == target
-            for x in later
-            if isinstance(x.expr, Apply) and x.reduce is None and self._tag(x) == "new"
-        )
         self._bind(e, value, tag)
         both = apply("mul", left, right)
         fills = {c: 0.0 for c in self._conditions() if self.facts.fill(both, c) == 0 and r not in self._vars(c)}
@@ -119,6 +125,8 @@ class Products(Values):
             value = self._target(e, axes, tag, later)
             dot = Dot(value=value, left=operands[0], right=operands[1], over=r, note=str(e))
             self._bind(e, value, tag)
+        if scale:
+            return [*out, dot, Map(value=value, expr=product(((Read(tensor=value.name), 1), *scale)))]
         return [*out, dot]
 
     def _accumulate(self, e: Einsum, moved: Expr, name: str, later: tuple[Einsum, ...]) -> list[Stmt]:
@@ -250,3 +258,11 @@ class Products(Values):
         name = f.tensor.removeprefix("b_")
         e = next((s for s in self.cascade.einsums if s.tensor == name), None)
         return e is not None and isinstance(e.expr, Apply) and e.expr.row.positive
+
+
+def _unscaled(operand: Expr) -> tuple[Expr, tuple[Factor, ...]]:
+    """An operand without the numbers that scale it, and these."""
+    parts = factors(operand)
+    numbers = tuple(f for f in parts if not reads(f[0]) and not variables(f[0]))
+    rest = tuple(f for f in parts if f not in numbers)
+    return (product(rest), numbers) if numbers and rest else (operand, ())

@@ -44,6 +44,7 @@ from einsumcascade.rewrites.reverse import Reverse
 from einsumcascade.rewrites.saved import least_saved
 from einsumcascade.rewrites.step import Step
 from einsumcascade.rewrites.transposes import Loop
+from einsumcascade.rewrites.weights import divided
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,13 +199,19 @@ class _Pair:
             outputs=outputs,
         )
         steps = [*before, *reverse.steps]
-        if not reverse.loops:
-            met = reassociate(joint)
-            steps += met.steps
-            joint = met.cascade
         own = self.original.output_names
         names = tuple(e.tensor for e in forward)
-        saved = least_saved(joint, base, names, wanted, own, self.extents, also=needs)
+
+        def least(joint: Cascade) -> tuple[str, ...]:
+            return least_saved(joint, base, names, wanted, own, self.extents, also=needs)
+
+        if not reverse.loops:
+            met = reassociate(joint)
+            # What would have to be computed again for it costs more than the sum, which is also nearer to the truth.
+            met = reassociate(joint, against=least(met.cascade)) if met.steps else met
+            steps += met.steps
+            joint = met.cascade
+        saved = least(joint)
         backward = self._backward(joint, inputs, saved, wanted, set(results))
         kept = {t: e for b in self.blocks for t, e in b.kept.items()}
         read = {i.tensor for i in backward.inputs}
@@ -279,6 +286,7 @@ class _Pair:
             ),
             self.reverse.loops,
         )
+        cascade = divided(cascade)
         statements = [s for s in walk(cascade.body) if not isinstance(s, Iter)]
         needed = {r.tensor for s in statements for r in reads(s.expr, *(s.where if isinstance(s, Einsum) else ()))}
         needed |= {r.tensor for c in cascade.constraints for r in reads(c)} | set(cascade.output_names)

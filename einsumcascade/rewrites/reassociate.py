@@ -11,7 +11,7 @@ Precondition: the factors of the inner sum and of the known value are equal by a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from einsumcascade.analysis.dependence import ancestors, conditions
@@ -33,12 +33,19 @@ from einsumcascade.rewrites.algebra import (
 from einsumcascade.rewrites.step import Rewritten, Step
 
 
-def reassociate(cascade: Cascade, *, saved: tuple[Einsum, ...] = (), computed: bool = True) -> Rewritten:
+def reassociate(
+    cascade: Cascade,
+    *,
+    saved: tuple[Einsum, ...] = (),
+    computed: bool = True,
+    against: Collection[str] | None = None,
+) -> Rewritten:
     """Apply the rule wherever it holds.
 
     Args:
         cascade: with divisions where the text has them.
         saved: inputs with what they are known to be. computed: use what the cascade computes too.
+        against: the only tensors to use, where given.
 
     Returns: a cascade of equal value for inputs that are as `saved` says. Cost: O(sums^2) comparisons.
     """
@@ -50,6 +57,8 @@ def reassociate(cascade: Cascade, *, saved: tuple[Einsum, ...] = (), computed: b
         if found is None:
             continue
         new, known = found
+        if against is not None and known.tensor not in against:
+            continue
         rewritten = cascade.with_body(ordered(tuple(new if x is s else x for x in cascade.body)))
         if not _helps(cascade, rewritten, s, new):
             continue

@@ -18,12 +18,16 @@ from einsumcascade.language.ir import (
     Cascade,
     Einsum,
     Expr,
+    Iter,
     Num,
     Read,
+    Statement,
     Var,
     apply,
     reads,
+    transform,
     variables,
+    walk,
 )
 from einsumcascade.rewrites.adjoint import needs_value
 from einsumcascade.rewrites.algebra import (
@@ -240,3 +244,48 @@ def common(parts: tuple[tuple[Expr, int], ...]) -> Expr:
 
 
 __all__ = ["Weights", "in_exponents", "named", "placed"]
+
+
+def divided(cascade: Cascade) -> Cascade:
+    """Take R9 back where both exponentials are computed: `exp(S - L)` with `L = GM + log(SD)` is `SN / SD`.
+
+    So it is where no normaliser is saved. The quotient costs no exponential, and weights sum to 1 up to the last digit,
+    where a logarithm is rounded in the unit of the scores.
+    """
+    defs = producers(cascade)
+    known = {e.expr: e for e in cascade.einsums if e.reduce is None}
+
+    def leaf(e: Expr) -> Expr | None:
+        match e:
+            case Apply(op="exp", args=(Apply(op="sub", args=(score, Read() as whole)),)):
+                d = defs.get(whole.tensor)
+                if d is None or not is_map(d):
+                    return None
+                match inline(whole, d):
+                    case Apply(op="add", args=(reference, Apply(op="log", args=(total,)))):
+                        made = known.get(apply("exp", apply("sub", score, reference)))
+                        if made is not None:
+                            return apply("div", Read(tensor=made.tensor, indices=made.indices), total)
+        return None
+
+    def one(s: Statement) -> Statement:
+        if isinstance(s, Iter):
+            return replace(s, body=tuple(map(one, s.body)))
+        return replace(s, expr=transform(s.expr, leaf))
+
+    new = cascade.with_body(tuple(map(one, cascade.body)))
+    left = {r.tensor for s in walk(new.body) if not isinstance(s, Iter) for r in reads(s.expr, *_where(s))}
+    gone = {t for t, d in defs.items() if is_map(d) and t not in left | set(cascade.output_names)}
+
+    def kept(s: Statement) -> Statement:
+        return (
+            replace(s, body=tuple(x for x in s.body if isinstance(x, Iter) or x.tensor not in gone))
+            if (isinstance(s, Iter))
+            else s
+        )
+
+    return drop_dead(new.with_body(tuple(map(kept, new.body))))
+
+
+def _where(s: Statement) -> tuple[Expr, ...]:
+    return s.where if isinstance(s, Einsum) else ()

@@ -72,9 +72,9 @@ def softmax_1p_kernel(
     # tiles whose points are all live
     for start_m in tl.range(0, full_hi_m, M0):
         b_K = tl.load(p_K + o_K)  # [M0, E]
-        b_QK_a = b_Q.to(tl.float32) * scale  # [BLOCK_P, E]
         # QK[b, h, m1, m0, p] = scale * Q[b, h, p, e] * K[b, h, m1 * M0 + m0, e] :: sum(e)
-        b_QK = tl.dot(b_QK_a.to(b_K.dtype), tl.trans(b_K), input_precision="ieee")  # [BLOCK_P, M0]
+        b_QK = tl.dot(b_Q, tl.trans(b_K), input_precision="ieee")  # [BLOCK_P, M0]
+        b_QK = b_QK * scale  # [BLOCK_P, M0]
         # LM[b, h, m1, p] = QK[b, h, m1, m0, p] :: max(m0)
         b_LM = tl.max(b_QK, axis=1)  # [BLOCK_P]
         # RM[b, h, m1 + 1, p] = max(RM[b, h, m1, p], LM[b, h, m1, p] * 1.4426950408889634)
@@ -99,8 +99,8 @@ def softmax_1p_kernel(
     for start_m in tl.range(full_hi_m, hi_m, M0):
         o_m = start_m + r_m0
         b_K = tl.load(p_K + o_K, mask=(o_m < M)[:, None], other=0.0)  # [M0, E]
-        b_QK_a = b_Q.to(tl.float32) * scale  # [BLOCK_P, E]
-        b_QK = tl.dot(b_QK_a.to(b_K.dtype), tl.trans(b_K), input_precision="ieee")  # [BLOCK_P, M0]
+        b_QK = tl.dot(b_Q, tl.trans(b_K), input_precision="ieee")  # [BLOCK_P, M0]
+        b_QK = b_QK * scale  # [BLOCK_P, M0]
         # culled points hold the identity of the reduction that follows
         b_QK = tl.where((o_m < M)[None, :], b_QK, float("-inf"))  # [BLOCK_P, M0]
         b_LM = tl.max(b_QK, axis=1)  # [BLOCK_P]
