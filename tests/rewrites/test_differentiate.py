@@ -148,6 +148,14 @@ def test_softmax_saves_one_number_a_row_and_its_output() -> None:
     assert any(s.rule == "reference" for s in found.steps)
 
 
+def test_weights_are_quotients_where_their_exponentials_are_computed_anyway() -> None:
+    near, wide = (str(differentiate(load(name)).backward) for name in ("neighbour_cache", "softmax_attention"))
+    assert "WSN[p, j] = SN[p, j] / SD[p]" in near and "log(" not in near
+    # Nor is an output computed again for a sum that is there without it.
+    assert "DLSE[p] = -DWSN[p, j] * WSN[p, j] :: sum(j)" in near and "AV[" not in near.replace("DAV[", "")
+    assert "exp(QK[b, h, p, m] - LSE[b, h, p])" in wide and "-DAV[b, h, p, f] * AV[b, h, p, f]" in wide
+
+
 def test_a_maximum_that_an_output_depends_on_keeps_its_gradient() -> None:
     for text in (SOFTMAX + "out O, GM", SOFTMAX.replace("/ SD[p]", "/ (SD[p] + 0.5)") + "out O"):
         assert not any(s.rule == "reference" for s in differentiate(parse(text)).steps)
