@@ -144,17 +144,20 @@ class Reverse(Transposes):
             indices = (*old[t].indices[: axes[t]], *old[t].indices[axes[t] + 1 :])
             start = generation(t, Scalar(name=rank_of(var)) if down else ZERO)
             inits.append(Init(tensor=states[t], indices=start.indices, expr=self._held(b.last[t], indices)))
+        ended: set[str] = set()  # what there is only after the last step
         for e in (*inner.forward, *inner.body):
-            summed = {x.tensor for x in outside if var in e.free} & {r.tensor for r in reads(e.expr, *e.where)}
-            if var in e.free and not summed:
+            late = ended & {r.tensor for r in reads(e.expr, *e.where)}
+            if var in e.free and not late:
                 body.append(e)
-            elif var in e.ranks:
+            elif var in e.ranks and not late:
                 first, added, rest = self._accumulated(e, var, before, after, down)
                 inits.append(first)
                 body += added
                 outside.append(rest)
+                ended.add(rest.tensor)
             else:
                 outside.append(e)
+                ended |= {e.tensor} if late else set()
         for t in b.inits:
             value = Read(tensor=found[b.old[t]], indices=old[t].indices)
             body.append(Einsum(tensor=states[t], indices=generation(t, before).indices, expr=value))
