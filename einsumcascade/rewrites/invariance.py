@@ -46,7 +46,10 @@ def invariant(form: Loops, reference: str, *, proven: Collection[str] = ()) -> b
     """
     if reference not in form.states or reference in form.cascade.output_names:
         return False
-    moved = _Moved(form=form, reference=reference, depends=_dependents(form.cascade, reference, proven))
+    depends = _dependents(form.cascade, reference, proven)
+    if any(r.tensor in depends for c in form.cascade.constraints for r in reads(c)):
+        return False
+    moved = _Moved(form=form, reference=reference, depends=depends)
     return all(moved.stays(o) for o in form.cascade.output_names)
 
 

@@ -253,7 +253,8 @@ def divided(cascade: Cascade) -> Cascade:
     where a logarithm is rounded in the unit of the scores.
     """
     defs = producers(cascade)
-    known = {e.expr: e for e in cascade.einsums if e.reduce is None}
+    # What has conditions of its own has no value where they fail.
+    known = {e.expr: e for e in cascade.einsums if is_map(e)}
 
     def leaf(e: Expr) -> Expr | None:
         match e:
@@ -278,11 +279,9 @@ def divided(cascade: Cascade) -> Cascade:
     gone = {t for t, d in defs.items() if is_map(d) and t not in left | set(cascade.output_names)}
 
     def kept(s: Statement) -> Statement:
-        return (
-            replace(s, body=tuple(x for x in s.body if isinstance(x, Iter) or x.tensor not in gone))
-            if (isinstance(s, Iter))
-            else s
-        )
+        if not isinstance(s, Iter):
+            return s
+        return replace(s, body=tuple(x for x in s.body if isinstance(x, Iter) or x.tensor not in gone))
 
     return drop_dead(new.with_body(tuple(map(kept, new.body))))
 

@@ -84,6 +84,7 @@ def assert_any_value_will_do(cascade: Cascade, inputs: Mapping[str, Any], moved:
         ("A[p,m] = SN[p,m] * SD[p]\nB[p,c] = A[p,m] * V[m,c] :: sum(m)\nout B", ()),
         ("A[p,m] = select(SD[p] > 2, SN[p,m], 0)\nB[p] = A[p,m] :: sum(m)\nC[p] = B[p] / SD[p]\nout C", ()),
         ("B[p] = S[p,m] :: sum(m) where S[p,m] < GM[p]\nout B", ()),
+        ("B[p,c] = S[p,m] * V[m,c] :: sum(m)\nconstraint GM[p] > c\nout B", ()),
     ],
 )
 def test_a_reference_is_what_no_output_depends_on(text: str, found: tuple[str, ...]) -> None:
