@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from einsumcascade.codegen.forms import conjunction
-from einsumcascade.codegen.kernel_ir import Count, Load, Loop, Store, TileKernel
+from einsumcascade.codegen.kernel_ir import Count, Load, Loop, Store, TileKernel, all_statements
 from einsumcascade.codegen.names import safe
 from einsumcascade.codegen.texts import ATOM, Text, Texts
 from einsumcascade.language.ir import Expr, Num, Scalar, Var, apply, rank_of, reads, variable_of, variables
+from einsumcascade.schedules.bounds import linear
+from einsumcascade.schedules.intervals import summed
 
 INDENT = "    "
 
@@ -58,36 +60,65 @@ class Memory:
         moves: str | None = None
         for i, d in zip(s.indices, self.kernel.tensors[s.tensor], strict=True):
             stride = stride_name(s.tensor, d)
-            if loop is not None and loop.inner is not None and i == position_of(loop):
-                moves = stride
-                tile.append((Text(f"r_{loop.inner}", ATOM, (loop.inner,)), stride))
-                continue
+            walked = self._walked(i, loop)
+            if walked is not None:
+                assert loop is not None and loop.inner is not None
+                times, offset = walked
+                moves = stride if times == 1 else f"{times} * {stride}"
+                inner = Text(f"r_{loop.inner}", ATOM, (loop.inner,))
+                tile.append((inner if times == 1 else Text(f"{times} * {inner.text}", 0, inner.axes), stride))
+                if offset is None:
+                    continue
+                i = offset
             t = self.texts.of(i, raw=True)
             if t.axes:
                 tile.append((t, stride))
             elif not (isinstance(i, Num) and i.value == 0):
-                text = t.text
-                if not (isinstance(i, Var) and i.name in self.kernel.batch):
-                    text = f"tl.cast({text}, tl.int64)"
-                base.append(f"{text} * {stride}")
+                base.append(self._offset(i, stride))
         return base, tile, moves
+
+    def _offset(self, i: Expr, stride: str) -> str:
+        """How far a number moves a pointer, in 64 bits."""
+        text = self.texts.of(i, raw=True).text
+        is_wide = isinstance(i, Var) and i.name in self.kernel.batch
+        return f"{text if is_wide else f'tl.cast({text}, tl.int64)'} * {stride}"
+
+    def _walked(self, i: Expr, loop: Loop | None) -> tuple[int, Expr | None] | None:
+        """How an index follows a loop over tiles: how many elements a position, and from where if not from 0.
+
+        None where it stands still, or its way depends on more than numbers that the loop leaves as they are.
+        """
+        if loop is None or loop.inner is None or loop.index not in variables(i):
+            return None
+        form, position = linear(i), linear(position_of(loop))
+        assert position is not None
+        times = {form.get(k, 0) for k in position} if form is not None else set()
+        if form is None or len(times) != 1:
+            return None
+        rest = {k: n for k, n in form.items() if k not in position}
+        if any(loop.index in variables(k) or self.texts.of(k, raw=True).axes or self._varies(k, loop) for k in rest):
+            return None
+        return times.pop(), summed(rest) if rest else None
+
+    def _varies(self, i: Expr, loop: Loop) -> bool:
+        """Whether an expression reads what a loop computes."""
+        made = {s.value.name for s in all_statements((loop,)) if not isinstance(s, Store | Loop)}
+        return any(r.tensor in made for r in reads(i))
 
     def _is_fixed(self, s: Load | Store, loop: Loop) -> bool:
         """Whether the address is a pointer that moves by one stride a step, tile by tile."""
         return all(
-            i == position_of(loop)
-            if loop.inner is not None and loop.index in variables(i)
-            else loop.index not in variables(i) and not reads(i)
+            self._walked(i, loop) is not None if loop.index in variables(i) else not self._varies(i, loop)
             for i in s.indices
         )
 
     def _address(self, s: Load | Store, loop: Loop | None) -> None:
+        if self._by_descriptor(s, loop):
+            self._describe(s, loop)
+            return
         base, tile, _ = self._dimensions(s, loop)
         name = suffix_of(s)
         axes = s.value.axes if isinstance(s, Load) else s.axes
-        if self._by_descriptor(s, loop):
-            self._describe(s, base, loop)
-            return
         start = ""
         if loop is not None and loop.parts == 1 and loop.segments[0].lo != Num(value=0) and loop.inner is not None:
             _, _, moves = self._dimensions(s, loop)
@@ -154,42 +185,53 @@ class Memory:
             return
         self._line(f"tl.store({where}, {text}.to({safe(s.tensor)}.dtype.element_ty){mask})")
 
-    def _spans(self, i: Expr, loop: Loop | None) -> bool:
-        return bool(self.texts.of(i, raw=True).axes) or (loop is not None and i == position_of(loop))
+    def _spans(self, i: Expr) -> bool:
+        return bool(self.texts.of(i, raw=True).axes)
 
     def _by_descriptor(self, s: Load | Store, loop: Loop | None) -> bool:
         """Whether a load, or what is added, is a box of its tensor: two plain axes, its last axis among them."""
         axes = s.value.axes if isinstance(s, Load) else s.axes
         if not self.kernel.schedule.descriptors or len(axes) != 2 or not (isinstance(s, Load) or s.adds):
             return False
-        spans = [self._spans(i, loop) for i in s.indices]
-        plain = all(isinstance(i, Var) or (loop is not None and i == position_of(loop)) for i in s.indices)
-        yes = spans[-1] and sum(spans) == 2 and plain and not reads(*s.indices)
+        spans = [self._spans(i) for i in s.indices]
+        box = [i for i, spanned in zip(s.indices, spans, strict=True) if spanned]
+        plain = all(isinstance(i, Var) or ((at := self._walked(i, loop)) is not None and at[0] == 1) for i in box)
+        # One made of numbers that a loop reads would be made anew in each of its steps.
+        yes = spans[-1] and sum(spans) == 2 and plain and (loop is not None or not reads(*s.indices))
+        # A box is read, or written, whole but for what lies outside the tensor.
+        declared = zip(s.indices, self.kernel.tensors[s.tensor], strict=True)
+        within = [apply("lt", i, Scalar(name=rank_of(d))) for i, d in declared]
+        yes = yes and set(s.mask) <= set(within)
         if isinstance(s, Store):
-            # A box is written whole but for what lies outside the tensor.
-            declared = zip(s.indices, self.kernel.tensors[s.tensor], strict=True)
-            within = [apply("lt", i, Scalar(name=rank_of(d))) for i, d in declared]
-            order = tuple(v for i in s.indices for v in self.texts.of(i, raw=True).axes)
-            yes = yes and set(s.mask) <= set(within) and order == axes
+            yes = yes and tuple(v for i in s.indices for v in self.texts.of(i, raw=True).axes) == axes
         self.described[s.tensor] = self.described.get(s.tensor, False) or yes
         return yes
 
     def _corners(self, s: Load | Store, loop: Loop | None) -> str:
         """The first coordinates of a box."""
-        return ", ".join(self._corner(i, loop) for i in s.indices if self._spans(i, loop))
+        return ", ".join(self._corner(i, loop) for i in s.indices if self._spans(i))
 
     def _corner(self, i: Expr, loop: Loop | None) -> str:
-        if loop is not None and i == position_of(loop):
-            return start_name(loop)
+        walked = self._walked(i, loop)
+        if walked is not None:
+            assert loop is not None
+            offset = f"tl.cast({self.texts.plain(walked[1])}, tl.int32) + " if walked[1] is not None else ""
+            return offset + start_name(loop)
         assert isinstance(i, Var)
         axis = self.kernel.axes[i.name]
         if axis.role == "grid":
             return f"i_{i.name} * {self.texts.size(i.name)}"
         return " + ".join(map(self.texts.size, axis.before)) or "0"
 
-    def _describe(self, s: Load | Store, base: list[str], loop: Loop | None) -> None:
+    def _describe(self, s: Load | Store, loop: Loop | None) -> None:
         name = suffix_of(s)
-        axes = [(i, d) for i, d in zip(s.indices, self.kernel.tensors[s.tensor], strict=True) if self._spans(i, loop)]
+        declared = list(zip(s.indices, self.kernel.tensors[s.tensor], strict=True))
+        axes = [(i, d) for i, d in declared if self._spans(i)]
+        base = [
+            self._offset(i, stride_name(s.tensor, d))
+            for i, d in declared
+            if not self._spans(i) and i != Num(value=0)
+        ]
         shape = ", ".join(self.texts.extent(rank_of(d)) for _, d in axes)
         strides = f"{stride_name(s.tensor, axes[0][1])}, 1"
         block = ", ".join(self.texts.size(v) for v in (s.value.axes if isinstance(s, Load) else s.axes))

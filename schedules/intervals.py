@@ -134,6 +134,8 @@ def collected(expr: Expr) -> dict[Expr, int]:
 def summed(form: Mapping[Expr, int]) -> Expr:
     """The sum of terms: those added first, a number last."""
     constant = form.get(ONE, 0)
+    if set(form) <= {ONE}:
+        return Num(value=constant)
     above = [k if c == 1 else apply("mul", Num(value=c), k) for k, c in form.items() if c > 0 and k != ONE]
     below = [k if c == -1 else apply("mul", Num(value=-c), k) for k, c in form.items() if c < 0 and k != ONE]
     if constant > 0 or not above:
