@@ -9,7 +9,7 @@ from einsumcascade.codegen.facts import Facts, FactTable
 from einsumcascade.codegen.forms import conjunction, is_scaled, number, powers
 from einsumcascade.codegen.kernel_ir import Map, Reduce, Stmt, Store, Table, Value
 from einsumcascade.codegen.products import Products
-from einsumcascade.codegen.values import is_natural, not_lowered
+from einsumcascade.codegen.values import LoadKey, Once, is_natural, not_lowered
 from einsumcascade.language.ir import (
     Apply,
     Einsum,
@@ -31,7 +31,7 @@ class Snapshot:
     """What a segment may change and the next one must not see."""
 
     env: dict[tuple[str, str], Expr]
-    loads: dict[object, Value]
+    loads: dict[LoadKey, Value]
     facts: FactTable
 
 
@@ -54,6 +54,19 @@ class Body(Products):
             self.around[self.index] = self.states
         self.index, self.states = index, states
         self.renamed = {}
+
+    def repeat(self, index: str) -> None:
+        """Begin a loop over `index` that only repeats the one inside."""
+        self.enter(index, frozenset())
+        self.once.append(Once(index))
+
+    def repeated(self) -> list[Stmt]:
+        """End it, after the one inside: what it loads before that one in each of its steps."""
+        ended = self.once.pop()
+        for key in ended.keys:
+            del self.hoisted[key]
+        self._exit()
+        return ended.made
 
     def seed(self, init: Init, update: Einsum) -> list[Stmt]:
         """The initial value of a state, of the shape of its updates."""
@@ -100,6 +113,9 @@ class Body(Products):
         for t in self.states:
             self.ends[t] = end
             self.env[t, "last"] = Read(tensor=self._state_name(t))
+        self._exit()
+
+    def _exit(self) -> None:
         self.index, self.states, self.renamed = self.outer.pop()
         if self.index is not None:
             del self.around[self.index]

@@ -228,9 +228,7 @@ class Memory:
         declared = list(zip(s.indices, self.kernel.tensors[s.tensor], strict=True))
         axes = [(i, d) for i, d in declared if self._spans(i)]
         base = [
-            self._offset(i, stride_name(s.tensor, d))
-            for i, d in declared
-            if not self._spans(i) and i != Num(value=0)
+            self._offset(i, stride_name(s.tensor, d)) for i, d in declared if not self._spans(i) and i != Num(value=0)
         ]
         shape = ", ".join(self.texts.extent(rank_of(d)) for _, d in axes)
         strides = f"{stride_name(s.tensor, axes[0][1])}, 1"

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from einsumcascade.codegen.body import Body
-from einsumcascade.codegen.kernel_ir import Axis, Loop, Segment, Stmt, TileKernel, first, last
+from einsumcascade.codegen.kernel_ir import Axis, Loop, Segment, Stmt, TileKernel, Value, first, last
+from einsumcascade.codegen.nests import Nest, nested
 from einsumcascade.codegen.parameters import constants_used, extents_used, names_used
 from einsumcascade.codegen.rows import Rows
 from einsumcascade.codegen.segments import runs_of, walk_of
@@ -55,14 +56,13 @@ def lower(
     """
     iterated = {s.var for s in kernel.cascade.body if isinstance(s, Iter)}
     derived = tuple(v for v in kernel.loops if v not in iterated)
-    cascade = kernel.cascade
-    in_range: dict[Expr, str] = {}
-    if derived:
-        form = loop_form(cascade, over=derived, tile=schedule.tiles[derived[-1]], added=frozenset(kernel.scattered))
-        cascade = form.cascade
-        in_range = {form.points[v]: rank_of(v) for v in derived if v != derived[-1] or not form.inner}
-    cascade = cascade if exact else to_base_two(cascade)
-    return _Placer(kernel, program, cascade, schedule, binding, bool(derived), in_range).run()
+    if not derived:
+        cascade = kernel.cascade if exact else to_base_two(kernel.cascade)
+        return _Placer(kernel, program, cascade, schedule, binding, None).run()
+    added = frozenset(kernel.scattered)
+    form = loop_form(kernel.cascade, over=derived, tile=schedule.tiles[derived[-1]], added=added)
+    nest = nested(form.cascade if exact else to_base_two(form.cascade), form, derived)
+    return _Placer(kernel, program, nest.cascade, schedule, binding, nest).run()
 
 
 @dataclass(slots=True)
@@ -72,8 +72,7 @@ class _Placer:
     cascade: Cascade
     schedule: KernelSchedule
     binding: Binding
-    derived: bool
-    in_range: Mapping[Expr, str]
+    nest: Nest | None  # the loops that loop form made, if it made any
 
     def run(self) -> TileKernel:
         grid = grid_tiles(self.kernel)
@@ -86,7 +85,7 @@ class _Placer:
             tensors=self._tensors(),
             outputs=self.cascade.output_names,
             batch=batch,
-            in_range={**self.in_range, **(packed.within if packed else {})},
+            in_range={**(self.nest.within if self.nest else {}), **(packed.within if packed else {})},
             scattered=frozenset(self.kernel.scattered),
             packed=packed,
         )
@@ -136,7 +135,7 @@ class _Placer:
 
     def _inner(self) -> dict[str, int]:
         """The tile variable that loop form added, and its extent."""
-        if not self.derived:
+        if self.nest is None:
             return {}
         own = {d.name for d in self.kernel.cascade.ranks}
         return {
@@ -187,13 +186,27 @@ class _Placer:
 
     def _always(self, s: Einsum) -> tuple[Expr, ...]:
         """Conditions that an Einsum outside loops must test: every constraint over its space, and its own."""
-        return (*(c for c in self.cascade.constraints if set(variables(c)) <= set(s.space)), *s.where)
+        space = set(s.space)
+        if self.nest is not None and s.tensor in self.kernel.scattered:
+            # What is added as it passes is summed over loops that its indices do not show.
+            (made,) = (e for e in self.kernel.cascade.einsums if e.tensor == s.tensor)
+            space |= {loop for v, loop in self.nest.walks.items() if v in made.space}
+        return (*(c for c in self.cascade.constraints if set(variables(c)) <= space), *s.where)
 
     # --- loops --------------------------------------------------------------------------------------------------
 
     def _iterate(self, block: Iter, inits: Mapping[str, Init], body: Body, grid: tuple[str, ...]) -> list[Stmt]:
+        repeating: list[str] = []
+        while self.nest is not None and block.var in self.nest.outer:
+            repeating.append(block.var)
+            body.repeat(block.var)
+            (repeated,) = block.body
+            assert isinstance(repeated, Iter)
+            block = repeated
         mine = [s.tensor for s in block.body if isinstance(s, Einsum) and s.tensor in inits]
         end: Expr = Num(value=0) if block.descending else Scalar(name=rank_of(block.var))
+        if repeating and self.nest is not None:
+            end = self.nest.end
         inner_einsums = [s for s in block.body if isinstance(s, Einsum)]
         before: list[Stmt] = []
         body.enter(block.var, frozenset(mine), descending=block.descending)
@@ -203,10 +216,11 @@ class _Placer:
         walked = set(variables(*moves_by.position))
         looped = [e for e in inner_einsums if walked & set(e.ranks) or e.tensor in self.kernel.scattered]
         every = tuple(dict.fromkeys(c for e in looped for c in self._always(e)))
-        common = [c for c in every if all(c in self._always(e) for e in looped)]
+        shared = [c for c in every if all(c in self._always(e) for e in looped)]
+        common = [c for c in shared if not set(repeating) & set(variables(c))]
         rows = Rows(body, grid, inner_einsums[0])
         found = runs_of(
-            moves_by, common, rows.known(), tile=rows.tile, skips=self.derived, one_loop=self.schedule.one_loop
+            moves_by, common, rows.known(), tile=rows.tile, skips=self.nest is not None, one_loop=self.schedule.one_loop
         )
         before += [*rows.made, *found.names]
         outside = body.snapshot()
@@ -237,8 +251,7 @@ class _Placer:
         body.leave(outside, end)
         if block.descending and (found.parts > 1 or moves_by.inner is not None):
             raise not_lowered(block, "a descending iteration over tiles of a rank")
-        return [
-            *before,
+        done: list[Stmt] = [
             Loop(
                 index=moves_by.index,
                 inner=moves_by.inner,
@@ -250,3 +263,12 @@ class _Placer:
                 descending=block.descending,
             ),
         ]
+        for v in reversed(repeating):
+            done = [_repeated(v, (*body.repeated(), *done), built[0].carries)]
+        return [*before, *done]
+
+
+def _repeated(index: str, body: tuple[Stmt, ...], carries: tuple[Value, ...]) -> Loop:
+    """A loop that does nothing but repeat others, which carry their states through it."""
+    every = Segment(lo=Num(value=0), hi=Scalar(name=rank_of(index)), tested=(), body=body, carries=carries)
+    return Loop(index=index, inner=None, step=1, rank=rank_of(index), segments=(every,))

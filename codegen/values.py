@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from einsumcascade.codegen.facts import Facts, FactTable
 from einsumcascade.codegen.kernel_ir import Axis, Load, Stmt, Value
@@ -43,6 +44,19 @@ def not_lowered(s: Statement, what: str) -> LoweringError:
     )
 
 
+LoadKey: TypeAlias = tuple[str, tuple[Expr, ...], tuple[Expr, ...]]
+
+
+@dataclass(slots=True)
+class Once:
+    """A loop that only repeats the one inside, and what it loads before that one in each of its steps."""
+
+    index: str
+    made: list[Stmt] = field(default_factory=list)
+    keys: list[LoadKey] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+
+
 @dataclass
 class Values:
     """Values by name, with their axes and what is known of them, while a kernel is placed."""
@@ -55,8 +69,9 @@ class Values:
     packed: Packing | None = None  # residents that share an axis
     in_range: Mapping[Expr, str] = field(default_factory=dict)  # index expressions that are always within a rank
     env: dict[tuple[str, str], Expr] = field(default_factory=dict)  # value of a tensor's generation
-    loads: dict[object, Value] = field(default_factory=dict)
-    hoisted: dict[object, Value] = field(default_factory=dict)  # loads before every loop
+    loads: dict[LoadKey, Value] = field(default_factory=dict)
+    hoisted: dict[LoadKey, Value] = field(default_factory=dict)  # loads before every loop
+    once: list[Once] = field(default_factory=list)  # loops around that only repeat the one inside
     prologue: list[Stmt] = field(default_factory=list)
     values: dict[str, tuple[str, ...]] = field(default_factory=dict)  # axes of every value by name
     names: dict[tuple[str, tuple[Expr, ...]], str] = field(default_factory=dict)
@@ -213,17 +228,29 @@ class Values:
             known = self._new_load(x.tensor, tuple(indices), tuple(mask), out)
             self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
             self.live.pop(known.name, None)
-            moves = any(self._step(Var(name=v))[0] is not None for v in variables(*indices, *mask))
-            computed = any(not self.facts[r.tensor].is_input or r.tensor in self.moving for r in reads(*indices, *mask))
-            if moves or computed:
-                self.moving.add(known.name)
-                self.loads[key] = known
-            else:
-                self.prologue.append(out.pop())
-                self.hoisted[key] = known
+            self._place_load(key, known, out)
         elif known.name not in self.facts.of:
             self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
         return Read(tensor=self.live.get(known.name, known.name))
+
+    def _place_load(self, key: LoadKey, value: Value, out: list[Stmt]) -> None:
+        """Leave a load, the last statement, where it is needed, or move it before loops that it does not hang on."""
+        _, indices, mask = key
+        loops = {at for v in variables(*indices, *mask) if (at := self._step(Var(name=v))[0]) is not None}
+        loops |= {level.index for level in self.once if level.names & {r.tensor for r in reads(*indices, *mask)}}
+        hangs = any(not self.facts[r.tensor].is_input or r.tensor in self.moving for r in reads(*indices, *mask))
+        if hangs or loops - {level.index for level in self.once}:
+            self.moving.add(value.name)
+            self.loads[key] = value
+            return
+        self.hoisted[key] = value
+        if not loops:
+            self.prologue.append(out.pop())
+            return
+        level = next(level for level in reversed(self.once) if level.index in loops)
+        level.made.append(out.pop())
+        level.keys.append(key)
+        level.names.add(value.name)
 
     def _is_within(self, i: Expr, rank: str) -> bool:
         """Whether an index is always within a rank: 0, a place of loop form, `h // R` in G where `rank r = H / G`."""

@@ -350,7 +350,9 @@ def _elements(frame: Frame, access: Read, axes: Sequence[str], loop: Loop | None
     for corner in frame.corners() if loop is not None and loop.bounding else (Corner(ranges={}, programs=1),):
         times = math.prod(frame.programs(v) for v in frame.residents if v not in mine and v not in corner.ranges)
         if loop is not None:
-            times *= frame.steps(loop, corner, without=mine)
+            # What only outer loops change is loaded before the inner one begins.
+            waits = set(mine) & set(loop.outer) and loop.walked[-1] not in mine and not reads(*access.indices)
+            times *= frame.steps(loop, corner, without=(*mine, loop.walked[-1]) if waits else mine)
         walked = frame.runs(loop, corner) if loop is not None and loop.walked[-1] in mine else (None,)
         for run in walked:
             ranges = {v: frame.span(v, corner, loop, tail=v not in plain, run=run) for v in mine}

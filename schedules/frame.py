@@ -46,6 +46,7 @@ class Loop:
         walked: the iterative variables of the text's own loops around it, then the rank variables it reduces, outermost
             first, or its own iterative variable.
         tile: elements of the last of them that a step covers.
+        outer: those of them whose loops only repeat the one over the last.
         live: where the last of them is live, over the ends of tiles of residents and over batch ranks.
         tests: conditions that tell tile by tile whether one is live.
         conditions: what its reductions are culled by, the end of the data left out.
@@ -55,6 +56,7 @@ class Loop:
     block: Iter
     walked: tuple[str, ...]
     tile: int
+    outer: tuple[str, ...] = ()
     live: Live = EVERYWHERE
     tests: tuple[Expr, ...] = ()
     conditions: tuple[Expr, ...] = ()
@@ -272,8 +274,8 @@ def frame_of(program: Program, kernel: Kernel, schedule: KernelSchedule, binding
         for s in body:
             if isinstance(s, Iter) and s.var == index:
                 tile = schedule.tiles[derived[-1]]
-                new = Loop(block=s, walked=(*around, *derived), tile=tile)
-                loops.append(_bounded(frame, new, inner) if len(derived) == 1 and inner else new)
+                new = Loop(block=s, walked=(*around, *derived), tile=tile, outer=derived[:-1])
+                loops.append(_bounded(frame, new, inner) if inner else new)
             elif isinstance(s, Iter):
                 loops.append(Loop(block=s, walked=(*around, s.var), tile=1))
                 enter(s.body, (*around, s.var))
@@ -285,7 +287,7 @@ def frame_of(program: Program, kernel: Kernel, schedule: KernelSchedule, binding
 def _bounded(frame: Frame, loop: Loop, inner: str) -> Loop:
     """A loop with what the constraints of all its reductions tell of its tiles, as the lowering solves them.
 
-    What tensors hold is not known here: it bounds nothing.
+    What tensors hold is not known here: it bounds nothing; nor do conditions that outer loops change.
     """
     looped = [e for e in loop.block.body if isinstance(e, Einsum) and inner in e.ranks]
     if not looped:
@@ -293,7 +295,7 @@ def _bounded(frame: Frame, loop: Loop, inner: str) -> Loop:
     cascade, v = frame.cascade, loop.walked[-1]
     common = [c for c in conditions(cascade, looped[0]) if all(c in conditions(cascade, e) for e in looped)]
     tail = apply("lt", Var(name=v), Scalar(name=rank_of(v)))
-    given = {c: p for c in common if (p := frame.placed(c)) != tail}
+    given = {c: p for c in common if (p := frame.placed(c)) != tail and not set(loop.outer) & set(variables(p))}
     unknown = Span(Num(value=-FAR), Num(value=FAR))
     known = Known(
         spans={n: tile_span(n) for n in frame.grid} | {n: Span(Var(name=n), Var(name=n)) for n in frame.batch},

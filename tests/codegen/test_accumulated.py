@@ -51,10 +51,12 @@ def joined(program: Program) -> list[str]:
 
 
 def products(kernel: Kernel) -> list[int]:
-    """Products of tiles in a step of each kernel's last loop."""
+    """Products of tiles in a step of each kernel's loops, those left out that only repeat another."""
     out = []
     for tree in kernel.built.kernels:
-        bodies: list[tuple[Stmt, ...]] = [s.segments[-1].body for s in all_statements(tree.body) if isinstance(s, Loop)]
+        loops = [s for s in all_statements(tree.body) if isinstance(s, Loop)]
+        bodies: list[tuple[Stmt, ...]] = [s.segments[-1].body for s in loops]
+        bodies = [b for b in bodies if not any(isinstance(s, Loop) for s in b)]
         out += [sum(isinstance(s, Dot) for s in body) for body in bodies]
     return out
 

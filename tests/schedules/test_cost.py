@@ -110,7 +110,9 @@ class _Program:
                                 self.scalars[s.index] = start // s.step
                                 self.run(g.tile)
                                 if g.live is None or self.value(g.live, {}):
-                                    self.out.steps += 1
+                                    # A loop that only repeats another has no steps of its own.
+                                    repeats = any(isinstance(x, Loop) for x in g.body)
+                                    self.out.steps += not (repeats and all(isinstance(x, Load | Loop) for x in g.body))
                                     self.run(g.body)
                     self.scalars.pop(s.index, None)
                 case _:
