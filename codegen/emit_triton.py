@@ -411,7 +411,9 @@ class _Printer(Memory):
             self._line("# tiles whose points are all live" if loop.inner is not None else f"# steps of {loop.index}")
         before = "-1" if lo == "0" else f"{lo} - 1"
         span = f"{hi} - 1, {before}, -1" if loop.descending else f"{lo}, {hi}{step}"
-        self._line(f"for {start_name(loop)} in tl.range({span}):")
+        # What a loop around another leaves as it is would be kept in registers through the inner one.
+        kept = ", disable_licm=True" if any(isinstance(x, Loop) for x in g.body) else ""
+        self._line(f"for {start_name(loop)} in tl.range({span}{kept}):")
         self.depth += 1
         self.pointed = ""
         mark = len(self.lines)
