@@ -20,8 +20,10 @@ from torch import Tensor
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.benchmarks.table import Table
 from einsumcascade.codegen import runner as runners
-from einsumcascade.codegen.launch import build, feature_ranks, value_dtype
+from einsumcascade.codegen.dtypes import value_dtype
+from einsumcascade.codegen.launch import build
 from einsumcascade.codegen.op import compile as compile_cascade
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind
 from einsumcascade.schedules.schedule import Schedule

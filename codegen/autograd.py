@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from einsumcascade.codegen.checks import refusal
-from einsumcascade.codegen.launch import program_of
 from einsumcascade.codegen.ops import choices_of, define, outputs_like, registered, with_batch
+from einsumcascade.codegen.programs import program_of
 from einsumcascade.codegen.runner import Runner, Tensors
 from einsumcascade.errors import Diagnostic, LoweringError
 from einsumcascade.language.ir import Cascade

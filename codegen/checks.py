@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from einsumcascade.codegen.launch import KERNEL_DTYPES, WHOLE_DTYPES, selectors
+from einsumcascade.codegen.dtypes import KERNEL_DTYPES, WHOLE_DTYPES, selectors
 from einsumcascade.errors import Diagnostic, InputError
 from einsumcascade.language.ir import Cascade
 

@@ -7,15 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from einsumcascade.analysis.targets import GpuTarget
-from einsumcascade.codegen.launch import (
-    DTYPE_BYTES,
-    Built,
-    build,
-    feature_ranks,
-    program_binding,
-    program_of,
-    text_binding,
-)
+from einsumcascade.codegen.dtypes import DTYPE_BYTES
+from einsumcascade.codegen.launch import Built, build, program_binding
+from einsumcascade.codegen.programs import feature_ranks, program_of, text_binding
 from einsumcascade.errors import EinsumCascadeError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, rank_of

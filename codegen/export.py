@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from einsumcascade.codegen.dtypes import selectors
 from einsumcascade.codegen.emit_triton import module
-from einsumcascade.codegen.launch import Built, feature_ranks, selectors, text_binding
+from einsumcascade.codegen.launch import Built
 from einsumcascade.codegen.names import extent_name, safe
+from einsumcascade.codegen.programs import feature_ranks, text_binding
 from einsumcascade.codegen.tables import block_table
 from einsumcascade.language.ir import Cascade, Expr, Output, Scalar, rank_of, subexpressions, transform
 from einsumcascade.language.printer import print_expr

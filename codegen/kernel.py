@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from einsumcascade.analysis.targets import GpuTarget
+from einsumcascade.codegen.dtypes import selectors
 from einsumcascade.codegen.emit_triton import KernelText
 from einsumcascade.codegen.inspection import Inspection, compiled, step_report
 from einsumcascade.codegen.kernel_ir import TileKernel
-from einsumcascade.codegen.launch import Built, feature_ranks, selectors, text_binding
+from einsumcascade.codegen.launch import Built
 from einsumcascade.codegen.memory import stride_name
 from einsumcascade.codegen.names import extent_name, safe
+from einsumcascade.codegen.programs import feature_ranks, text_binding
 from einsumcascade.errors import LoweringError
 from einsumcascade.language.check import extents_known
 from einsumcascade.language.ir import rank_of

@@ -5,43 +5,29 @@ from __future__ import annotations
 import contextvars
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from einsumcascade.analysis.counts import index_tensors
 from einsumcascade.analysis.targets import GpuTarget
+from einsumcascade.codegen.dtypes import DTYPE_BYTES, output_dtype, value_dtype
 from einsumcascade.codegen.emit_triton import KernelText, emit, module
 from einsumcascade.codegen.kernel_ir import TileKernel
+from einsumcascade.codegen.memory import stride_name
 from einsumcascade.codegen.names import extent_name, safe
 from einsumcascade.codegen.pieces import cut
 from einsumcascade.codegen.place import lower
+from einsumcascade.codegen.programs import program_of, text_binding, with_extents
 from einsumcascade.codegen.tables import tables_of
-from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError, ScheduleError, nearest
-from einsumcascade.language.extents import Binding, bind
-from einsumcascade.language.ir import Cascade, Definition, Num, Output, Scalar, rank_of, variable_of
-from einsumcascade.rewrites.derive import simplify
-from einsumcascade.rewrites.distribute import distribute
-from einsumcascade.rewrites.shifted import recompute_shifted
-from einsumcascade.rewrites.split_form import features_last, split_form
-from einsumcascade.rewrites.unroll import unroll
+from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError, ScheduleError
+from einsumcascade.language.extents import Binding
+from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.schedules.heuristic import default_schedule
-from einsumcascade.schedules.pack import pack_program
-from einsumcascade.schedules.partition import partition
-from einsumcascade.schedules.program import Program, bounded_variables, identifier
+from einsumcascade.schedules.program import Program, identifier
 from einsumcascade.schedules.schedule import SCATTERS, SUMS, Schedule, check_schedule
 
 if TYPE_CHECKING:
     import torch
-
-# A length in the text of a kernel: longer than any rank that a tile holds whole.
-LENGTH = 1 << 20
-DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-# Those that kernels take; float64 is for tensors on a CPU.
-KERNEL_DTYPES = ("float16", "bfloat16", "float32")
-# What a tensor that only indexes, compares or counts may hold besides.
-WHOLE_DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,81 +71,6 @@ class Call:
     def arguments(self) -> dict[str, Any]:
         """Scalars and compile-time values by parameter."""
         return {**self.scalars, **self.constexprs}
-
-
-def with_constants(cascade: Cascade, constants: Mapping[str, float]) -> Cascade:
-    """Put values in place of declared constants, so that facts such as signs are those of the values."""
-    if not constants:
-        return cascade
-    return replace(
-        cascade,
-        constants=tuple(
-            Definition(name=c.name, expr=Num(value=constants[c.name]), span=c.span) if c.name in constants else c
-            for c in cascade.constants
-        ),
-    )
-
-
-def with_extents(cascade: Cascade, extents: Mapping[str, int]) -> Cascade:
-    """Put extents in place of the definitions of the ranks that they name."""
-    return replace(
-        cascade,
-        ranks=tuple(
-            Definition(name=d.name, expr=Num(value=extents[rank_of(d.name)]), span=d.span)
-            if rank_of(d.name) in extents
-            else d
-            for d in cascade.ranks
-        ),
-    )
-
-
-def value_dtype(inputs: Iterable[torch.Tensor]) -> torch.dtype:
-    """The dtype of a computation: that of the first input that holds real numbers, float32 if none does."""
-    import torch
-
-    return next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
-
-
-def output_dtype(output: Output, main: torch.dtype) -> torch.dtype:
-    """The dtype of an output of a computation in dtype `main`."""
-    import torch
-
-    if output.dtype is None or (output.is_saved and main == torch.float64):
-        return main
-    named: torch.dtype = getattr(torch, output.dtype)
-    return named
-
-
-def selectors(cascade: Cascade) -> frozenset[str]:
-    """Inputs that stand only in index expressions and conditions, so may hold whole numbers."""
-    return frozenset(index_tensors(cascade))
-
-
-def text_binding(cascade: Cascade, extents: Mapping[str, int]) -> Binding:
-    """Bind what may enter a text: extents of feature ranks, 64 where nothing says; every length counts as unbounded.
-
-    Raises: InputError: an extent names no rank of the cascade, or is not a whole number >= 0.
-    """
-    features = feature_ranks(cascade)
-    named = [rank_of(v) for i in cascade.inputs for v in i.indices]
-    told = {rank_of(d.name): int(d.expr.value) for d in cascade.ranks if isinstance(d.expr, Num)}
-    given = {r: extents.get(r, told.get(r, 64)) if r in features else LENGTH for r in named}
-    return bind(cascade, extents={**{r: n for r, n in extents.items() if r not in given}, **given})
-
-
-@lru_cache(maxsize=256)
-def feature_ranks(cascade: Cascade) -> tuple[str, ...]:
-    """Ranks whose extent a text may fix, by the layout of the inputs: see `bounded_variables`."""
-    return tuple(
-        rank_of(v)
-        for v in bounded_variables(cascade, {rank_of(v): 1 for i in cascade.inputs for v in i.indices})
-        if cascade_has(cascade, v)
-    )
-
-
-def cascade_has(cascade: Cascade, v: str) -> bool:
-    """Whether an input has a rank variable."""
-    return any(v in i.indices for i in cascade.inputs)
 
 
 def require_inputs(cascade: Cascade) -> None:
@@ -262,28 +173,6 @@ def build(
     )
 
 
-def program_of(cascade: Cascade, extents: Mapping[str, int], form: Schedule | None = None) -> Program:
-    """The kernels of a cascade, of the form that a schedule asks for; cached by the extents that matter."""
-    form = form or Schedule()
-    known = {v for e in cascade.einsums for v in e.ranks}
-    for v in form.split:
-        if v not in known:
-            raise ScheduleError(
-                diagnostics=(
-                    Diagnostic(
-                        code="schedule-illegal",
-                        headline=f"the schedule splits '{v}', which no Einsum reduces",
-                        rule="split names variables of ranks that are reduced",
-                        hint=nearest(v, sorted(known)),
-                    ),
-                )
-            )
-    sizes = tuple(sorted(text_binding(cascade, extents).extents.items()))
-    options = (form.reference, tuple(form.split.items()), form.scatter, form.sums)
-    program = _program(cascade, cascade.name, sizes, *options)
-    return pack_program(program, form.pack)
-
-
 def program_binding(program: Program, binding: Binding) -> Binding:
     """The binding of a cascade with the ranks that a split adds to it: their numbers of parts, and their lengths."""
     for d in program.cascade.ranks:
@@ -291,40 +180,6 @@ def program_binding(program: Program, binding: Binding) -> Binding:
             size = {rank_of(d.name): int(binding.value(d.expr))}
             binding = Binding(extents={**binding.extents, **size}, constants=binding.constants)
     return binding
-
-
-@lru_cache(maxsize=256)
-def _program(
-    cascade: Cascade,
-    name: str,
-    extents: tuple[tuple[str, int], ...],
-    reference: str,
-    split: tuple[tuple[str, int], ...],
-    scatter: str,
-    sums: str,
-) -> Program:
-    # Cascades are equal whatever they are called, but their kernels are not: the name is part of the key.
-    assert name == cascade.name
-    # An output that is an input needs no kernel.
-    given = {i.tensor for i in cascade.inputs}
-    written = tuple(o for o in cascade.outputs if o.tensor not in given)
-    bound = dict(extents) if reference == "bound" else None
-    whole = bounded_variables(cascade, dict(extents))
-    simple = simplify(replace(cascade, outputs=written), bound=bound, whole=whole).cascade
-    simple = unroll(simple, extents=dict(extents)).cascade
-    for v, parts in split:
-        simple = split_form(simple, variable=v, parts=parts).cascade
-    if split:
-        # Programs that write and read states of parts walk their features in one run.
-        simple = features_last(simple, whole)
-    bounded = bounded_variables(simple, dict(extents))
-    simple = distribute(simple, bounded=bounded).cascade
-    known = {d.name for d in simple.ranks}
-    simple = recompute_shifted(simple, kept=lambda e: bool(set(e.ranks) - set(bounded))).cascade
-    # A rank of its own that a definition written again walks is bounded where that of its size is.
-    own = {d.name: d.expr for d in simple.ranks if d.name not in known}
-    bounded += tuple(v for v, size in own.items() if isinstance(size, Scalar) and variable_of(size.name) in bounded)
-    return partition(simple, bounded=bounded, scatters=scatter == SCATTERS[0], accumulates=sums == SUMS[1])
 
 
 def plan(
@@ -346,7 +201,7 @@ def plan(
             tiles *= -(-binding.extents[rank_of(v)] // kernel.axes[v].size)
         scalars: dict[str, int] = {}
         for t, n in text.strides:
-            scalars[f"stride_{t}_{kernel.tensors[t][n]}"] = tensors[t].stride(n)
+            scalars[stride_name(t, kernel.tensors[t][n])] = tensors[t].stride(n)
         for r in text.lengths:
             scalars[extent_name(r, text.tensors)] = binding.extents[r]
         calls.append(

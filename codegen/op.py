@@ -16,11 +16,13 @@ from einsumcascade.analysis.targets import GpuTarget, gpu_target
 from einsumcascade.codegen.autograd import Pair, library, reached, recorded, underivable
 from einsumcascade.codegen.checks import PLAIN, check_kinds, check_tensors, refusal
 from einsumcascade.codegen.defaults import build_call, call_form
+from einsumcascade.codegen.dtypes import KERNEL_DTYPES
 from einsumcascade.codegen.export import Exported, exported
 from einsumcascade.codegen.kernel import Kernel
-from einsumcascade.codegen.launch import KERNEL_DTYPES, Built, build, require_inputs, with_constants
+from einsumcascade.codegen.launch import Built, build, require_inputs
 from einsumcascade.codegen.modules import Module
 from einsumcascade.codegen.ops import registered
+from einsumcascade.codegen.programs import with_constants
 from einsumcascade.codegen.runner import Runner, allowed_precision, present_target
 from einsumcascade.errors import Diagnostic, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import bind

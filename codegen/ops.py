@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from einsumcascade.codegen.launch import output_dtype, value_dtype
+from einsumcascade.codegen.dtypes import output_dtype, value_dtype
 from einsumcascade.codegen.runner import shared
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of

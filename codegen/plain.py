@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from einsumcascade.codegen.launch import value_dtype
+from einsumcascade.codegen.dtypes import value_dtype
 from einsumcascade.codegen.plain_ops import (
     HALF,
     Value,

@@ -19,19 +19,9 @@ import torch
 from einsumcascade.analysis.targets import TARGETS, GpuTarget, gpu_target
 from einsumcascade.codegen.checks import check_tensors
 from einsumcascade.codegen.defaults import build_call, call_rule, form_of
-from einsumcascade.codegen.launch import (
-    Built,
-    allocate,
-    build,
-    feature_ranks,
-    fitting,
-    multiprocessors_of,
-    output_dtype,
-    plan,
-    program_of,
-    run_on_gpu,
-    value_dtype,
-)
+from einsumcascade.codegen.dtypes import output_dtype, value_dtype
+from einsumcascade.codegen.launch import Built, allocate, build, fitting, multiprocessors_of, plan, run_on_gpu
+from einsumcascade.codegen.programs import feature_ranks, program_of
 from einsumcascade.codegen.tables import tables_of
 from einsumcascade.errors import EinsumCascadeError, EinsumCascadeWarning
 from einsumcascade.language.extents import Binding, bind

@@ -15,7 +15,7 @@ from einsumcascade.analysis.report import Analysis, analyse
 from einsumcascade.analysis.roofline import MEMORY, Roofline, flops
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
 from einsumcascade.analysis.taxonomy import PublishedSystem, Taxonomy, classify, published_systems
-from einsumcascade.codegen.launch import feature_ranks
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.errors import EinsumCascadeWarning, LoweringError, ScheduleError
 from einsumcascade.gallery import Header
 from einsumcascade.language.ir import Cascade, rank_of

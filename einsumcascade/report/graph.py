@@ -11,7 +11,7 @@ from einsumcascade.analysis.dependence import axes, partitions, reads_of
 from einsumcascade.analysis.passes import PassCount
 from einsumcascade.analysis.plans import Boundary
 from einsumcascade.analysis.report import Analysis
-from einsumcascade.codegen.launch import feature_ranks
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.language.ir import (
     Apply,
     Cascade,

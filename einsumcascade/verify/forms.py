@@ -11,7 +11,8 @@ import torch
 
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.codegen.defaults import call_schedule
-from einsumcascade.codegen.launch import DTYPE_BYTES, program_of
+from einsumcascade.codegen.dtypes import DTYPE_BYTES
+from einsumcascade.codegen.programs import program_of
 from einsumcascade.errors import EinsumCascadeError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import torch
 
-from einsumcascade.codegen.launch import output_dtype
+from einsumcascade.codegen.dtypes import output_dtype
 from einsumcascade.errors import LoweringError
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from einsumcascade.codegen.launch import build, feature_ranks, run_interpreted, run_on_gpu
+from einsumcascade.codegen.launch import build, run_interpreted, run_on_gpu
 from einsumcascade.codegen.plain import run_plain
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.codegen.runner import present_target
 from einsumcascade.language.extents import Binding
 from einsumcascade.language.ir import Cascade

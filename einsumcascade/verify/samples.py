@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from einsumcascade.codegen.launch import feature_ranks, output_dtype, selectors, value_dtype
+from einsumcascade.codegen.dtypes import output_dtype, selectors, value_dtype
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.errors import InputError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, rank_of

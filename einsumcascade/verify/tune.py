@@ -14,16 +14,9 @@ import triton
 
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
 from einsumcascade.codegen.autograd import Pair, reached
-from einsumcascade.codegen.launch import (
-    KERNEL_DTYPES,
-    Built,
-    build,
-    feature_ranks,
-    program_of,
-    require_inputs,
-    value_dtype,
-    with_extents,
-)
+from einsumcascade.codegen.dtypes import KERNEL_DTYPES, value_dtype
+from einsumcascade.codegen.launch import Built, build, require_inputs
+from einsumcascade.codegen.programs import feature_ranks, program_of, with_extents
 from einsumcascade.codegen.runner import DEFAULT_TARGET, allowed_precision, forget_calls, target_of
 from einsumcascade.errors import Diagnostic, InputError, nearest
 from einsumcascade.language.extents import bind

@@ -8,12 +8,8 @@ from typing import Any
 
 import torch
 
-from einsumcascade.codegen.launch import (
-    feature_ranks,
-    selectors,
-    with_constants,
-    with_extents,
-)
+from einsumcascade.codegen.dtypes import selectors
+from einsumcascade.codegen.programs import feature_ranks, with_constants, with_extents
 from einsumcascade.errors import Diagnostic, InputError, nearest
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, rank_of, reads, subexpressions

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 
 from einsumcascade import gallery
-from einsumcascade.codegen.launch import build, feature_ranks, selectors
+from einsumcascade.codegen.dtypes import selectors
+from einsumcascade.codegen.launch import build
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.codegen.runner import present_target
 from einsumcascade.gallery.draws import drawn, extents_of, recipe
 from einsumcascade.language.extents import Binding, bind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from einsumcascade.codegen.launch import selectors
+from einsumcascade.codegen.dtypes import selectors
 from einsumcascade.gallery import header, load, names
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade

@@ -9,7 +9,8 @@ import torch
 from hypothesis import strategies as st
 
 from einsumcascade.analysis.targets import gpu_target
-from einsumcascade.codegen.launch import Built, build, run_interpreted, selectors
+from einsumcascade.codegen.dtypes import selectors
+from einsumcascade.codegen.launch import Built, build, run_interpreted
 from einsumcascade.codegen.plain import run_plain
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of

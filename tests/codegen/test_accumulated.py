@@ -15,8 +15,8 @@ from einsumcascade.analysis.passes import count_passes
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.kernel import Kernel
 from einsumcascade.codegen.kernel_ir import Dot, Loop, Stmt, all_statements
-from einsumcascade.codegen.launch import program_of
 from einsumcascade.codegen.op import Op
+from einsumcascade.codegen.programs import program_of
 from einsumcascade.errors import LoweringError, ScheduleError
 from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade, rank_of

@@ -11,7 +11,8 @@ import torch
 
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.compiling import Pointer, launches_of
-from einsumcascade.codegen.launch import build, feature_ranks
+from einsumcascade.codegen.launch import build
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind
 from tests.codegen.tritons import run_with

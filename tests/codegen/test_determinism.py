@@ -11,8 +11,9 @@ import torch
 import einsumcascade as ec
 from einsumcascade.codegen.interpreter import Launch, TensorRef, run_interpreted
 from einsumcascade.codegen.kernel_ir import Store, all_statements
-from einsumcascade.codegen.launch import Built, build, feature_ranks
+from einsumcascade.codegen.launch import Built, build
 from einsumcascade.codegen.launch import run_interpreted as run_built
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.codegen.runner import present_target
 from einsumcascade.errors import LoweringError
 from einsumcascade.gallery import load

@@ -16,7 +16,8 @@ import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.inspect import KernelReport
 from einsumcascade.codegen.kernel_ir import Loop, all_statements
-from einsumcascade.codegen.launch import Built, allocate, build, feature_ranks, plan, program_of, run_interpreted
+from einsumcascade.codegen.launch import Built, allocate, build, plan, run_interpreted
+from einsumcascade.codegen.programs import feature_ranks, program_of
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade

@@ -17,8 +17,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from einsumcascade.analysis.targets import gpu_target
-from einsumcascade.codegen.launch import Built, build, program_of, run_interpreted
+from einsumcascade.codegen.launch import Built, build, run_interpreted
 from einsumcascade.codegen.plain import run_plain
+from einsumcascade.codegen.programs import program_of
 from einsumcascade.codegen.run_torch import cpu_schedule, run_on_cpu
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import Binding, bind

@@ -18,7 +18,8 @@ import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen import tables as mask_tables
 from einsumcascade.codegen.kernel_ir import Loop, TileKernel
-from einsumcascade.codegen.launch import Built, build, program_of, run_interpreted
+from einsumcascade.codegen.launch import Built, build, run_interpreted
+from einsumcascade.codegen.programs import program_of
 from einsumcascade.codegen.run_torch import run_on_cpu
 from einsumcascade.codegen.tables import tables_of
 from einsumcascade.codegen.tiles import FULL, SKIPPED, tile_maps

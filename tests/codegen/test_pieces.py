@@ -15,8 +15,9 @@ import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.inspect import KernelReport
 from einsumcascade.codegen.kernel_ir import Dot, Load, Store, all_statements
-from einsumcascade.codegen.launch import build, feature_ranks, run_interpreted
+from einsumcascade.codegen.launch import build, run_interpreted
 from einsumcascade.codegen.pieces import cut
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import einsumcascade as ec
-from einsumcascade.codegen.launch import build, feature_ranks, plan
+from einsumcascade.codegen.launch import build, plan
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.codegen.runner import Runner, _Launches, present_target
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind

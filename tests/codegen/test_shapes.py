@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
-from einsumcascade.codegen.launch import build, feature_ranks, run_interpreted
+from einsumcascade.codegen.launch import build, run_interpreted
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.errors import InputError
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind

@@ -12,7 +12,7 @@ import torch._dynamo.testing
 from torch import nn
 
 import einsumcascade as ec
-from einsumcascade.codegen.launch import selectors
+from einsumcascade.codegen.dtypes import selectors
 from einsumcascade.codegen.plain import run_plain
 from einsumcascade.errors import LoweringError
 from einsumcascade.gallery import load

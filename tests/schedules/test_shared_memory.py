@@ -9,7 +9,9 @@ from dataclasses import replace
 import pytest
 
 from einsumcascade.codegen.compiling import compile_all, launches_of
-from einsumcascade.codegen.launch import Built, build, feature_ranks, program_of, selectors
+from einsumcascade.codegen.dtypes import selectors
+from einsumcascade.codegen.launch import Built, build
+from einsumcascade.codegen.programs import feature_ranks, program_of
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule

@@ -8,7 +8,7 @@ import pytest
 
 import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
-from einsumcascade.codegen.launch import program_of
+from einsumcascade.codegen.programs import program_of
 from einsumcascade.errors import InputError
 from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade, rank_of

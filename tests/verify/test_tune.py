@@ -17,7 +17,8 @@ import torch
 
 import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
-from einsumcascade.codegen.launch import Built, build, program_of
+from einsumcascade.codegen.launch import Built, build
+from einsumcascade.codegen.programs import program_of
 from einsumcascade.codegen.runner import tuned_schedule
 from einsumcascade.errors import EinsumCascadeWarning, InputError
 from einsumcascade.gallery import load

@@ -14,7 +14,8 @@ import torch
 import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.autograd import Pair
-from einsumcascade.codegen.launch import Built, program_of
+from einsumcascade.codegen.launch import Built
+from einsumcascade.codegen.programs import program_of
 from einsumcascade.codegen.runner import Runner
 from einsumcascade.errors import InputError, LoweringError
 from einsumcascade.gallery import load

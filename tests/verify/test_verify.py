@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from einsumcascade.cli import app
-from einsumcascade.codegen.launch import Built, selectors
+from einsumcascade.codegen.dtypes import selectors
+from einsumcascade.codegen.launch import Built
 from einsumcascade.errors import InputError
 from einsumcascade.gallery import header, load, names
 from einsumcascade.language.extents import bind
