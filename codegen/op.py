@@ -13,7 +13,8 @@ import torch
 from torch.autograd import forward_ad
 
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
-from einsumcascade.codegen.autograd import Pair, library, reached, recorded, underivable
+from einsumcascade.codegen.arguments import cast_by_autocast, in_order, refuse_tangents, wants_gradient
+from einsumcascade.codegen.autograd import Pair, library, reached, recorded
 from einsumcascade.codegen.checks import PLAIN, check_kinds, check_tensors, refusal
 from einsumcascade.codegen.defaults import build_call, call_form
 from einsumcascade.codegen.dtypes import KERNEL_DTYPES
@@ -138,7 +139,7 @@ class Op:
         Raises: InputError: a tensor is missing, unknown, of a wrong kind, rank, extent, dtype or device;
             LoweringError: a gradient is wanted of a construct that has none yet.
         """
-        ordered = self._ordered(tensors, named) if named or len(tensors) != self._count else tensors
+        ordered = in_order(self.cascade, tensors, named) if named or len(tensors) != self._count else tensors
         plain = True
         for t in ordered:
             if type(t) not in PLAIN:
@@ -146,11 +147,11 @@ class Op:
                 plain = False
         kind = ordered[0].device.type
         if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
-            ordered = _cast(ordered, torch.get_autocast_dtype(kind))
+            ordered = cast_by_autocast(ordered, torch.get_autocast_dtype(kind))
         if torch.compiler.is_compiling():
             return self._traced(ordered)
         if forward_ad._current_level >= 0:
-            self._refuse_tangents(ordered)
+            refuse_tangents(self.cascade, ordered)
         if torch._C._are_functorch_transforms_active():
             return self._transformed(ordered)
         if not plain or torch._C._len_torch_dispatch_stack():
@@ -165,12 +166,6 @@ class Op:
         self._ran = self._runner
         outputs = self._runner(ordered)
         return outputs[0] if len(outputs) == 1 else outputs
-
-    def _refuse_tangents(self, ordered: Sequence[torch.Tensor]) -> None:
-        stack = torch._C._functorch.get_interpreter_stack() or []
-        transformed = any(i.key() == torch._C._functorch.TransformType.Jvp for i in stack)
-        if transformed or any(_tangent(t) is not None for t in ordered):
-            raise underivable(self.cascade.name, "the derivative in forward mode")
 
     def _record(self, ordered: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Call in eager mode and record the gradient."""
@@ -190,7 +185,7 @@ class Op:
 
     def _transformed(self, ordered: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Call under transforms of torch.func; a gradient may be wanted at any level of them."""
-        wrt = self._wrt([_wanted(t) for t in ordered]) if torch.is_grad_enabled() else ()
+        wrt = self._wrt([wants_gradient(t) for t in ordered]) if torch.is_grad_enabled() else ()
         if wrt:
             return recorded(self._pair(wrt), ordered)
         result: torch.Tensor | tuple[torch.Tensor, ...] = self._library(*ordered)
@@ -316,7 +311,7 @@ class Op:
         Raises: InputError: as a call; LoweringError: a gradient is wanted of a construct that has none yet.
         Cost: at most about `budget_s` seconds, 90 unless told; twice that for a gradient.
         """
-        inputs = dict(zip(self._names, self._ordered(tensors, {}), strict=True))
+        inputs = dict(zip(self._names, in_order(self.cascade, tensors, {}), strict=True))
         check_tensors(self.cascade, inputs, frozenset())
         # The face of the package comes after this layer, and is there whenever this is.
         tuning: Tuning | GradientTuning = sys.modules["einsumcascade"].tune(
@@ -390,58 +385,9 @@ class Op:
     def _shown(self) -> Built:
         return self._ran.last() if self._ran.last is not None else self.kernel().built
 
-    def _ordered(self, tensors: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        names = [i.tensor for i in self.cascade.inputs]
-        signature = f"({', '.join(names)})"
-        if len(tensors) > len(names):
-            raise refusal(
-                "too-many-inputs", f"{len(tensors)} tensors for {len(names)} inputs", rule=f"the inputs are {signature}"
-            )
-        out: dict[str, torch.Tensor] = dict(zip(names, tensors, strict=False))
-        for name, t in named.items():
-            if name not in names:
-                raise refusal(
-                    "unknown-input",
-                    f"the cascade has no input '{name}'",
-                    rule=f"the inputs are {signature}",
-                    hint=nearest(name, names),
-                )
-            if name in out:
-                raise refusal(
-                    "repeated-input", f"{name} is given by position and by name", rule=f"the inputs are {signature}"
-                )
-            out[name] = t
-        missing = [n for n in names if n not in out]
-        if missing:
-            raise refusal("missing-input", f"{', '.join(missing)} not given", rule=f"the inputs are {signature}")
-        return [out[n] for n in names]
-
 
 def _again(cascade: Cascade, schedule: Schedule | None, precision: str | None) -> Op:
     return Op(cascade=cascade, fixed_schedule=schedule, precision=precision)
-
-
-def _tangent(t: torch.Tensor) -> torch.Tensor | None:
-    dual: Any = forward_ad.unpack_dual(t)  # type: ignore[no-untyped-call]
-    tangent: torch.Tensor | None = dual.tangent
-    return tangent
-
-
-def _wanted(t: torch.Tensor) -> bool:
-    """Whether a tensor of transforms requires a gradient at any level of them."""
-    while not t.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(t):
-        t = torch._C._functorch.get_unwrapped(t)
-    return t.requires_grad
-
-
-def _cast(ordered: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Cast as autocast does: floating-point tensors but float64; those of fewer than two axes may stay float32."""
-    return [
-        t.to(dtype)
-        if t.is_floating_point() and t.dtype != torch.float64 and (t.dim() > 1 or t.dtype != torch.float32)
-        else t
-        for t in ordered
-    ]
 
 
 @lru_cache(maxsize=256)
