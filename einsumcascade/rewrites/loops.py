@@ -33,8 +33,9 @@ from einsumcascade.rewrites.algebra import (
     is_map,
     is_positive,
 )
+from einsumcascade.rewrites.corrections import Correction, Rejection
 from einsumcascade.rewrites.proofs import PRIME, leaves
-from einsumcascade.rewrites.running_state import Correction, Rejection, correction
+from einsumcascade.rewrites.running_state import correction
 from einsumcascade.rewrites.step import Claim, Step
 
 

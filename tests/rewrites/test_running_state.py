@@ -9,8 +9,9 @@ import pytest
 
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, Var
 from einsumcascade.language.parser import parse
+from einsumcascade.rewrites.corrections import Correction, Rejection
 from einsumcascade.rewrites.proofs import PRIME
-from einsumcascade.rewrites.running_state import Correction, Rejection, correction
+from einsumcascade.rewrites.running_state import correction
 
 D, Z = Read(tensor="D", indices=(Var(name="p"),)), Read(tensor="Z", indices=(Var(name="p"),))
 
