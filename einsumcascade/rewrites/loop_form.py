@@ -17,7 +17,7 @@ finished. The result is a cascade like any other: the reference runs it, and it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from einsumcascade.analysis.dependence import ancestors
 from einsumcascade.language.ir import (
@@ -33,23 +33,19 @@ from einsumcascade.language.ir import (
     Var,
     apply,
     reads,
-    substitute,
     transform,
     walk,
 )
 from einsumcascade.rewrites.algebra import (
     drop_dead,
-    equal,
     fresh,
     names_taken,
     producers,
 )
-from einsumcascade.rewrites.loops import State, not_lowered
-from einsumcascade.rewrites.moves import number
-from einsumcascade.rewrites.proofs import PRIME
-from einsumcascade.rewrites.seeds import Seed, cancelled, planted, seeds_of
+from einsumcascade.rewrites.beginnings import Beginnings
+from einsumcascade.rewrites.loops import not_lowered
+from einsumcascade.rewrites.seeds import planted, seeds_of
 from einsumcascade.rewrites.step import Step
-from einsumcascade.rewrites.tiles import Tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +109,8 @@ def _complete(form: LoopForm, cascade: Cascade) -> LoopForm:
 
 
 @dataclass
-class _LoopForm(Tiles):
+class _LoopForm(Beginnings):
     """The loops written out as iterations."""
-
-    seeds: Mapping[str, Seed] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Name the new ranks and place every reduction in its loop."""
@@ -140,60 +134,6 @@ class _LoopForm(Tiles):
         """The number of loops over the rank, one after the other."""
         return 1 + max((s.loop for s in self.states.values()), default=0)
 
-    def unmoved(self) -> set[str]:
-        """Seeds that are not moved as the states they begin, not known when their loop begins, or of no use.
-
-        A sum that nothing moves and that is no reference of another may as well be joined at the end.
-        """
-        moved = [s for s in self.states.values() if s.how.form != "none"]
-        used = {t for s in moved for a in s.anchors for t in (a.tensor, *ancestors(self.cascade, a.tensor))}
-        used |= {s.einsum.tensor for s in moved}
-        right = {t for t, x in self.seeds.items() if t in used and self._moves_along(self.states[t], x.value)}
-        return set(self.seeds) - right
-
-    def _moves_along(self, state: State, seed: Expr) -> bool:
-        late = {r for r in reads(seed) if self.finished(r) > state.loop}
-        shared = any(
-            other is not state and Read(tensor=state.einsum.tensor, indices=state.einsum.indices) in other.basis
-            for other in self.states.values()
-        )
-        if shared or not late <= set(state.anchors):
-            return False
-        if state.how.form == "none" or not late:
-            return not late and state.how.form == "none"
-        if len(state.how.matrix) != 1:
-            return False
-        moved = transform(seed, lambda e: Read(tensor=e.tensor + PRIME, indices=e.indices) if e in late else None)
-        (c,) = state.how.matrix[0]
-        return equal(moved, apply("add" if state.how.form == "shift" else "mul", c, seed), leaves=True)
-
-    def _seed(self, state: State) -> Expr:
-        """The first generation of a state: its seed at the first reference, or the identity."""
-        s = state.einsum
-        assert s.reduction is not None
-        if s.tensor not in self.seeds:
-            return number(s.reduction.empty)
-
-        def leaf(e: Expr) -> Expr | None:
-            if not isinstance(e, Read):
-                return None
-            if e in state.anchors:
-                found = self.anchor_expr(e, state.loop, "first")
-                assert found is not None
-                return transform(found, begun)
-            return self.generation(e, "last") if e.tensor in self.states else None
-
-        def begun(e: Expr) -> Expr | None:
-            if not (isinstance(e, Read) and e.indices and e.indices[-1] == Num(value=0)):
-                return None
-            other = next((o for t, o in self.states.items() if e.tensor == self.running(t)), None)
-            if other is None:
-                return None
-            names = {i.name: x for i, x in zip(other.einsum.indices, e.indices, strict=False) if isinstance(i, Var)}
-            return substitute(self._seed(other), names)
-
-        return cancelled(transform(self.seeds[s.tensor].value, leaf))
-
     def run(self) -> LoopForm:
         """Place every reduction and write the cascade."""
         self.prepare()
@@ -201,7 +141,7 @@ class _LoopForm(Tiles):
 
     def written(self) -> LoopForm:
         """Write the cascade, after `prepare`."""
-        self._tell_seeds()
+        self.tell_seeds()
         loops = self.loops
         body: list[Statement] = []
         emitted: set[str] = set()
@@ -223,22 +163,6 @@ class _LoopForm(Tiles):
             points=self.point(),
             steps=tuple(self.steps),
         )
-
-    def _tell_seeds(self) -> None:
-        for t, seed in self.seeds.items():
-            x, state = seed.value, self.states[t]
-            proof: tuple[str, ...] = ()
-            if state.how.form != "none":
-                sign = "+" if state.how.form == "shift" else "*"
-                proof = (f"x(d) = {x}", f"x(d') = C(d, d') {sign} x(d) identically, so it moves with the state")
-            self.steps.append(
-                Step(
-                    rule="seed",
-                    kind=state.how.kind if proof else "law",
-                    what=f"{t} begins at {self._seed(state)}, which every row has once",
-                    proof=proof,
-                )
-            )
 
     def _place_block(self, block: Iter) -> None:
         """A block of the text's own: it runs as a whole once what it reads is finished."""
@@ -405,7 +329,7 @@ class _LoopForm(Tiles):
             assert s.reduction is not None
             target = Read(tensor=s.tensor, indices=s.indices)
             inits.append(
-                Init(tensor=self.running(s.tensor), indices=(*s.indices, Num(value=0)), expr=self._seed(state))
+                Init(tensor=self.running(s.tensor), indices=(*s.indices, Num(value=0)), expr=self.beginning(state))
             )
             part = self.tile_of(s, fresh("L" + s.tensor, self.taken), loop, body, placed)
             new = self.generation(target, "new")
