@@ -43,7 +43,7 @@ from einsumcascade.rewrites.algebra import (
     product,
 )
 from einsumcascade.rewrites.invariance import invariant
-from einsumcascade.rewrites.loop_form import _LoopForm
+from einsumcascade.rewrites.loop_form import Iterations
 from einsumcascade.rewrites.proofs import PRIME
 from einsumcascade.rewrites.step import Rewritten, Step
 
@@ -95,7 +95,7 @@ def _bounded(cascade: Cascade, s: Einsum, variable: str, extents: Mapping[str, i
     found = interval(s.expr, cascade)
     if found is None:
         return f"nothing bounds {s.expr}"
-    form = _LoopForm(cascade, (variable,), 1)
+    form = Iterations(cascade, (variable,), 1)
     form.prepare()
     if not invariant(form, s.tensor):
         return "an output depends on it beyond the weights it scales"
@@ -112,7 +112,7 @@ def _bounded(cascade: Cascade, s: Einsum, variable: str, extents: Mapping[str, i
     return found.high
 
 
-def _exponent(c: Expr, reference: str, found: Interval, form: _LoopForm) -> Expr:
+def _exponent(c: Expr, reference: str, found: Interval, form: Iterations) -> Expr:
     """The exponent of an entry of C that moves a state from one end of the interval of the reference to the other."""
 
     def at(e: Expr) -> Expr | None:

@@ -30,7 +30,7 @@ from einsumcascade.language.ir import (
     variables,
 )
 from einsumcascade.rewrites.algebra import equal, inline_reads, is_map
-from einsumcascade.rewrites.loop_form import _LoopForm, prepared
+from einsumcascade.rewrites.loop_form import Iterations, prepared
 from einsumcascade.rewrites.loops import Loops, State
 from einsumcascade.rewrites.proofs import PRIME
 
@@ -77,7 +77,7 @@ def references(cascade: Cascade) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _placed(cascade: Cascade, variable: str) -> _LoopForm | None:
+def _placed(cascade: Cascade, variable: str) -> Iterations | None:
     try:
         return prepared(cascade, (variable,), 1)
     except LoweringError:

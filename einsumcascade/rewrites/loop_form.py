@@ -86,11 +86,11 @@ def loop_form(cascade: Cascade, *, over: tuple[str, ...], tile: int, added: froz
     return _complete(prepared(cascade, over, tile, added).written(), cascade)
 
 
-def prepared(cascade: Cascade, over: tuple[str, ...], tile: int, added: frozenset[str] = frozenset()) -> _LoopForm:
+def prepared(cascade: Cascade, over: tuple[str, ...], tile: int, added: frozenset[str] = frozenset()) -> Iterations:
     """Place every reduction in its loop, each state begun at its seed where it has one."""
     seeds = seeds_of(cascade, over)
     while True:
-        form = _LoopForm(planted(cascade, seeds), over, tile, seeds=seeds, added=added)
+        form = Iterations(planted(cascade, seeds), over, tile, seeds=seeds, added=added)
         form.prepare()
         wrong = form.unmoved()
         if not wrong:
@@ -109,7 +109,7 @@ def _complete(form: LoopForm, cascade: Cascade) -> LoopForm:
 
 
 @dataclass
-class _LoopForm(Beginnings):
+class Iterations(Beginnings):
     """The loops written out as iterations."""
 
     def prepare(self) -> None:
@@ -266,7 +266,7 @@ class _LoopForm(Beginnings):
         outside = {r.tensor for s in walk(tuple(others)) if isinstance(s, Einsum | Init) for r in _reads(s)}
         left = [t for t in written if t in {*outside, *self.cascade.output_names} and t not in carried]
         outputs = tuple(Output(tensor=t) for t in (*carried.values(), *sorted(left)))
-        form = _LoopForm(replace(body, outputs=outputs), self.over, self.tile)
+        form = Iterations(replace(body, outputs=outputs), self.over, self.tile)
         form.taken, form.memo, form.index, form.inner = self.taken, self.memo, self.index, self.inner
         form.frees = [*self.frees, *(frozenset(s.einsum.free) for s in self.states.values())]
         statements = form.run().cascade.body

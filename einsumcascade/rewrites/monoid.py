@@ -34,7 +34,7 @@ from einsumcascade.language.ir import (
     variables,
 )
 from einsumcascade.rewrites.algebra import drop_dead, fresh
-from einsumcascade.rewrites.loop_form import LoopForm, _LoopForm, loop_form
+from einsumcascade.rewrites.loop_form import Iterations, LoopForm, loop_form
 from einsumcascade.rewrites.loops import State, not_lowered
 from einsumcascade.rewrites.split_form import split_form
 from einsumcascade.rewrites.step import Step
@@ -148,7 +148,7 @@ def running_state(cascade: Cascade, *, rank: str) -> RunningState:
                 ),
             )
         )
-    found = _LoopForm(simple.cascade, (variable,), 1)
+    found = Iterations(simple.cascade, (variable,), 1)
     found.prepare()
     if found.loops > 1:
         late = next(s for s in found.states.values() if s.loop > 0)
@@ -195,7 +195,7 @@ def _component(state: State) -> Component:
 
 
 @dataclass
-class _Merge(_LoopForm):
+class _Merge(Iterations):
     """Two states made one."""
 
     def generation(self, read: Read, when: str) -> Read:
@@ -216,7 +216,7 @@ class _Merge(_LoopForm):
 
 
 @dataclass
-class _Growing(_LoopForm):
+class _Growing(Iterations):
     """States of some of the keys: the extent of the rank is their number."""
 
     def prepare(self) -> None:

@@ -23,7 +23,7 @@ from einsumcascade.language.ir import (
     walk,
 )
 from einsumcascade.rewrites.algebra import fresh
-from einsumcascade.rewrites.loop_form import LoopForm, _LoopForm
+from einsumcascade.rewrites.loop_form import Iterations, LoopForm
 
 
 def split_form(cascade: Cascade, *, variable: str, parts: int) -> LoopForm:
@@ -77,7 +77,7 @@ def features_last(cascade: Cascade, features: Collection[str]) -> Cascade:
 
 
 @dataclass
-class _Split(_LoopForm):
+class _Split(Iterations):
     """A state for each part of the rank, and their merge; `tile` is one more than the number of parts."""
 
     def ranks(self) -> tuple[Definition, ...]:
