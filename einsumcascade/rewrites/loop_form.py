@@ -36,12 +36,7 @@ from einsumcascade.language.ir import (
     transform,
     walk,
 )
-from einsumcascade.rewrites.algebra import (
-    drop_dead,
-    fresh,
-    names_taken,
-    producers,
-)
+from einsumcascade.rewrites.algebra import drop_dead, fresh, names_taken, producers
 from einsumcascade.rewrites.beginnings import Beginnings
 from einsumcascade.rewrites.loops import not_lowered
 from einsumcascade.rewrites.seeds import planted, seeds_of

@@ -17,15 +17,7 @@ from typing import Any
 from einsumcascade.language.ir import Apply, Expr, Num, Read, Scalar, reads, subexpressions
 from einsumcascade.rewrites.algebra import from_sympy, to_sympy
 from einsumcascade.rewrites.corrections import Correction, Rejection, told, understood
-from einsumcascade.rewrites.proofs import (
-    PRIME,
-    Question,
-    folder,
-    found_in,
-    ignored,
-    names_of,
-    remembered,
-)
+from einsumcascade.rewrites.proofs import PRIME, Question, folder, found_in, ignored, names_of, remembered
 from einsumcascade.rewrites.span import canonical, separated, span
 
 Shared = tuple[tuple[Read, Expr], ...]
