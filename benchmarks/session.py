@@ -213,8 +213,3 @@ def plain(value: Any) -> Any:
             return None
         case _:
             return value
-
-
-def command_line() -> str:
-    """What the user typed, as it can be typed again."""
-    return " ".join(["python", "-m", "einsumcascade", "bench", *sys.argv[1:]])

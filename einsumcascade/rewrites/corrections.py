@@ -39,16 +39,6 @@ class Correction:
         """The number n of sums that the state holds."""
         return len(self.matrix)
 
-    @property
-    def c(self) -> Expr | None:
-        """The factor or the shift, of a state of one number; None for form "none"."""
-        return self.matrix[0][0] if self.dimension == 1 else None
-
-    @property
-    def is_exponential(self) -> bool:
-        """Whether C is one exponential that grows with the old reference."""
-        return self.sinks == ((True,),)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
