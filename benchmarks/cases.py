@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from einsumcascade.benchmarks.variants import VARIANTS, Shape, Variant
-from einsumcascade.errors import Diagnostic, InputError, nearest
+from einsumcascade.errors import InputError, nearest
 
 DIRECTIONS = ("forward", "backward", "step")
 
@@ -160,13 +160,9 @@ def chosen(cases: Sequence[Case], filters: Sequence[str]) -> list[Case]:
 
 
 def _refuse(headline: str, hint: str) -> None:
-    raise InputError(
-        diagnostics=(
-            Diagnostic(
-                code="benchmark-filter",
-                headline=headline,
-                rule="a filter is words of a case, as 'causal backward D64'; a comma parts alternatives",
-                hint=hint,
-            ),
-        )
+    raise InputError.of(
+        "benchmark-filter",
+        headline,
+        rule="a filter is words of a case, as 'causal backward D64'; a comma parts alternatives",
+        hint=hint,
     )

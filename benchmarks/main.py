@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from einsumcascade.errors import Diagnostic, EinsumCascadeError, InputError
+from einsumcascade.errors import EinsumCascadeError, InputError
 
 # Seconds that a set may take.
 BUDGETS = {"quick": 120.0, "standard": 540.0, "full": 7200.0, "smoke": 240.0}
@@ -187,15 +187,11 @@ def _folder(path: Path) -> None:
 
 
 def _refuse_file(headline: str) -> NoReturn:
-    raise InputError(
-        diagnostics=(
-            Diagnostic(
-                code="benchmark-file",
-                headline=headline,
-                rule="--out names a folder, --show the results.json that an earlier run wrote there",
-                hint="einsumcascade bench --out results, then einsumcascade bench --show results/results.json",
-            ),
-        )
+    raise InputError.of(
+        "benchmark-file",
+        headline,
+        rule="--out names a folder, --show the results.json that an earlier run wrote there",
+        hint="einsumcascade bench --out results, then einsumcascade bench --show results/results.json",
     )
 
 

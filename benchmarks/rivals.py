@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from einsumcascade.benchmarks.cases import Case
 from einsumcascade.benchmarks.variants import CAP, LAMBDA, WINDOW, Tensors, offsets, sequences
-from einsumcascade.errors import Diagnostic, InputError, nearest
+from einsumcascade.errors import InputError, nearest
 
 Function = Callable[..., Tensor]
 # Scores that a compiled formula may hold, in bytes; it holds them more than once.
@@ -311,15 +311,11 @@ def found(keys: Sequence[str], device: torch.device) -> tuple[list[Rival], dict[
     """
     for key in keys:
         if key not in RIVALS:
-            raise InputError(
-                diagnostics=(
-                    Diagnostic(
-                        code="benchmark-rival",
-                        headline=f"there is no rival '{key}'",
-                        rule="rivals are " + ", ".join(RIVALS) + "; or none",
-                        hint=nearest(key, list(RIVALS)),
-                    ),
-                )
+            raise InputError.of(
+                "benchmark-rival",
+                f"there is no rival '{key}'",
+                rule="rivals are " + ", ".join(RIVALS) + "; or none",
+                hint=nearest(key, list(RIVALS)),
             )
     wanted = [r for r in RIVALS.values() if not keys or r.key in keys]
     reasons = {r.key: r.absent(device) for r in wanted}

@@ -9,8 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 from einsumcascade.codegen.autograd import underivable
-from einsumcascade.codegen.checks import refusal
-from einsumcascade.errors import nearest
+from einsumcascade.errors import InputError, nearest
 from einsumcascade.language.ir import Cascade
 
 
@@ -24,26 +23,26 @@ def in_order(
     names = [i.tensor for i in cascade.inputs]
     signature = f"({', '.join(names)})"
     if len(tensors) > len(names):
-        raise refusal(
+        raise InputError.of(
             "too-many-inputs", f"{len(tensors)} tensors for {len(names)} inputs", rule=f"the inputs are {signature}"
         )
     out: dict[str, torch.Tensor] = dict(zip(names, tensors, strict=False))
     for name, t in named.items():
         if name not in names:
-            raise refusal(
+            raise InputError.of(
                 "unknown-input",
                 f"the cascade has no input '{name}'",
                 rule=f"the inputs are {signature}",
                 hint=nearest(name, names),
             )
         if name in out:
-            raise refusal(
+            raise InputError.of(
                 "repeated-input", f"{name} is given by position and by name", rule=f"the inputs are {signature}"
             )
         out[name] = t
     missing = [n for n in names if n not in out]
     if missing:
-        raise refusal("missing-input", f"{', '.join(missing)} not given", rule=f"the inputs are {signature}")
+        raise InputError.of("missing-input", f"{', '.join(missing)} not given", rule=f"the inputs are {signature}")
     return [out[n] for n in names]
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from einsumcascade.codegen.checks import refusal
 from einsumcascade.codegen.ops import choices_of, define, outputs_like, registered, with_batch
 from einsumcascade.codegen.programs import program_of
 from einsumcascade.codegen.runner import Runner, Tensors
-from einsumcascade.errors import Diagnostic, LoweringError
+from einsumcascade.errors import InputError, LoweringError
 from einsumcascade.language.ir import Cascade
 from einsumcascade.rewrites.differentiate import Gradient, differentiable, differentiate
 from einsumcascade.schedules.parts import parts_of, with_shared
@@ -108,7 +107,7 @@ def reached(cascade: Cascade) -> tuple[str, ...]:
     """
     found = differentiable(cascade)
     if not found:
-        raise refusal(
+        raise InputError.of(
             "no-gradient",
             f"no gradient reaches an input of {cascade.name}",
             rule="a gradient goes to inputs whose values reach an output; indices and conditions pass none",
@@ -138,15 +137,11 @@ def _computed(runner: Runner, tensors: Sequence[torch.Tensor]) -> Tensors:
 
 def underivable(name: str, what: str) -> LoweringError:
     """The error of a derivative that is not derived."""
-    return LoweringError(
-        diagnostics=(
-            Diagnostic(
-                code="first-derivatives-only",
-                headline=f"{name}: {what} is not derived",
-                rule="an op has first derivatives, in reverse mode",
-                hint="`run_plain` of einsumcascade.codegen.plain computes any cascade in plain PyTorch, which has all",
-            ),
-        )
+    return LoweringError.of(
+        "first-derivatives-only",
+        f"{name}: {what} is not derived",
+        rule="an op has first derivatives, in reverse mode",
+        hint="`run_plain` of einsumcascade.codegen.plain computes any cascade in plain PyTorch, which has all",
     )
 
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from einsumcascade.analysis.targets import GpuTarget
-from einsumcascade.errors import Diagnostic, LoweringError, TargetError
+from einsumcascade.errors import LoweringError, TargetError
 
 # Keyed by the digest of the text and the folder it lies in.
 _modules: dict[tuple[str, Path], ModuleType] = {}
@@ -234,8 +234,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _rejected(headline: str) -> LoweringError:
-    return LoweringError((Diagnostic(code="kernel-rejected", headline=headline),))
+    return LoweringError.of("kernel-rejected", headline)
 
 
 def _refused(code: str, headline: str, *, rule: str = "", hint: str = "") -> TargetError:
-    return TargetError((Diagnostic(code=code, headline=headline, rule=rule, hint=hint),))
+    return TargetError.of(code, headline, rule=rule, hint=hint)

@@ -9,18 +9,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from einsumcascade.codegen.dtypes import KERNEL_DTYPES, WHOLE_DTYPES, selectors
-from einsumcascade.errors import Diagnostic, InputError
+from einsumcascade.errors import InputError
 from einsumcascade.language.ir import Cascade
 
 # What holds its elements itself.
 PLAIN: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
 # What PyTorch traces with: library operators take them.
 TRACED: tuple[type, ...] = (FakeTensor, FunctionalTensor)
-
-
-def refusal(code: str, headline: str, *, rule: str = "", hint: str = "") -> InputError:
-    """The error of one mistake in a call."""
-    return InputError(diagnostics=(Diagnostic(code=code, headline=headline, rule=rule, hint=hint),))
 
 
 def check_kinds(inputs: Mapping[str, object]) -> None:
@@ -30,18 +25,18 @@ def check_kinds(inputs: Mapping[str, object]) -> None:
     """
     for name, t in inputs.items():
         if not isinstance(t, torch.Tensor):
-            raise refusal(
+            raise InputError.of(
                 "wrong-type", f"{name} is a {type(t).__name__}, not a torch.Tensor", rule="an op takes tensors"
             )
         if type(t) not in PLAIN and type(t) not in TRACED:
-            raise refusal(
+            raise InputError.of(
                 "tensor-subclass",
                 f"{name} is a {type(t).__name__}, a subclass of torch.Tensor",
                 rule="a kernel reads plain memory: an op takes torch.Tensor and torch.nn.Parameter",
                 hint="hand over what is inside: `to_local()` of a DTensor, `to_padded_tensor(0.0)` of a nested tensor",
             )
         if t.is_nested or t.layout != torch.strided:
-            raise refusal(
+            raise InputError.of(
                 "tensor-subclass",
                 f"{name} is {'nested' if t.is_nested else str(t.layout).removeprefix('torch.')}, not a strided tensor",
                 rule="a kernel reads plain memory: an op takes torch.Tensor and torch.nn.Parameter",
@@ -62,10 +57,10 @@ def check_tensors(cascade: Cascade, inputs: Mapping[str, torch.Tensor], wide: fr
     index_only = selectors(cascade)
     first_name, first = next(iter(inputs.items()))
     if first.device.type not in ("cpu", "cuda"):
-        raise refusal("wrong-device", f"{first_name} is on {first.device}", rule="tensors are on a GPU or a CPU")
+        raise InputError.of("wrong-device", f"{first_name} is on {first.device}", rule="tensors are on a GPU or a CPU")
     for name, t in inputs.items():
         if t.device != first.device:
-            raise refusal(
+            raise InputError.of(
                 "wrong-device",
                 f"{name} is on {t.device}, but {first_name} on {first.device}",
                 rule="all inputs are on one device",
@@ -76,7 +71,7 @@ def check_tensors(cascade: Cascade, inputs: Mapping[str, torch.Tensor], wide: fr
     known = {getattr(torch, n) for n in KERNEL_DTYPES} | ({torch.float64} if first.device.type == "cpu" else set())
     for name, t in values.items():
         if t.dtype not in known:
-            raise refusal(
+            raise InputError.of(
                 "wrong-dtype",
                 f"{name} is {t.dtype}",
                 rule="inputs are float16, bfloat16 or float32; float64 on a CPU only; a tensor that only "
@@ -87,7 +82,7 @@ def check_tensors(cascade: Cascade, inputs: Mapping[str, torch.Tensor], wide: fr
     main_name, main = next(iter(values.items()))
     for name, t in values.items():
         if t.dtype != main.dtype and not (t.dtype == torch.float32 and (t.dim() < 2 or name in wide)):
-            raise refusal(
+            raise InputError.of(
                 "wrong-dtype",
                 f"{name} is {t.dtype}, but {main_name} is {main.dtype}",
                 rule="inputs share the dtype of the first; one of fewer than two axes may be float32",

@@ -14,7 +14,7 @@ from einsumcascade.codegen.op import Op, compile
 from einsumcascade.codegen.shared import named
 from einsumcascade.codegen.trace_places import callable_name, place_of, refusal
 from einsumcascade.codegen.tracing import BOOL, FLOAT, INT, Tracer
-from einsumcascade.errors import Diagnostic, InputError
+from einsumcascade.errors import InputError
 from einsumcascade.language.compose import Mask, with_score
 from einsumcascade.language.ir import (
     Apply,
@@ -255,7 +255,7 @@ def _masks(block_mask: Any, mask_mod: Any, tracer: Tracer) -> tuple[tuple[Mask, 
     if block_mask is not None and not isinstance(block_mask, Mask):
         found = getattr(block_mask, "mask_mod", None)
         if not callable(found):
-            raise _wrong(
+            raise InputError.of(
                 "wrong-type",
                 f"block_mask is a {type(block_mask).__name__}",
                 rule="block_mask is a BlockMask of PyTorch or a mask of einsumcascade.mask",
@@ -280,7 +280,7 @@ def _complain_of_blocks(block_mask: Any, mask_mod: Any) -> None:
     from torch.nn.attention.flex_attention import noop_mask
 
     if mask_mod is noop_mask and block_mask.sparsity() > 0:
-        raise _wrong(
+        raise InputError.of(
             "block-list",
             f"the mask hides {block_mask.sparsity():.0f} % of the scores by its list of blocks alone",
             rule="of a BlockMask the mask_mod counts; which tiles are visited follows from it",
@@ -294,18 +294,18 @@ def _shaped(
     """Tensors of one batch, and the query heads for each head of the keys."""
     for name, t in (("query", query), ("key", key), ("value", value)):
         if not isinstance(t, torch.Tensor):
-            raise _wrong(
+            raise InputError.of(
                 "wrong-type", f"{name} is a {type(t).__name__}, not a torch.Tensor", rule="an op takes tensors"
             )
         if t.dim() != 4:
-            raise _wrong(
+            raise InputError.of(
                 "rank-count",
                 f"{name} has 4 ranks, but its shape {tuple(t.shape)} has {t.dim()} axes",
                 rule="query, key and value are (batch, heads, length, features)",
             )
     heads, groups = query.shape[1], key.shape[1]
     if heads != groups and not (enable_gqa and groups and heads % groups == 0):
-        raise _wrong(
+        raise InputError.of(
             "head-count",
             f"query has {heads} heads, key has {groups}",
             rule="heads are as many, or with enable_gqa=True a multiple of those of key and value",
@@ -336,7 +336,3 @@ def _kind_of(function: Any, what: str, rule: str, hint: str) -> Exception:
         hint=hint,
         place=place_of(function),
     )
-
-
-def _wrong(code: str, headline: str, *, rule: str = "", hint: str = "") -> InputError:
-    return InputError(diagnostics=(Diagnostic(code=code, headline=headline, rule=rule, hint=hint),))

@@ -19,7 +19,7 @@ from einsumcascade.codegen.pieces import cut
 from einsumcascade.codegen.place import lower
 from einsumcascade.codegen.programs import program_of, text_binding, with_extents
 from einsumcascade.codegen.tables import tables_of
-from einsumcascade.errors import Diagnostic, EinsumCascadeWarning, LoweringError, ScheduleError
+from einsumcascade.errors import EinsumCascadeWarning, LoweringError, ScheduleError
 from einsumcascade.language.extents import Binding
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.schedules.heuristic import default_schedule
@@ -76,15 +76,11 @@ class Call:
 def require_inputs(cascade: Cascade) -> None:
     """Refuse a cascade without inputs: the tensors of a call decide its device and its dtype."""
     if not cascade.inputs:
-        raise LoweringError(
-            diagnostics=(
-                Diagnostic(
-                    code="not-lowered-yet",
-                    headline="a cascade without inputs has no lowering yet",
-                    rule="the tensors of a call decide its device and its dtype",
-                    hint="reference, analysis and derivation work all the same",
-                ),
-            )
+        raise LoweringError.of(
+            "not-lowered-yet",
+            "a cascade without inputs has no lowering yet",
+            rule="the tensors of a call decide its device and its dtype",
+            hint="reference, analysis and derivation work all the same",
         )
 
 
@@ -117,26 +113,18 @@ def build(
     binding = text_binding(cascade, extents)
     form = schedule or Schedule()
     if form.reference == "bound" and dtype != "bfloat16":
-        raise ScheduleError(
-            diagnostics=(
-                Diagnostic(
-                    code="schedule-illegal",
-                    headline=f"a bound in place of a running maximum is not for {dtype} inputs",
-                    rule="weights far below 1 underflow in float16, and exponents far below 0 cost float32 its digits",
-                    hint="bfloat16 inputs, or the running maximum",
-                ),
-            )
+        raise ScheduleError.of(
+            "schedule-illegal",
+            f"a bound in place of a running maximum is not for {dtype} inputs",
+            rule="weights far below 1 underflow in float16, and exponents far below 0 cost float32 its digits",
+            hint="bfloat16 inputs, or the running maximum",
         )
     if form.sums == SUMS[1] and form.scatter != SCATTERS[0]:
-        raise ScheduleError(
-            diagnostics=(
-                Diagnostic(
-                    code="schedule-illegal",
-                    headline="sums that are accumulated have no fixed order",
-                    rule="programs add to them as they come",
-                    hint=f"sums {SUMS[0]}, or a scatter in {SCATTERS[0]}",
-                ),
-            )
+        raise ScheduleError.of(
+            "schedule-illegal",
+            "sums that are accumulated have no fixed order",
+            rule="programs add to them as they come",
+            hint=f"sums {SUMS[0]}, or a scatter in {SCATTERS[0]}",
         )
     program = program_of(cascade, extents, form)
     if any(k.name not in form.kernels for k in program.kernels):

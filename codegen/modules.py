@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from einsumcascade.codegen.checks import check_kinds, refusal
-from einsumcascade.errors import nearest
+from einsumcascade.codegen.checks import check_kinds
+from einsumcascade.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from einsumcascade.codegen.op import Op
@@ -31,7 +31,7 @@ class Module(torch.nn.Module):
         known = [i.tensor for i in op.cascade.inputs]
         for name, t in held.items():
             if name not in known:
-                raise refusal(
+                raise InputError.of(
                     "unknown-input",
                     f"the cascade has no input '{name}'",
                     rule=f"the inputs are ({', '.join(known)})",
@@ -39,7 +39,7 @@ class Module(torch.nn.Module):
                 )
             check_kinds({name: t})
             if hasattr(self, name):
-                raise refusal(
+                raise InputError.of(
                     "name-clash",
                     f"a module has an attribute '{name}' already",
                     rule="what a module holds is an attribute of it by the name of the input",
@@ -55,7 +55,7 @@ class Module(torch.nn.Module):
     def forward(self, *tensors: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Call the op; the inputs that are not held come in the order of `in`, or by name."""
         if len(tensors) > len(self.taken):
-            raise refusal(
+            raise InputError.of(
                 "too-many-inputs",
                 f"{len(tensors)} tensors for {len(self.taken)} inputs",
                 rule=f"the module holds {', '.join(self.held)} and takes ({', '.join(self.taken)})",
@@ -63,7 +63,7 @@ class Module(torch.nn.Module):
         given = dict(zip(self.taken, tensors, strict=False))
         for name in named:
             if name in given or name in self.held:
-                raise refusal(
+                raise InputError.of(
                     "repeated-input",
                     f"{name} is {'held' if name in self.held else 'given by position'} and given by name",
                     rule=f"the module takes ({', '.join(self.taken)})",

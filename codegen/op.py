@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
 from einsumcascade.codegen.arguments import cast_by_autocast, in_order, refuse_tangents, wants_gradient
 from einsumcascade.codegen.autograd import Pair, library, reached, recorded
-from einsumcascade.codegen.checks import PLAIN, check_kinds, check_tensors, refusal
+from einsumcascade.codegen.checks import PLAIN, check_kinds, check_tensors
 from einsumcascade.codegen.defaults import build_call, call_form
 from einsumcascade.codegen.dtypes import KERNEL_DTYPES
 from einsumcascade.codegen.export import Exported, exported
@@ -25,7 +25,7 @@ from einsumcascade.codegen.modules import Module
 from einsumcascade.codegen.ops import registered
 from einsumcascade.codegen.programs import with_constants
 from einsumcascade.codegen.runner import Runner, allowed_precision, present_target
-from einsumcascade.errors import Diagnostic, LoweringError, ScheduleError, nearest
+from einsumcascade.errors import InputError, LoweringError, ScheduleError, nearest
 from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.rewrites.derive import Derivation, derive
@@ -68,22 +68,18 @@ def compile(
 
         cascade = load(cascade)
     if not isinstance(cascade, Cascade):
-        raise refusal(
+        raise InputError.of(
             "wrong-type",
             f"a {type(cascade).__name__} cannot be compiled",
             rule="compile takes a cascade, the name of a gallery text, or the path of a file",
             hint="ec.compile(ec.parse(text))",
         )
     if precision is not None and precision not in PRECISIONS:
-        raise ScheduleError(
-            diagnostics=(
-                Diagnostic(
-                    code="unknown-precision",
-                    headline=f"there is no precision '{precision}'",
-                    rule="precision is that of float32 products",
-                    hint=nearest(precision, PRECISIONS),
-                ),
-            )
+        raise ScheduleError.of(
+            "unknown-precision",
+            f"there is no precision '{precision}'",
+            rule="precision is that of float32 products",
+            hint=nearest(precision, PRECISIONS),
         )
     given = dict(constants or {})
     if given:
@@ -263,7 +259,7 @@ class Op:
         """The kernel text; `by_lengths`: of the form that a call of these extents takes."""
         where = gpu_target(target) if target is not None else present_target()
         if dtype not in KERNEL_DTYPES:
-            raise refusal(
+            raise InputError.of(
                 "wrong-dtype",
                 f"kernels take no inputs of '{dtype}'",
                 rule="inputs are " + ", ".join(KERNEL_DTYPES),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from einsumcascade.errors import Diagnostic, ScheduleError, nearest
+from einsumcascade.errors import ScheduleError, nearest
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, Definition, Num, Scalar, rank_of, variable_of
 from einsumcascade.rewrites.derive import simplify
@@ -77,15 +77,11 @@ def program_of(cascade: Cascade, extents: Mapping[str, int], form: Schedule | No
     known = {v for e in cascade.einsums for v in e.ranks}
     for v in form.split:
         if v not in known:
-            raise ScheduleError(
-                diagnostics=(
-                    Diagnostic(
-                        code="schedule-illegal",
-                        headline=f"the schedule splits '{v}', which no Einsum reduces",
-                        rule="split names variables of ranks that are reduced",
-                        hint=nearest(v, sorted(known)),
-                    ),
-                )
+            raise ScheduleError.of(
+                "schedule-illegal",
+                f"the schedule splits '{v}', which no Einsum reduces",
+                rule="split names variables of ranks that are reduced",
+                hint=nearest(v, sorted(known)),
             )
     sizes = tuple(sorted(text_binding(cascade, extents).extents.items()))
     options = (form.reference, tuple(form.split.items()), form.scatter, form.sums)

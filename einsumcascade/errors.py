@@ -7,6 +7,7 @@ Codes are stable; each is a heading of docs/errors.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,22 @@ class DiagnosedError(EinsumCascadeError):
 
     diagnostics: tuple[Diagnostic, ...]
     source: SourceText | None = field(default=None)
+
+    @classmethod
+    def of(
+        cls,
+        code: str,
+        headline: str,
+        *,
+        span: Span | None = None,
+        label: str = "",
+        rule: str = "",
+        hint: str = "",
+        source: SourceText | None = None,
+    ) -> Self:
+        """The error of one mistake: see `Diagnostic`."""
+        one = Diagnostic(code=code, headline=headline, span=span, label=label, rule=rule, hint=hint)
+        return cls(diagnostics=(one,), source=source)
 
     def __str__(self) -> str:
         kind = type(self).__name__

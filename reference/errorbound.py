@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from einsumcascade.errors import Diagnostic, InputError
+from einsumcascade.errors import InputError
 from einsumcascade.language.ir import Cascade
 from einsumcascade.reference.interpret import as_array, run
 
@@ -118,14 +118,10 @@ def judge(actual: ArrayLike, expected: ArrayLike, plain: ArrayLike, cond: Condit
     """
     a, e, p = (as_array(name, value) for name, value in (("actual", actual), ("expected", expected), ("plain", plain)))
     if not a.shape == e.shape == p.shape:
-        raise InputError(
-            diagnostics=(
-                Diagnostic(
-                    code="shape-mismatch",
-                    headline=f"the result has shape {a.shape}, the reference {e.shape}, the plain formula {p.shape}",
-                    rule="a result is judged element by element",
-                ),
-            )
+        raise InputError.of(
+            "shape-mismatch",
+            f"the result has shape {a.shape}, the reference {e.shape}, the plain formula {p.shape}",
+            rule="a result is judged element by element",
         )
     same = np.where(np.isfinite(e), np.isfinite(a), np.where(np.isnan(e), np.isnan(a), a == e))
     misplaced = int(same.size - np.count_nonzero(same))

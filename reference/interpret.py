@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from einsumcascade.errors import CascadeError, Diagnostic, InputError
+from einsumcascade.errors import CascadeError, InputError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.fiberwise import check_extents, slot_of, solve_form
 from einsumcascade.language.ir import (
@@ -111,14 +111,10 @@ def as_array(name: str, value: Any) -> Array:
         return array.astype(np.int64)
     if array.dtype.kind in "fb":
         return array.astype(np.float64)
-    raise InputError(
-        diagnostics=(
-            Diagnostic(
-                code="input-dtype",
-                headline=f"{name} has dtype {array.dtype}",
-                rule="an input holds floating-point numbers, integers or truth values",
-            ),
-        )
+    raise InputError.of(
+        "input-dtype",
+        f"{name} has dtype {array.dtype}",
+        rule="an input holds floating-point numbers, integers or truth values",
     )
 
 
@@ -158,16 +154,12 @@ class _Machine:
         for c in general:
             for r in reads(c):
                 if r.tensor not in self.tensors:
-                    raise CascadeError(
-                        diagnostics=(
-                            Diagnostic(
-                                code="read-before-write",
-                                span=c.span,
-                                headline=f"{r.tensor} is read by a constraint before it is written",
-                                label=f"restricts {e.tensor}, which comes before {r.tensor}",
-                                rule="a constraint restricts every Einsum that iterates all its ranks",
-                            ),
-                        ),
+                    raise CascadeError.of(
+                        "read-before-write",
+                        f"{r.tensor} is read by a constraint before it is written",
+                        span=c.span,
+                        label=f"restricts {e.tensor}, which comes before {r.tensor}",
+                        rule="a constraint restricts every Einsum that iterates all its ranks",
                         source=self.cascade.source,
                     )
         return (*general, *e.where)
@@ -230,16 +222,12 @@ class _Machine:
         try:
             x = e.expr.row.array(np, a, flat).reshape(b.shape)
         except np.linalg.LinAlgError:
-            raise CascadeError(
-                diagnostics=(
-                    Diagnostic(
-                        code="singular-solve",
-                        span=e.span,
-                        headline=f"{e.tensor} solves with a singular matrix",
-                        rule="solve(A, B) needs a matrix A with an inverse at every point of its other ranks",
-                        hint="add a ridge to its diagonal: select(i == j, ridge, 0)",
-                    ),
-                ),
+            raise CascadeError.of(
+                "singular-solve",
+                f"{e.tensor} solves with a singular matrix",
+                span=e.span,
+                rule="solve(A, B) needs a matrix A with an inverse at every point of its other ranks",
+                hint="add a ridge to its diagonal: select(i == j, ridge, 0)",
                 source=self.cascade.source,
             ) from None
         order = [(*batch, form.result, *columns).index(v) for v in free]

@@ -14,7 +14,7 @@ from typing import Final
 from einsumcascade.analysis.dependence import axes, dependencies
 from einsumcascade.analysis.operations import CLASSES, CONTRACTION, Operations, operations_of
 from einsumcascade.analysis.polynomial import ONE, ZERO, Count, number, volume
-from einsumcascade.errors import Diagnostic, InputError, nearest
+from einsumcascade.errors import InputError, nearest
 from einsumcascade.language.ir import (
     Apply,
     Cascade,
@@ -151,15 +151,8 @@ def dtype_bytes(dtype: str, *, known: tuple[str, ...] = tuple(DTYPE_BYTES)) -> i
     2
     """
     if dtype not in known:
-        raise InputError(
-            diagnostics=(
-                Diagnostic(
-                    code="unknown-dtype",
-                    headline=f"'{dtype}' is no dtype",
-                    rule="counts know floating dtypes",
-                    hint=nearest(dtype, known),
-                ),
-            )
+        raise InputError.of(
+            "unknown-dtype", f"'{dtype}' is no dtype", rule="counts know floating dtypes", hint=nearest(dtype, known)
         )
     return DTYPE_BYTES[dtype]
 

@@ -14,7 +14,7 @@ from einsumcascade.analysis.passes import unknown_rank
 from einsumcascade.analysis.polynomial import Count
 from einsumcascade.analysis.sizes import assumed_extents, long_ranks, never_more
 from einsumcascade.analysis.walks import Line, Step, Walk, lines
-from einsumcascade.errors import Diagnostic, InputError, nearest
+from einsumcascade.errors import InputError, nearest
 from einsumcascade.language.ir import Cascade, rank_of, variable_of
 
 MOST_LOOPS: Final = 5
@@ -179,15 +179,11 @@ def _check(cascade: Cascade, einsums: Sequence[str], loops: Sequence[str]) -> No
             raise unknown_rank(cascade, rank)
     for tensor in einsums:
         if tensor not in computed:
-            raise InputError(
-                diagnostics=(
-                    Diagnostic(
-                        code="unknown-tensor",
-                        headline=f"no Einsum of the cascade '{cascade.name}' computes {tensor}",
-                        rule="an Einsum is named by the tensor that it computes",
-                        hint=nearest(tensor, computed),
-                    ),
-                )
+            raise InputError.of(
+                "unknown-tensor",
+                f"no Einsum of the cascade '{cascade.name}' computes {tensor}",
+                rule="an Einsum is named by the tensor that it computes",
+                hint=nearest(tensor, computed),
             )
 
 

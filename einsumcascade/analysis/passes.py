@@ -9,7 +9,7 @@ from einsumcascade.analysis.dependence import dependencies, known_rank, partitio
 from einsumcascade.analysis.places import Ground
 from einsumcascade.analysis.sweep import Barrier, Sweep, sweep
 from einsumcascade.analysis.unroll import Unrolled, tensor_of
-from einsumcascade.errors import Diagnostic, UnknownRankError, nearest
+from einsumcascade.errors import UnknownRankError, nearest
 from einsumcascade.language.ir import Cascade, Iter, rank_of, walk
 
 
@@ -226,15 +226,11 @@ def unknown_rank(cascade: Cascade, rank: str) -> UnknownRankError:
     known = tuple(rank_of(v) for v in rank_variables(cascade))
     hint = nearest(rank, known)
     listed = "known: " + (", ".join(known) if known else "none")
-    return UnknownRankError(
-        diagnostics=(
-            Diagnostic(
-                code="unknown-rank",
-                headline=f"the cascade '{cascade.name}' has no rank '{rank}'",
-                rule="ranks are named in upper case; " + listed,
-                hint="" if hint == listed else hint,
-            ),
-        )
+    return UnknownRankError.of(
+        "unknown-rank",
+        f"the cascade '{cascade.name}' has no rank '{rank}'",
+        rule="ranks are named in upper case; " + listed,
+        hint="" if hint == listed else hint,
     )
 
 

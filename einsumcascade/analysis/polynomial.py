@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
-from einsumcascade.errors import Diagnostic, InputError
+from einsumcascade.errors import InputError
 from einsumcascade.language.ir import rank_of
 
 
@@ -60,15 +60,11 @@ class Count:
         missing = [x for x in self.extents if x not in extents]
         if missing:
             headline = f"the count {self} has no value: {', '.join(missing)} unknown"
-            raise InputError(
-                diagnostics=(
-                    Diagnostic(
-                        code="missing-extent",
-                        headline=headline,
-                        rule="a count has a value where every extent in it has one",
-                        hint=f"give {missing[0]} a number",
-                    ),
-                )
+            raise InputError.of(
+                "missing-extent",
+                headline,
+                rule="a count has a value where every extent in it has one",
+                hint=f"give {missing[0]} a number",
             )
         total = sum(n * math.prod(extents[x] for x in names) for names, n in self.terms)
         assert total == int(total), f"{self} at {dict(extents)}"

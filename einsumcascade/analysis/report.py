@@ -18,7 +18,7 @@ from einsumcascade.analysis.sizes import assumed_extents
 from einsumcascade.analysis.sweep import Barrier
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.analysis.taxonomy import Taxonomy, classify
-from einsumcascade.errors import Diagnostic, InputError
+from einsumcascade.errors import InputError
 from einsumcascade.language.ir import Cascade, rank_of
 
 _TITLES = {"multiply_add": "multiply-add", "exp": "exp", "divide": "divide", "max": "max", "other": "other"}
@@ -204,14 +204,8 @@ def analyse(
         if known_rank(cascade, rank) is None:
             raise unknown_rank(cascade, rank)
         if not isinstance(n, int) or isinstance(n, bool) or n < 0:
-            raise InputError(
-                diagnostics=(
-                    Diagnostic(
-                        code="extent-value",
-                        headline=f"the extent of {rank} is {n!r}",
-                        rule="an extent is a whole number, 0 or more",
-                    ),
-                )
+            raise InputError.of(
+                "extent-value", f"the extent of {rank} is {n!r}", rule="an extent is a whole number, 0 or more"
             )
     ranks = [rank_of(v) for v in whole_ranks(cascade)]
     by_rank = {r: count_passes(cascade, rank=r) for r in ranks}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from einsumcascade.errors import Diagnostic, TargetError, nearest
+from einsumcascade.errors import TargetError, nearest
 
 Backend = Literal["cuda", "hip"]
 
@@ -247,13 +247,9 @@ def gpu_target(name: str) -> GpuTarget:
         if target.name == name:
             return target
     known = tuple(target.name for target in TARGETS)
-    raise TargetError(
-        (
-            Diagnostic(
-                code="unknown-target",
-                headline=f"there is no target '{name}', only {', '.join(known)}",
-                rule="a target is named by the backend of Triton and the architecture, as in cuda:90",
-                hint=nearest(name, known),
-            ),
-        )
+    raise TargetError.of(
+        "unknown-target",
+        f"there is no target '{name}', only {', '.join(known)}",
+        rule="a target is named by the backend of Triton and the architecture, as in cuda:90",
+        hint=nearest(name, known),
     )

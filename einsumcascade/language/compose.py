@@ -69,15 +69,11 @@ class Mask:
         return Mask(op="not", parts=(self,))
 
     def __bool__(self) -> NoReturn:
-        raise InputError(
-            diagnostics=(
-                Diagnostic(
-                    code="mask-truth",
-                    headline=f"the mask '{self}' is neither true nor false",
-                    rule="a mask holds for some points and not for others; Python's and, or, not need one answer",
-                    hint="masks are joined by &, | and ~",
-                ),
-            )
+        raise InputError.of(
+            "mask-truth",
+            f"the mask '{self}' is neither true nor false",
+            rule="a mask holds for some points and not for others; Python's and, or, not need one answer",
+            hint="masks are joined by &, | and ~",
         )
 
     def __str__(self) -> str:
@@ -348,6 +344,4 @@ def _refuse(
     code: str, headline: str, source: SourceText | None, place: Expr | None, *, rule: str, hint: str
 ) -> NoReturn:
     span = place.span if place is not None else None
-    raise CascadeError(
-        diagnostics=(Diagnostic(code=code, headline=headline, span=span, rule=rule, hint=hint),), source=source
-    )
+    raise CascadeError.of(code, headline, span=span, rule=rule, hint=hint, source=source)

@@ -112,16 +112,7 @@ class Binding:
 
 
 def _no_value(expr: Expr, headline: str) -> InputError:
-    return InputError(
-        diagnostics=(
-            Diagnostic(
-                code="no-value",
-                headline=headline,
-                span=None,
-                rule="a number is made of literals, constants and extents (upper case)",
-            ),
-        )
-    )
+    return InputError.of("no-value", headline, rule="a number is made of literals, constants and extents (upper case)")
 
 
 @dataclass(slots=True)

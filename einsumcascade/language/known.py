@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NoReturn
 
-from einsumcascade.errors import Diagnostic, InputError
+from einsumcascade.errors import InputError
 from einsumcascade.language.ir import Cascade, Einsum, reads
 from einsumcascade.language.parser import parse
 
@@ -47,13 +47,9 @@ def known_value(cascade: Cascade, text: str) -> tuple[str, Cascade]:
 
 
 def _refuse(headline: str) -> NoReturn:
-    raise InputError(
-        diagnostics=(
-            Diagnostic(
-                code="option-saved",
-                headline=headline,
-                rule="a saved value is an input, and what it is, as an Einsum over other tensors of the cascade",
-                hint="for instance O[p,f] = A[p,m] * V[m,f] :: sum(m)",
-            ),
-        )
+    raise InputError.of(
+        "option-saved",
+        headline,
+        rule="a saved value is an input, and what it is, as an Einsum over other tensors of the cascade",
+        hint="for instance O[p,f] = A[p,m] * V[m,f] :: sum(m)",
     )

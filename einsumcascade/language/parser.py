@@ -77,15 +77,11 @@ def parse(text: str, *, name: str = "<text>") -> Cascade:
         problems += [d for d in late if d.code in ("unknown-operator", "not-associative", "operand-count")]
         raise CascadeError(diagnostics=tuple(_ordered(problems)), source=source)
     if not trees:
-        raise CascadeError(
-            diagnostics=(
-                Diagnostic(
-                    code="empty-text",
-                    headline="the text holds no statement",
-                    rule="a cascade has inputs, Einsums and outputs",
-                    hint="in X[p, m]; S[p] = X[p, m] :: max(m); out S, one a line",
-                ),
-            ),
+        raise CascadeError.of(
+            "empty-text",
+            "the text holds no statement",
+            rule="a cascade has inputs, Einsums and outputs",
+            hint="in X[p, m]; S[p] = X[p, m] :: max(m); out S, one a line",
             source=source,
         )
     cascade, problems = _Builder(trees, "cascade" if name.startswith("<") else Path(name).stem or "cascade").build()

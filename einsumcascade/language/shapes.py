@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import product
 
-from einsumcascade.errors import Diagnostic, InputError
+from einsumcascade.errors import InputError
 from einsumcascade.language.extents import Binding
 from einsumcascade.language.ir import (
     Apply,
@@ -65,16 +65,12 @@ def _axis(
     for s, i in zip(by, indices, strict=True):
         span = index_range(i, binding)
         if span is None:
-            raise InputError(
-                diagnostics=(
-                    Diagnostic(
-                        code="missing-extent",
-                        headline=f"axis {axis} of {tensor} has no extent",
-                        span=s.span,
-                        label=f"written at {i}",
-                        rule="an index that data decide needs a read of that axis by a rank variable",
-                    ),
-                ),
+            raise InputError.of(
+                "missing-extent",
+                f"axis {axis} of {tensor} has no extent",
+                span=s.span,
+                label=f"written at {i}",
+                rule="an index that data decide needs a read of that axis by a rank variable",
                 source=cascade.source,
             )
         top = span[1]

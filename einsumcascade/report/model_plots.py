@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from einsumcascade.analysis.spatial.evaluation import Evaluation, Time, Utilisation, length_text
-from einsumcascade.errors import Diagnostic, InputError, ModelError
+from einsumcascade.errors import InputError, ModelError
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
@@ -30,15 +30,11 @@ def plot_evaluation(evaluation: Evaluation, folder: str | Path, *, suffix: str =
     try:
         import matplotlib
     except ImportError:
-        raise ModelError(
-            diagnostics=(
-                Diagnostic(
-                    code="no-matplotlib",
-                    headline="the figures cannot be drawn: matplotlib is not installed",
-                    rule="tables need nothing more, figures need matplotlib",
-                    hint="pip install 'einsumcascade[plots]'",
-                ),
-            )
+        raise ModelError.of(
+            "no-matplotlib",
+            "the figures cannot be drawn: matplotlib is not installed",
+            rule="tables need nothing more, figures need matplotlib",
+            hint="pip install 'einsumcascade[plots]'",
         ) from None
     written = []
     # One salt and no date, so that the same tables give the same files.
@@ -49,15 +45,11 @@ def plot_evaluation(evaluation: Evaluation, folder: str | Path, *, suffix: str =
                 path.parent.mkdir(parents=True, exist_ok=True)
                 figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None, dpi=150)
             except OSError as error:
-                raise InputError(
-                    diagnostics=(
-                        Diagnostic(
-                            code="output-file",
-                            headline=f"'{path}' cannot be written: {error.strerror or error}",
-                            rule="figures go into a folder that may be written to",
-                            hint="choose another folder",
-                        ),
-                    )
+                raise InputError.of(
+                    "output-file",
+                    f"'{path}' cannot be written: {error.strerror or error}",
+                    rule="figures go into a folder that may be written to",
+                    hint="choose another folder",
                 ) from None
             written.append(path)
     return written

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from einsumcascade.errors import Diagnostic, LoweringError, SourceText
+from einsumcascade.errors import LoweringError, SourceText
 from einsumcascade.language.ir import (
     Apply,
     Cascade,
@@ -356,15 +356,11 @@ class _Opener:
 
 def undifferentiated(where: Statement | Expr, what: str, source: SourceText | None) -> LoweringError:
     """The error of what has no gradient yet."""
-    return LoweringError(
-        diagnostics=(
-            Diagnostic(
-                code="not-differentiated-yet",
-                headline=f"{what} has no gradient yet",
-                span=where.span,
-                rule="reference, analysis and the kernel itself work all the same",
-            ),
-        ),
+    return LoweringError.of(
+        "not-differentiated-yet",
+        f"{what} has no gradient yet",
+        span=where.span,
+        rule="reference, analysis and the kernel itself work all the same",
         source=source,
     )
 

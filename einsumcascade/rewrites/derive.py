@@ -253,15 +253,11 @@ def _wanted(cascade: Cascade, rank: str | None) -> dict[str, PassCount]:
         return {v: count for v, count in counts.items() if count.levels > 1}
     if not rank or variable_of(rank) not in reduced:
         names = tuple(map(rank_of, reduced))
-        raise UnknownRankError(
-            diagnostics=(
-                Diagnostic(
-                    code="unknown-rank",
-                    headline=f"no Einsum reduces a rank '{rank}'",
-                    rule="a derivation streams a rank that is reduced",
-                    hint=nearest(rank, names),
-                ),
-            )
+        raise UnknownRankError.of(
+            "unknown-rank",
+            f"no Einsum reduces a rank '{rank}'",
+            rule="a derivation streams a rank that is reduced",
+            hint=nearest(rank, names),
         )
     return {variable_of(rank): count_passes(cascade, rank=rank)}
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from einsumcascade.errors import Diagnostic, InputError, nearest
+from einsumcascade.errors import InputError, nearest
 from einsumcascade.language.ir import (
     Cascade,
     Definition,
@@ -155,15 +155,11 @@ def _wanted(cascade: Cascade, wrt: tuple[str, ...] | None) -> tuple[str, ...]:
     known = differentiable(cascade)
     for name in wrt or ():
         if name not in known:
-            raise InputError(
-                diagnostics=(
-                    Diagnostic(
-                        code="no-gradient",
-                        headline=f"no gradient reaches '{name}'",
-                        rule="a gradient goes to inputs whose values reach an output; indices and conditions pass none",
-                        hint=nearest(name, known),
-                    ),
-                )
+            raise InputError.of(
+                "no-gradient",
+                f"no gradient reaches '{name}'",
+                rule="a gradient goes to inputs whose values reach an output; indices and conditions pass none",
+                hint=nearest(name, known),
             )
     return known if wrt is None else wrt
 

@@ -384,14 +384,10 @@ def plain(c: Expr) -> str:
 
 
 def not_lowered(s: Einsum, what: str) -> LoweringError:
-    return LoweringError(
-        diagnostics=(
-            Diagnostic(
-                code="not-lowered-yet",
-                headline=f"{what} has no lowering yet",
-                span=s.span,
-                rule="reference, analysis and derivation work all the same",
-                hint=f"the Einsum is {s}",
-            ),
-        )
+    return LoweringError.of(
+        "not-lowered-yet",
+        f"{what} has no lowering yet",
+        span=s.span,
+        rule="reference, analysis and derivation work all the same",
+        hint=f"the Einsum is {s}",
     )

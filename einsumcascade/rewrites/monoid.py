@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from einsumcascade.errors import Diagnostic, LoweringError, UnknownRankError, nearest
+from einsumcascade.errors import LoweringError, UnknownRankError, nearest
 from einsumcascade.language.ir import (
     Cascade,
     Einsum,
@@ -138,31 +138,23 @@ def running_state(cascade: Cascade, *, rank: str) -> RunningState:
     simple = simplify(cascade)
     reduced = tuple(dict.fromkeys(rank_of(v) for e in simple.cascade.einsums for v in e.ranks))
     if rank not in reduced:
-        raise UnknownRankError(
-            diagnostics=(
-                Diagnostic(
-                    code="unknown-rank",
-                    headline=f"no Einsum reduces a rank '{rank}'",
-                    rule="a running state belongs to a rank that is reduced",
-                    hint=nearest(rank, reduced),
-                ),
-            )
+        raise UnknownRankError.of(
+            "unknown-rank",
+            f"no Einsum reduces a rank '{rank}'",
+            rule="a running state belongs to a rank that is reduced",
+            hint=nearest(rank, reduced),
         )
     found = Iterations(simple.cascade, (variable,), 1)
     found.prepare()
     if found.loops > 1:
         late = next(s for s in found.states.values() if s.loop > 0)
         why = next((s.proof[-1] for s in found.steps if s.rule == "not streamed"), "it waits for another")
-        raise LoweringError(
-            diagnostics=(
-                Diagnostic(
-                    code="not-streamed",
-                    headline=f"{late.einsum.tensor} has no running state over {rank}",
-                    span=late.einsum.span,
-                    rule=why,
-                    hint="compile it all the same: it takes one more pass over the rank",
-                ),
-            ),
+        raise LoweringError.of(
+            "not-streamed",
+            f"{late.einsum.tensor} has no running state over {rank}",
+            span=late.einsum.span,
+            rule=why,
+            hint="compile it all the same: it takes one more pass over the rank",
             source=cascade.source,
         )
     return RunningState(

@@ -13,7 +13,7 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from einsumcascade.errors import CascadeError, Diagnostic, InputError
+from einsumcascade.errors import CascadeError, InputError
 from einsumcascade.language.check import extents_known
 from einsumcascade.language.ir import (
     Apply,
@@ -48,15 +48,11 @@ class Verdict:
 
 
 def wrong(headline: str, hint: str = "") -> InputError:
-    return InputError(
-        diagnostics=(
-            Diagnostic(
-                code="certificate",
-                headline=headline,
-                rule="a certificate is the JSON that `einsumcascade derive SPEC --json` prints",
-                hint=hint,
-            ),
-        )
+    return InputError.of(
+        "certificate",
+        headline,
+        rule="a certificate is the JSON that `einsumcascade derive SPEC --json` prints",
+        hint=hint,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from einsumcascade.codegen.dtypes import selectors
 from einsumcascade.codegen.programs import feature_ranks, with_constants, with_extents
-from einsumcascade.errors import Diagnostic, InputError, nearest
+from einsumcascade.errors import InputError, nearest
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, rank_of, reads, subexpressions
 from einsumcascade.schedules.parts import parts_of
@@ -124,15 +124,11 @@ def verify(
     cascade = with_extents(with_constants(cascade, dict(constants or {})), extents or {})
     for d in dtypes:
         if d not in DTYPES:
-            raise InputError(
-                diagnostics=(
-                    Diagnostic(
-                        code="wrong-dtype",
-                        headline=f"there is no dtype '{d}' to verify",
-                        rule="dtypes are " + ", ".join(DTYPES),
-                        hint=nearest(d, DTYPES),
-                    ),
-                )
+            raise InputError.of(
+                "wrong-dtype",
+                f"there is no dtype '{d}' to verify",
+                rule="dtypes are " + ", ".join(DTYPES),
+                hint=nearest(d, DTYPES),
             )
     binding = bind(cascade, extents=filled_extents(cascade, extents or {}))
     gpu = torch.cuda.is_available()

@@ -15,7 +15,7 @@ from einsumcascade.analysis.spatial.files import Table
 from einsumcascade.analysis.spatial.mapping import FIT, Kernel, Plan, SpatialMapping, load_mapping
 from einsumcascade.analysis.spatial.target import Array, SpatialTarget, load_target
 from einsumcascade.analysis.spatial.traffic import Tiling, dram_elements
-from einsumcascade.errors import Diagnostic, InputError, nearest
+from einsumcascade.errors import InputError, nearest
 from einsumcascade.language.ir import Einsum, rank_of
 
 
@@ -249,7 +249,7 @@ def _check_extents(extents: Mapping[str, int]) -> None:
 
 
 def _refuse(code: str, headline: str, *, rule: str, hint: str = "") -> None:
-    raise InputError(diagnostics=(Diagnostic(code=code, headline=headline, rule=rule, hint=hint),))
+    raise InputError.of(code, headline, rule=rule, hint=hint)
 
 
 def _product(table: Table, key: str, text: str, extents: Mapping[str, int], target: SpatialTarget) -> int:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from einsumcascade.errors import Diagnostic, ModelError, SourceText, Span, nearest
+from einsumcascade.errors import ModelError, SourceText, Span, nearest
 
 _DATA = Path(__file__).parent / "data"
 _HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\-\s]+?)\s*\]\]?\s*(?:#.*)?$")
@@ -98,16 +98,12 @@ class Table:
             value: the text at fault in the value of the key; the caret stands under it where it is found.
         """
         path = self.path if key is None else (*self.path, key)
-        raise ModelError(
-            diagnostics=(
-                Diagnostic(
-                    code="mapping",
-                    headline=f"{self.source.name}: {headline}",
-                    span=_locate(self.source.text, path, value),
-                    rule=rule,
-                    hint=hint,
-                ),
-            ),
+        raise ModelError.of(
+            "mapping",
+            f"{self.source.name}: {headline}",
+            span=_locate(self.source.text, path, value),
+            rule=rule,
+            hint=hint,
             source=self.source,
         )
 
@@ -158,12 +154,7 @@ def read(kind: str, name: str | Path, *, beside: Path | None = None) -> Table:
 
 def _fail(source: SourceText, headline: str, *, span: Span | None = None, hint: str = "") -> NoReturn:
     rule = "a file of the spatial model is TOML; a name without .toml is one that comes with the package"
-    raise ModelError(
-        diagnostics=(
-            Diagnostic(code="mapping", headline=f"{source.name}: {headline}", span=span, rule=rule, hint=hint),
-        ),
-        source=source,
-    )
+    raise ModelError.of("mapping", f"{source.name}: {headline}", span=span, rule=rule, hint=hint, source=source)
 
 
 def _inside(path: tuple[str | int, ...]) -> str:
