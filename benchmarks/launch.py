@@ -20,6 +20,7 @@ from torch import Tensor
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.benchmarks.table import Table
 from einsumcascade.codegen import runner as runners
+from einsumcascade.codegen.compiling import PretendedDriver
 from einsumcascade.codegen.dtypes import value_dtype
 from einsumcascade.codegen.launch import build
 from einsumcascade.codegen.op import compile as compile_cascade
@@ -60,22 +61,11 @@ class _Utils:
         return {"max_shared_mem": target.shared_memory_bytes, "multiprocessor_count": target.multiprocessors}
 
 
-class StubDriver:
+class StubDriver(PretendedDriver):
     """A driver of Triton that drives nothing."""
 
     launcher_cls = _Launcher
     utils = _Utils
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", gpu_target(TARGET).arch, 32)
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
@@ -102,7 +92,7 @@ def stubbed() -> Iterator[None]:
         return runner.launched(built, inputs, binding, dtype)
 
     before = driver._active
-    driver.set_active(StubDriver())
+    driver.set_active(StubDriver(gpu_target(TARGET)))
     try:
         with (
             patch.object(runners.Runner, "_prepared", prepared),

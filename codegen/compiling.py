@@ -94,7 +94,7 @@ def _compiled(launch: Launch, target: GpuTarget) -> dict[str, Any]:
     from einsumcascade.codegen.build import CompiledKernel, load_module
     from einsumcascade.codegen.inspect import inspect_kernel
 
-    triton.runtime.driver.set_active(_Pretended(target))
+    triton.runtime.driver.set_active(PretendedDriver(target))
     function = getattr(load_module(launch.source), launch.kernel)
     begun = time.monotonic()
     compiled = function.warmup(
@@ -137,7 +137,7 @@ class _Tensor:
         return 0
 
 
-class _Pretended:
+class PretendedDriver:
     """A driver of a GPU that need not be there: enough of one for a launch that ends before it begins."""
 
     def __init__(self, target: GpuTarget) -> None:

@@ -100,7 +100,11 @@ def each(rows: Sequence[str]) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """`A`, `A and B`, `A, B and C`."""
+    """Join words as a sentence does.
+
+    >>> listed(["X", "Y", "Z"])
+    'X, Y and Z'
+    """
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 

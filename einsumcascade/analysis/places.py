@@ -21,6 +21,7 @@ from einsumcascade.analysis.dependence import (
     reads_of,
     split_index,
 )
+from einsumcascade.language.culling import conjuncts
 from einsumcascade.language.fiberwise import solve_form
 from einsumcascade.language.ir import (
     Apply,
@@ -134,7 +135,7 @@ class Ground:
             carries=self.part.has_all(s.free),
             recurs=s.tensor in circle and isinstance(s, Einsum),
             reads=needed,
-            conditions=tuple(c for h in held for c in _conjuncts(h)),
+            conditions=tuple(c for h in held for c in conjuncts(h)),
             blocks=blocks,
             begins=isinstance(s, Init),
         )
@@ -295,15 +296,6 @@ def _placed(body: tuple[Statement, ...], blocks: tuple[str, ...]) -> Iterator[tu
             yield from _placed(s.body, (*blocks, s.var))
         else:
             yield s, blocks
-
-
-def _conjuncts(c: Expr) -> Iterator[Expr]:
-    match c:
-        case Apply(op="and", args=(x, y)):
-            yield from _conjuncts(x)
-            yield from _conjuncts(y)
-        case _:
-            yield c
 
 
 def _needs(

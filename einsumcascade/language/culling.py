@@ -98,7 +98,7 @@ class _Judge:
                 return True
             case _:
                 pass
-        parts = [p for f in facts for p in _conjuncts(f)]
+        parts = [p for f in facts for p in conjuncts(f)]
         if wanted in parts:
             return True
         goal = self.at_least_zero(wanted)
@@ -155,11 +155,12 @@ class _Judge:
                 return {(str(e),): Fraction(1)}
 
 
-def _conjuncts(c: Expr) -> Iterator[Expr]:
+def conjuncts(c: Expr) -> Iterator[Expr]:
+    """The conditions that `and` joins, one by one."""
     match c:
         case Apply(op="and", args=(x, y)):
-            yield from _conjuncts(x)
-            yield from _conjuncts(y)
+            yield from conjuncts(x)
+            yield from conjuncts(y)
         case _:
             yield c
 

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from einsumcascade.analysis.counts import CLASSES
 from einsumcascade.analysis.dependence import partitions, rank_variables
+from einsumcascade.analysis.page import listed
 from einsumcascade.analysis.polynomial import Count
 from einsumcascade.analysis.roofline import pipe_work
 from einsumcascade.analysis.taxonomy import Softmax
@@ -277,12 +278,3 @@ def plural(count: int, one: str, many: str = "") -> str:
     ('1 pass', '2 loops')
     """
     return f"{count} {one if count == 1 else many or one + 's'}"
-
-
-def listed(words: list[str]) -> str:
-    """Join words as a sentence does.
-
-    >>> listed(["X", "Y", "Z"])
-    'X, Y and Z'
-    """
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

@@ -74,11 +74,6 @@ def numbers_of(cascade: Cascade, extents: Mapping[str, int]) -> dict[str, int]:
     return numbers
 
 
-def rank_names(cascade: Cascade) -> tuple[str, ...]:
-    """The variables of all ranks."""
-    return tuple(dict.fromkeys((*(v for i in cascade.inputs for v in i.indices), *(r.name for r in cascade.ranks))))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """One point of a statement.

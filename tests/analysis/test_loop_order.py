@@ -16,9 +16,10 @@ from einsumcascade.errors import InputError, UnknownRankError
 from einsumcascade.gallery import load
 from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import parse
-from tests.analysis.nest_oracle import Expansion, numbers_of, rank_names
+from tests.analysis.nest_oracle import Expansion, numbers_of
 from tests.analysis.random_cascades import random_cascade
 from tests.analysis.random_nests import EXTENTS, random_nest
+from tests.analysis.tiny_extents import rank_names
 
 
 def nest_of(cascade: Cascade, order: tuple[str, ...]) -> Nest | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from hypothesis import given
@@ -11,12 +11,12 @@ from einsumcascade.codegen.kernel_ir import Dot, Load, Loop, Map, Reduce, Stmt, 
 from einsumcascade.codegen.place import lower
 from einsumcascade.errors import LoweringError
 from einsumcascade.language.extents import bind
-from einsumcascade.language.ir import rank_of
+from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.language.parser import parse
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.rewrites.loop_form import loop_form
 from einsumcascade.schedules.partition import partition
-from einsumcascade.schedules.program import bounded_variables
+from einsumcascade.schedules.program import Kernel, bounded_variables
 from einsumcascade.schedules.roles import padded
 from tests.strategies import Case, cases, examples, tile_schedule
 
@@ -33,13 +33,19 @@ out O
 SIZES = {"P": 64, "M": 96, "E": 16, "F": 16}
 
 
-def kernels(text: str, extents: dict[str, int] | None = None, tiles: tuple[int, ...] = (16, 16)) -> list[TileKernel]:
-    cascade = simplify(parse(text, name="t.cascade")).cascade
-    given_extents = {rank_of(v): (extents or SIZES)[rank_of(v)] for i in cascade.inputs for v in i.indices}
-    binding = bind(cascade, extents=given_extents)
-    program = partition(cascade, bounded=bounded_variables(cascade, binding.extents))
+def lowered(cascade: Cascade, extents: Mapping[str, int], tiles: tuple[int, ...]) -> list[tuple[Kernel, TileKernel]]:
+    """The kernels of a cascade, each as a cascade and as a tree."""
+    simple = simplify(cascade).cascade
+    binding = bind(simple, extents=extents)
+    program = partition(simple, bounded=bounded_variables(simple, binding.extents))
     schedule = tile_schedule(program, tiles)
-    return [lower(k, program, schedule.kernels[k.name], binding) for k in program.kernels]
+    return [(k, lower(k, program, schedule.kernels[k.name], binding)) for k in program.kernels]
+
+
+def kernels(text: str, extents: dict[str, int] | None = None, tiles: tuple[int, ...] = (16, 16)) -> list[TileKernel]:
+    cascade = parse(text, name="t.cascade")
+    given_extents = {rank_of(v): (extents or SIZES)[rank_of(v)] for i in cascade.inputs for v in i.indices}
+    return [made for _, made in lowered(cascade, given_extents, tiles)]
 
 
 def softmax(weight: str = "SN[p,m] / SD[p]", constraint: str = "") -> TileKernel:
@@ -143,12 +149,7 @@ def test_a_nested_iteration_is_refused() -> None:
 @examples(60)
 @given(cases())
 def test_a_kernel_has_as_many_loops_as_its_loop_form(case: Case) -> None:
-    cascade = simplify(case.cascade).cascade
-    binding = bind(cascade, extents=case.extents)
-    program = partition(cascade, bounded=bounded_variables(cascade, binding.extents))
-    schedule = tile_schedule(program, case.tiles)
-    for k in program.kernels:
-        made = lower(k, program, schedule.kernels[k.name], binding)
+    for k, made in lowered(case.cascade, case.extents, case.tiles):
         wanted = loop_form(k.cascade, over=k.loops, tile=16).loops if k.loops else 0
         assert len(loops(made)) == wanted
 
@@ -156,12 +157,7 @@ def test_a_kernel_has_as_many_loops_as_its_loop_form(case: Case) -> None:
 @examples(60)
 @given(cases())
 def test_every_value_is_made_before_it_is_read_and_every_output_is_stored_once(case: Case) -> None:
-    cascade = simplify(case.cascade).cascade
-    binding = bind(cascade, extents=case.extents)
-    program = partition(cascade, bounded=bounded_variables(cascade, binding.extents))
-    schedule = tile_schedule(program, case.tiles)
-    for k in program.kernels:
-        made = lower(k, program, schedule.kernels[k.name], binding)
+    for _, made in lowered(case.cascade, case.extents, case.tiles):
         defined: set[str] = set()
 
         def go(body: tuple[Stmt, ...], defined: set[str]) -> None:

@@ -36,14 +36,7 @@ from einsumcascade.verify.verify import random_inputs
 from tests.verify.interpreting import NAME, SMALL, interpreted, spoiled
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own for each test, on a machine without a GPU."""
-    monkeypatch.setenv("EINSUMCASCADE_CACHE", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return tmp_path / "tuned"
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def test_each_bad_candidate_loses_itself_and_the_good_ones_are_timed() -> None:

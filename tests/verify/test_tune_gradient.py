@@ -30,14 +30,7 @@ from tests.verify.interpreting import NAME, SMALL, interpreted, spoiled
 
 CANDIDATES = 6
 WRT = ("Q", "K", "V")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own for each test, on a machine without a GPU."""
-    monkeypatch.setenv("EINSUMCASCADE_CACHE", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return tmp_path / "tuned"
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def fault(n: int, schedule: Schedule) -> str:
