@@ -92,7 +92,7 @@ def define(
     schema: str,
     real: Callable[..., Any],
     fake: Callable[..., Any],
-    batched: Callable[..., Any] | None = None,
+    batched: Callable[..., Any],
 ) -> Any:
     """Define an operator once, whole or not at all; it is named by the digest of the cascade and the choices."""
     name = _name(cascade, choices)
@@ -101,8 +101,7 @@ def define(
         if name not in _OPS:
             op = torch.library.custom_op(f"{NAMESPACE}::{name}", real, mutates_args=(), schema=schema)
             op.register_fake(fake)
-            if batched is not None:
-                op.register_vmap(batched)
+            op.register_vmap(batched)
             _OPS[name] = op
         return _OPS[name]
 

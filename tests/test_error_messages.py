@@ -340,7 +340,7 @@ def _takes_a_code_first(node: ast.AST) -> Iterator[str]:
         case _:
             return
     for function in functions:
-        if [a.arg for a in function.args.args if a.arg != "self"][:1] == ["code"] and name != "__init__":
+        if [a.arg for a in function.args.args if a.arg not in ("self", "cls")][:1] == ["code"] and name != "__init__":
             yield name
 
 
