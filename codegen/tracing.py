@@ -127,7 +127,7 @@ class Tracer(TorchFunctionMode):
             raise refusal(
                 "trace-dtype", f"the tensor holds {tensor.dtype}", rule="a cascade computes on real and whole numbers"
             )
-        name = self._name(tensor, index)
+        name = self._name(tensor)
         element = Read(tensor=name, indices=tuple(p.expr for p in proxies))
         if tensor.dtype == torch.bool:
             from einsumcascade.language.ir import apply
@@ -174,7 +174,7 @@ class Tracer(TorchFunctionMode):
             at += 1
         return tensor, tuple(proxies)
 
-    def _name(self, tensor: torch.Tensor, index: tuple[object, ...]) -> str:
+    def _name(self, tensor: torch.Tensor) -> str:
         """The name of a capture while tracing: one tensor has one, whatever indexes it."""
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
         if key not in self._known:

@@ -173,7 +173,7 @@ class _Machine:
         free = tuple(v for v in e.free if v not in self.now)
         ranks = tuple(v for v in e.ranks if v not in self.now)
         if e.is_fiberwise and e.reduce != "topk":
-            self.solve(e, conditions, free, ranks)
+            self.solve(e, conditions, free)
             return
         if self.contract and e.reduce == "sum" and ranks:
             whole = Grid(self, {v: range(self.binding.extent(v)) for v in free + ranks})
@@ -199,7 +199,7 @@ class _Machine:
                 axes = tuple(range(len(free), len(free) + len(ranks)))
                 self.store(e, outer, _reduce(e.reduction, value, live, grid.shape, axes), True)
 
-    def solve(self, e: Einsum, conditions: tuple[Expr, ...], free: tuple[str, ...], ranks: tuple[str, ...]) -> None:
+    def solve(self, e: Einsum, conditions: tuple[Expr, ...], free: tuple[str, ...]) -> None:
         """Solve a linear system for each point of the ranks that its matrix has besides row and column."""
         form = solve_form(e)
         assert form is not None and isinstance(e.expr, Apply)

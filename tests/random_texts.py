@@ -113,7 +113,7 @@ def random_text(rng: random.Random) -> str:
                     else t.constants
                 )
     kind = pick(TWO_LOOPS) if rng.random() < 0.2 else pick(ONE_LOOP)
-    _weights(t, pick, kind, q, keys_batch, over)
+    _weights(t, kind, q, keys_batch, over)
     _epilogue(t, pick, q)
     if rng.random() < 0.35:
         _second(t, pick, kind, q, keys_batch, over)
@@ -143,7 +143,7 @@ def _scores(t: _Text, pick: Any, q: str, k: str, over: str, has_p: bool) -> None
     t.body.append(f"S[{q},{over}] = " + shape.format(x=f"QK[{q},{over}]", h="h"))
 
 
-def _weights(t: _Text, pick: Any, kind: str, q: str, k: str, over: str) -> None:
+def _weights(t: _Text, kind: str, q: str, k: str, over: str) -> None:
     """The chained reductions, down to a tensor `O` over the values."""
     s, d = f"S[{q},{over}]", f"{q},{over}"
     t.need(f"V[{k}m,f]")

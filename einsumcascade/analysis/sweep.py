@@ -274,7 +274,7 @@ class _Run:
             new = _GIVEN
         else:
             new = self._passed_on(s, latest, waiting, stand)
-        self.state[s.writes] = self._covered(fact, uses, kind, stand, number, new)
+        self.state[s.writes] = self._covered(fact, uses, kind, number, new)
 
     def _going(self, fact: Fact, number: int) -> int:
         """The first traversal from `number` on that goes the way of a recurrence."""
@@ -368,7 +368,7 @@ class _Run:
             return axis == _BEGUN
         return self.ground.place(fact, use.read, axis, None) in (Place.FIRST, Place.LAST)
 
-    def _covered(self, fact: Fact, uses: list[_Use], kind: str, stand: str | None, number: int, new: _State) -> _State:
+    def _covered(self, fact: Fact, uses: list[_Use], kind: str, number: int, new: _State) -> _State:
         """Follow reads through variables of other ranks: with all their places read, a traversal has ended."""
         spread: dict[int, int] = {}
         seen: list[tuple[str | None, int]] = []

@@ -227,7 +227,7 @@ def with_score(
     Raises: CascadeError: `unknown-tensor`; `score-target`: more than one Einsum writes it, or not by plain ranks;
         `score-rank`: the expression has a rank variable that the tensor lacks; whatever `check` finds.
     """
-    writer = _writer(cascade, tensor, source)
+    writer = _writer(cascade, tensor)
     element = Read(tensor=tensor, indices=writer.indices)
 
     def bare(e: Expr) -> Expr | None:
@@ -280,7 +280,7 @@ def with_score(
     return changed
 
 
-def _writer(cascade: Cascade, tensor: str, source: SourceText | None) -> Einsum:
+def _writer(cascade: Cascade, tensor: str) -> Einsum:
     writers = [s for s in walk(cascade.body) if isinstance(s, Einsum | Init) and s.tensor == tensor]
     if not writers:
         known = [e.tensor for e in cascade.einsums]

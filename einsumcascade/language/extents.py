@@ -88,14 +88,14 @@ class Binding:
             case Apply():
                 return self._apply(expr)
             case _:
-                raise _no_value(expr, f"'{expr}' is not bound to a number")
+                raise _no_value(f"'{expr}' is not bound to a number")
 
     def _apply(self, expr: Apply) -> int | float:
         args = [self.value(a) for a in expr.args]
         try:
             result = expr.row.array(_SCALARS, *args)
         except _NoValueError:
-            raise _no_value(expr, f"'{expr}' divides {args[0]} by zero") from None
+            raise _no_value(f"'{expr}' divides {args[0]} by zero") from None
         except ZeroDivisionError:
             return math.copysign(math.inf, args[0])
         except OverflowError:
@@ -111,7 +111,7 @@ class Binding:
         return self.extents[rank_of(variable)]
 
 
-def _no_value(expr: Expr, headline: str) -> InputError:
+def _no_value(headline: str) -> InputError:
     return InputError.of("no-value", headline, rule="a number is made of literals, constants and extents (upper case)")
 
 

@@ -60,8 +60,6 @@ class Op:
     special: int = 0
     identity: float | None = None
     is_associative: bool = False
-    is_commutative: bool = False
-    is_idempotent: bool = False
     distributes_over: tuple[str, ...] = ()
     condition: bool = False
     low: float | None = None
@@ -113,7 +111,7 @@ FAR = 1 << 62
 _ROWS = (
     # arithmetic
     Op(name="add", arity=2, symbol="+", precedence=5, array=lambda xp, x, y: x + y, sympy=lambda sp, x, y: x + y,
-       triton="{0} + {1}", cost="add", identity=0.0, is_associative=True, is_commutative=True,
+       triton="{0} + {1}", cost="add", identity=0.0, is_associative=True,
        distributes_over=("max", "min"),
        gradient=("G", "G")),
     Op(name="sub", arity=2, symbol="-", precedence=5, array=_sub, sympy=lambda sp, x, y: x - y,
@@ -121,7 +119,7 @@ _ROWS = (
        ieee="{0} - {1}", cost="add",
        gradient=("G", "-G")),
     Op(name="mul", arity=2, symbol="*", precedence=6, array=lambda xp, x, y: x * y, sympy=lambda sp, x, y: x * y,
-       triton="{0} * {1}", cost="multiply", identity=1.0, is_associative=True, is_commutative=True,
+       triton="{0} * {1}", cost="multiply", identity=1.0, is_associative=True,
        distributes_over=("sum", "mean"),
        gradient=("G * Y", "G * X")),
     Op(name="div", arity=2, symbol="/", precedence=6, array=_div, sympy=lambda sp, x, y: x / y,
@@ -140,12 +138,10 @@ _ROWS = (
        triton="-{0}", cost="add",
        gradient=("-G",)),
     Op(name="max", arity=2, array=lambda xp, x, y: xp.maximum(x, y), sympy=lambda sp, x, y: sp.Max(x, y),
-       triton="tl.maximum({0}, {1})", cost="max", identity=-INF, is_associative=True, is_commutative=True,
-       is_idempotent=True,
+       triton="tl.maximum({0}, {1})", cost="max", identity=-INF, is_associative=True,
        gradient=("select(X > Y, G, select(X == Y, G / 2, 0))", "select(Y > X, G, select(X == Y, G / 2, 0))")),
     Op(name="min", arity=2, array=lambda xp, x, y: xp.minimum(x, y), sympy=lambda sp, x, y: sp.Min(x, y),
-       triton="tl.minimum({0}, {1})", cost="max", identity=INF, is_associative=True, is_commutative=True,
-       is_idempotent=True,
+       triton="tl.minimum({0}, {1})", cost="max", identity=INF, is_associative=True,
        gradient=("select(X < Y, G, select(X == Y, G / 2, 0))", "select(Y < X, G, select(X == Y, G / 2, 0))")),
     # plain IEEE forms, which lowerings use where the value rules cannot bite
     Op(name="ieee_sub", arity=2, array=lambda xp, x, y: x - y, sympy=lambda sp, x, y: x - y, triton="{0} - {1}",
@@ -170,9 +166,9 @@ _ROWS = (
     Op(name="ne", arity=2, symbol="!=", precedence=4, array=lambda xp, x, y: x != y, triton="{0} != {1}",
        condition=True),
     Op(name="and", arity=2, symbol="and", precedence=2, array=lambda xp, x, y: x & y, triton="{0} & {1}",
-       condition=True, identity=1.0, is_associative=True, is_commutative=True, is_idempotent=True),
+       condition=True, identity=1.0, is_associative=True),
     Op(name="or", arity=2, symbol="or", precedence=1, array=lambda xp, x, y: x | y, triton="{0} | {1}",
-       condition=True, identity=0.0, is_associative=True, is_commutative=True, is_idempotent=True),
+       condition=True, identity=0.0, is_associative=True),
     Op(name="not", arity=1, symbol="not", precedence=3, array=lambda xp, x: xp.logical_not(x), triton="~{0}",
        condition=True),
     Op(name="select", arity=3, array=lambda xp, c, x, y: xp.where(c, x, y), triton="tl.where({0}, {1}, {2})",

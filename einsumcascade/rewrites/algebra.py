@@ -342,6 +342,11 @@ def _differs_at_a_point(difference: Any) -> bool:
     return bool(value.is_number and value.is_finite and abs(value) > 1e-6)
 
 
+def without_axis(indices: tuple[Expr, ...], axis: int) -> tuple[Expr, ...]:
+    """Indices but for that of one axis."""
+    return (*indices[:axis], *indices[axis + 1 :])
+
+
 def carries(expr: Expr, var: str) -> bool:
     """Whether an expression depends on a rank variable."""
     return var in variables(expr)

@@ -61,7 +61,7 @@ def to_base_two(cascade: Cascade) -> Cascade:
     for block in [s for s in cascade.body if isinstance(s, Iter)]:
         for e in block.body:
             if isinstance(e, Einsum) and e.tensor in inits:
-                unit = _unit(e, block, cascade)
+                unit = _unit(e, cascade)
                 if unit is not None:
                     cascade = _in_unit(cascade, block.var, e.tensor, unit)
     return cascade
@@ -231,8 +231,8 @@ def _put(expr: Expr, scaled: dict[str, Einsum]) -> Expr:
 # --- the unit of a running maximum ----------------------------------------------------------------------------------
 
 
-def _unit(update: Einsum, block: Iter, cascade: Cascade) -> Expr | None:
-    """The positive factor with which every exponent of the block reads a running maximum, if it is one."""
+def _unit(update: Einsum, cascade: Cascade) -> Expr | None:
+    """The positive factor with which every exponent reads a running maximum, if it is one."""
     if not (
         isinstance(update.expr, Apply)
         and update.expr.op == "max"

@@ -37,7 +37,7 @@ from einsumcascade.language.ir import (
     reads,
     transform,
 )
-from einsumcascade.rewrites.algebra import equal, fresh
+from einsumcascade.rewrites.algebra import equal, fresh, without_axis
 from einsumcascade.rewrites.step import Step
 
 
@@ -176,7 +176,7 @@ class _Opener:
 
     def _axis(self, e: Einsum) -> int:
         axis = next((n for n, i in enumerate(e.indices) if i == self.after), -1)
-        if axis < 0 or not all(isinstance(i, Var) for i in _dropped(e.indices, axis)):
+        if axis < 0 or not all(isinstance(i, Var) for i in without_axis(e.indices, axis)):
             raise undifferentiated(
                 e, f"{e.tensor}, a state with its generations on no axis of their own,", self.cascade.source
             )
@@ -188,7 +188,7 @@ class _Opener:
 
     def _kept(self, name: str, tensor: str) -> Einsum:
         """The last generation of a state as a tensor."""
-        indices = _dropped(self.made[tensor].indices, self.axes[tensor])
+        indices = without_axis(self.made[tensor].indices, self.axes[tensor])
         return Einsum(tensor=name, indices=indices, expr=self._generation(tensor, self.end))
 
     def left(self, block: Block) -> Cascade:
@@ -213,7 +213,7 @@ class _Opener:
                 )
             name = block.tensor if isinstance(block, Root) else block.last[e.tensor]
             inputs[name] = block.kept[name]
-            return Read(tensor=name, indices=_dropped(indices, axis))
+            return Read(tensor=name, indices=without_axis(indices, axis))
 
         body: list[Statement] = []
         for s in self.cascade.body:
@@ -367,10 +367,6 @@ def undifferentiated(where: Statement | Expr, what: str, source: SourceText | No
 
 def _reads(einsums: Iterable[Einsum]) -> tuple[Read, ...]:
     return reads(*(x for e in einsums for x in (e.expr, *e.where)))
-
-
-def _dropped(indices: tuple[Expr, ...], axis: int) -> tuple[Expr, ...]:
-    return (*indices[:axis], *indices[axis + 1 :])
 
 
 def _put(indices: tuple[Expr, ...], axis: int, index: Expr) -> tuple[Expr, ...]:

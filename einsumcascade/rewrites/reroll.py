@@ -37,7 +37,18 @@ from einsumcascade.language.ir import (
     walk,
 )
 from einsumcascade.language.ops import REDUCTIONS
-from einsumcascade.rewrites.algebra import drop_dead, equal, factors, fresh, inline, names_taken, product, terms, total
+from einsumcascade.rewrites.algebra import (
+    drop_dead,
+    equal,
+    factors,
+    fresh,
+    inline,
+    names_taken,
+    product,
+    terms,
+    total,
+    without_axis,
+)
 from einsumcascade.rewrites.join import join
 from einsumcascade.rewrites.step import Rewritten, Step
 
@@ -74,7 +85,7 @@ class _State:
     @property
     def final(self) -> Read:
         """The reduction in its place: the same name without the axis of generations."""
-        return Read(tensor=self.tensor, indices=_dropped(self.indices, self.axis))
+        return Read(tensor=self.tensor, indices=without_axis(self.indices, self.axis))
 
 
 class _Block:
@@ -123,7 +134,7 @@ class _Block:
         def last(e: Expr) -> Expr | None:
             if not isinstance(e, Read) or e.tensor not in self.inits:
                 return None
-            return replace(e, indices=tuple(transform(i, last) for i in _dropped(e.indices, self.axes[e.tensor])))
+            return replace(e, indices=tuple(transform(i, last) for i in without_axis(e.indices, self.axes[e.tensor])))
 
         body: list[Statement] = []
         for s in self.cascade.body:
@@ -168,7 +179,9 @@ class _Block:
             for c in self.cascade.constraints
         )
         plain = all(
-            isinstance(i, Var) and i.name != self.var for e in updates for i in _dropped(e.indices, self.axes[e.tensor])
+            isinstance(i, Var) and i.name != self.var
+            for e in updates
+            for i in without_axis(e.indices, self.axes[e.tensor])
         )
         return plain and not culled and all(e.reduce is None and not e.where for e in updates)
 
@@ -265,7 +278,7 @@ class _Block:
                 point = old if e.indices[axis] == self.old else new
                 if point == _THIS:
                     return self._at(self.states[e.tensor], self.new)
-                return Read(tensor=e.tensor + point, indices=_dropped(e.indices, axis))
+                return Read(tensor=e.tensor + point, indices=without_axis(e.indices, axis))
 
             return transform(scale, leaf)
 
@@ -336,10 +349,6 @@ def combined(parts: tuple[tuple[Expr, int], ...]) -> Expr:
 
 def _axis(e: Einsum, generation: Expr) -> int:
     return next((n for n, i in enumerate(e.indices) if i == generation), -1)
-
-
-def _dropped(indices: tuple[Expr, ...], axis: int) -> tuple[Expr, ...]:
-    return (*indices[:axis], *indices[axis + 1 :])
 
 
 def _without(e: Expr, own: tuple[Expr, ...]) -> Expr | None:

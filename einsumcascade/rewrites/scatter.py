@@ -83,7 +83,7 @@ def landing(read: Read, axes: tuple[Var, ...], s: Einsum, cascade: Cascade, take
         own = walker(axis)
         indices.append(own)
         free = [v for v in variables(index) if v in left and v not in straight and v not in solved]
-        found = _solved(index, own, free, s, taken, ranks) if not reads(index) else None
+        found = _solved(index, own, free, taken, ranks) if not reads(index) else None
         if found is None:
             where.append(apply("eq", index, own))
             continue
@@ -102,7 +102,7 @@ def landing(read: Read, axes: tuple[Var, ...], s: Einsum, cascade: Cascade, take
 
 
 def _solved(
-    index: Expr, own: Var, free: list[str], s: Einsum, taken: set[str], ranks: list[Definition]
+    index: Expr, own: Var, free: list[str], taken: set[str], ranks: list[Definition]
 ) -> tuple[str, Expr, list[Expr]] | None:
     """Solve `index == own` for a variable: its name, its value, and what must hold for it to be within its rank."""
     if len(variables(index)) != 1 or len(free) != 1:

@@ -156,7 +156,7 @@ def test_the_same_op_gives_the_same_file() -> None:
     assert ec.compile("alibi").export() == ec.compile("alibi").export()
 
 
-def test_a_file_refuses_shapes_that_it_was_not_made_for(tmp_path: Path) -> None:
+def test_a_file_refuses_shapes_that_it_was_not_made_for() -> None:
     text = ec.compile("softmax_attention").export()
     start = text.index("# The ranks of every input")
     names: dict[str, object] = {}

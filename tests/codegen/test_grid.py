@@ -66,7 +66,7 @@ def made(cascade: Cascade, inputs: Mapping[str, torch.Tensor], form: Schedule, w
     return build(cascade, extents=extents, dtype="float32", target=TARGET, schedule=schedule)
 
 
-def drawn(name: str, cascade: Cascade) -> dict[str, torch.Tensor]:
+def drawn(cascade: Cascade) -> dict[str, torch.Tensor]:
     if cascade is DOCUMENTS:
         found = inputs_of(cascade, "float32", **SMALL)
         return found | {"DOC": torch.arange(SMALL["P"]) // 9, "DOM": torch.arange(SMALL["M"]) // 7}
@@ -79,7 +79,7 @@ def drawn(name: str, cascade: Cascade) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", KINDS)
 def test_however_a_grid_is_walked_the_result_is_within_the_error_rule(name: str, walk: KernelSchedule) -> None:
     cascade, form = KINDS[name]
-    inputs = drawn(name, cascade)
+    inputs = drawn(cascade)
     binding = bind(cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()})
     found, usual = (run_interpreted(made(cascade, inputs, form, w), inputs, binding) for w in (walk, KernelSchedule()))
     assert_within_bounds(cascade, inputs, tuple(found.values()))
@@ -118,7 +118,7 @@ def test_random_cascades_in_every_way(case: Case, dtype: str, order: str, one_lo
 @pytest.mark.parametrize("name", KINDS)
 def test_one_loop_has_no_tiles_without_a_test_and_visits_the_same(name: str) -> None:
     cascade, form = KINDS[name]
-    inputs = drawn(name, cascade)
+    inputs = drawn(cascade)
     split, whole = (made(cascade, inputs, form, KernelSchedule(one_loop=x)) for x in (False, True))
     for one, two in zip(whole.kernels, split.kernels, strict=True):
         loops = [[s for s in all_statements(k.body) if isinstance(s, Loop) and s.inner is not None] for k in (one, two)]
