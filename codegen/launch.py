@@ -102,6 +102,7 @@ def build(
             rank that the text defines replaces its definition.
         dtype: of the inputs. target: what the default schedule is for.
         schedule: choices to use instead; a kernel that they do not name gets the default ones.
+        precision: of float32 products: "ieee", "tf32x3" or "tf32".
         tile_limit: largest tile of the default schedule, for runs that are interpreted.
 
     Returns: the kernels and their text; the same arguments give the same text.
@@ -176,7 +177,7 @@ def plan(
     """The launches of a call, in order.
 
     Args:
-        tensors: inputs, buffers and outputs by name. binding: extents of the call.
+        built: the kernels. tensors: inputs, buffers and outputs by name. binding: extents of the call.
         multiprocessors: of the device, which decides how many programs walk over the grid of a persistent kernel.
     """
     calls = []

@@ -61,7 +61,7 @@ def run_on_cpu(built: Built, inputs: Mapping[str, torch.Tensor], binding: Bindin
 
     Args:
         built: with `cpu_schedule`.
-        inputs: by name, any strides.
+        inputs: by name, any strides. binding: extents of the call.
 
     Returns: the outputs by name.
     Cost: the arithmetic of the streamed form; temporaries of some 2^21 elements, whatever the lengths.

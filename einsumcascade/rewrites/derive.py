@@ -34,7 +34,6 @@ class Choice:
 
     Args:
         division: whether factors known only after the rank was read leave its reductions ("deferred").
-        whole: variables of ranks that a tile of a kernel holds whole, as `defer` takes them.
         reassociated: whether sums over a rank became sums over features against values that the cascade computes.
         passes: over all ranks that are streamed, added up.
         corrections: reductions whose state is moved from tile to tile.
@@ -133,6 +132,7 @@ def simplify(
         saved: inputs with what they are known to be.
         reassociated: whether sums meet values that the cascade computes too, which may delay them.
         bound: extents, to put bounds in place of running maxima where that is proven right; None: keep the maxima.
+        whole: variables of ranks that a tile of a kernel holds whole, as `defer` takes them.
     """
     steps: list[Step] = []
 
