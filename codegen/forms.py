@@ -31,6 +31,7 @@ def powers(expr: Expr, constants: Mapping[str, Num] = MappingProxyType({})) -> E
 
 
 def conjunction(conditions: tuple[Expr, ...]) -> Expr:
+    """Join conditions by `and`."""
     out = conditions[0]
     for c in conditions[1:]:
         out = apply("and", out, c)

@@ -72,6 +72,7 @@ class Written:
 
     @property
     def compute(self) -> torch.dtype:
+        """The dtype that is computed in."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def store(self, tensor: str, indices: tuple[Expr, ...], free: tuple[str, ...], data: Tensor) -> None:
@@ -97,6 +98,7 @@ class Written:
                 pieces[key] = self.scatter(old.clone(), rest, names, part)
 
     def scatter(self, target: Tensor, indices: tuple[Expr, ...], names: tuple[str, ...], part: Tensor) -> Tensor:
+        """Put the elements of a part where their indices say, those out of range nowhere."""
         places, keep = [], torch.ones(part.shape, dtype=torch.bool, device=self.device)
         for i, extent in zip(indices, target.shape, strict=True):
             value = self.evaluate(i)[0]
@@ -163,6 +165,7 @@ class Written:
         return Value(torch.tensor(float(v.data), dtype=self.compute, device=self.device), ())
 
     def truth(self, v: Value) -> Value:
+        """A value as truth values."""
         return Value(torch.as_tensor(v.data, device=self.device).bool(), v.axes)
 
     def widen(self, args: list[Value], *, integers: bool) -> list[Value]:
@@ -184,16 +187,19 @@ class Written:
         return Value(f(*(a.over(axes) for a in args)), axes)
 
     def all(self, masks: list[Value]) -> Value | None:
+        """Where all masks hold, None for no mask."""
         out: Value | None = None
         for m in masks:
             out = m if out is None else self.join(torch.logical_and, out, m)
         return out
 
     def where(self, live: Value, value: Value, otherwise: float) -> Value:
+        """A value where a mask holds, and a number elsewhere."""
         filled = value if isinstance(value.data, Tensor) and value.data.is_floating_point() else self.single(value)
         return self.join(lambda c, x: torch.where(c, x, otherwise), live, filled)
 
     def condition(self, expr: Expr) -> Value:
+        """Where a condition holds and all it reads is in range."""
         if expr not in self.masks or any(self.cascade.input(r.tensor) is None for r in reads(expr)):
             value, inside = self.evaluate(expr)
             truth = self.truth(value)
@@ -201,6 +207,7 @@ class Written:
         return self.masks[expr]
 
     def read(self, expr: Read) -> tuple[Value, list[Value]]:
+        """The elements that a read has, and truth values that say where they are in range."""
         cut, shape = sorted(self.steps.get(expr.tensor, ())), self.shapes[expr.tensor]
         indices, data = list(expr.indices), None
         if cut and not any(variables(indices[n]) or reads(indices[n]) for n in cut):

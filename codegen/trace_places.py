@@ -43,6 +43,7 @@ def user_frame() -> types.FrameType | None:
 
 
 def place_at(frame: types.FrameType | None) -> Place | None:
+    """Where a frame stands, None for none."""
     if frame is None:
         return None
     line, last, column, end = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
@@ -50,6 +51,7 @@ def place_at(frame: types.FrameType | None) -> Place | None:
 
 
 def place_of(function: object) -> Place | None:
+    """The first line of a function; None of what has no code of its own."""
     code = getattr(function, "__code__", None)
     return _located(code.co_filename, code.co_firstlineno, None, None) if code is not None else None
 
@@ -89,10 +91,12 @@ def _same(value: object, tensor: torch.Tensor) -> bool:
 
 
 def kind_name(value: object) -> str:
+    """What a message calls a value."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return {"NoneType": "None", "slice": "a slice"}.get(type(value).__name__, f"a {type(value).__name__}")
 
 
 def callable_name(function: object) -> str:
+    """What a message calls a callable."""
     return str(getattr(function, "__name__", type(function).__name__))

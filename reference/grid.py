@@ -32,6 +32,7 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The extent of each axis."""
         return tuple(len(r) for r in self.ranges.values())
 
     def spread(self, array: Array, names: tuple[str, ...]) -> Array:
@@ -71,6 +72,7 @@ class Grid:
                 return expr.row.array(np, *args), inside
 
     def read(self, expr: Read) -> tuple[Any, Any]:
+        """The elements of a tensor that a read has over the grid, and where they are in range."""
         array = self.known.tensors[expr.tensor]
         index: list[Any] = []
         names: list[str] = []
@@ -89,6 +91,7 @@ class Grid:
         return self.spread(array[tuple(index)], tuple(names)), True
 
     def gather(self, expr: Read, array: Array) -> tuple[Any, Any]:
+        """The same, element by element."""
         inside: Any = True
         index: list[Any] = []
         for i, extent in zip(expr.indices, array.shape, strict=True):

@@ -35,6 +35,7 @@ class Mistake(Exception):
 
 @cache
 def grammar() -> Lark:
+    """The parser of one statement or expression."""
     text = Path(__file__).with_name("grammar.lark").read_text(encoding="utf-8")
     return Lark(text, parser="lalr", start=["statement", "expr"], propagate_positions=True, maybe_placeholders=True)
 
@@ -63,6 +64,10 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def parse_line(body: str, line: int, *, column: int = 0) -> Tree[Token]:
+    """Parse a statement that begins at a line, and behind a column of it, to a tree with its places in the text.
+
+    Raises: Mistake: `syntax`, `nested-too-deep`.
+    """
     flat = body.replace("\n", " ")
     try:
         tree = grammar().parse(flat, start="statement")
@@ -76,6 +81,7 @@ def parse_line(body: str, line: int, *, column: int = 0) -> Tree[Token]:
 
 
 def limit_depth(tree: Tree[Token]) -> None:
+    """Refuse a tree that recursion over it could not bear."""
     depth: dict[int, int] = {}
     # Children come before their parents.
     for sub in tree.iter_subtrees():
@@ -117,6 +123,7 @@ def _set(where: Any, body: str, line: int, column: int) -> None:
 
 
 def syntax_mistake(error: UnexpectedInput, body: str, line: int, column: int) -> Mistake:
+    """Say where a statement stops making sense, and what could stand there."""
     # Lark declares the place as None.
     place: Any = error.pos_in_stream
     offset = place if isinstance(place, int) and place >= 0 else len(body)
@@ -149,6 +156,7 @@ def syntax_mistake(error: UnexpectedInput, body: str, line: int, column: int) ->
 
 
 def span_of(node: Tree[Token] | Token) -> Span | None:
+    """The place of a node, None if it has none."""
     where: Any = node if isinstance(node, Token) else node.meta
     if getattr(where, "line", None) is None:
         return None
@@ -156,4 +164,5 @@ def span_of(node: Tree[Token] | Token) -> Span | None:
 
 
 def fail(code: str, headline: str, node: Tree[Token] | Token, *, rule: str = "", hint: str = "") -> NoReturn:
+    """Raise the mistake that a node is."""
     raise Mistake(code, headline, span_of(node), rule=rule, hint=hint)

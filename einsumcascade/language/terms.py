@@ -46,6 +46,10 @@ class Names:
         )
 
     def resolve(self, name: str, span: Span | None) -> Expr:
+        """What a bare name means.
+
+        Raises: Mistake: `unknown-name`.
+        """
         is_extent = name[0].isupper() and variable_of(name) in self.variables
         if name in self.tensors and not (name in self.indexed and is_extent):
             return Read(tensor=name, span=span)
@@ -76,6 +80,7 @@ def number(name: str, value: float) -> int | float:
 
 
 def expression(node: Tree[Token] | Token, names: Names) -> Expr:
+    """The expression that a tree of the grammar is."""
     span = span_of(node)
     if isinstance(node, Token):
         raise AssertionError(f"a bare token {node!r} where an expression stands")

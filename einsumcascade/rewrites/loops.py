@@ -25,14 +25,7 @@ from einsumcascade.language.ir import (
     transform,
     variables,
 )
-from einsumcascade.rewrites.algebra import (
-    equal,
-    fresh,
-    inline,
-    inline_reads,
-    is_map,
-    is_positive,
-)
+from einsumcascade.rewrites.algebra import equal, fresh, inline, inline_reads, is_map, is_positive
 from einsumcascade.rewrites.corrections import Correction, Rejection
 from einsumcascade.rewrites.proofs import PRIME, leaves
 from einsumcascade.rewrites.running_state import correction
@@ -84,6 +77,7 @@ class Loops:
     frees: list[frozenset[str]] = field(default_factory=list)  # left sides of states of other forms in the cascade
 
     def new_variable(self, name: str) -> str:
+        """A variable whose name and rank are free."""
         while name in self.taken or rank_of(name) in self.taken:
             name += "_"
         self.taken |= {name, rank_of(name)}
@@ -109,6 +103,7 @@ class Loops:
         return out
 
     def tiles(self) -> Expr:
+        """How many tiles the last variable has."""
         extent = Scalar(name=rank_of(self.over[-1]))
         if not self.inner:
             return extent
@@ -116,6 +111,7 @@ class Loops:
         return apply("floordiv", apply("sub", apply("add", extent, inner), Num(value=1)), inner)
 
     def ranks(self) -> tuple[Definition, ...]:
+        """Definitions of the ranks that the loops walk."""
         count = self.tiles()
         for v in self.over[:-1]:
             count = apply("mul", Scalar(name=rank_of(v)), count)
@@ -123,6 +119,7 @@ class Loops:
         return (Definition(name=self.inner, expr=Num(value=self.tile)), index) if self.inner else (index,)
 
     def constraints(self) -> tuple[Expr, ...]:
+        """The end of the data, and the constraints of the cascade at a point of the loops."""
         point = self.point()
         last = self.over[-1]
         tail = (apply("lt", point[last], Scalar(name=rank_of(last))),) if self.inner else ()
@@ -141,10 +138,12 @@ class Loops:
         return (*outer, *s.where) if s.reduce is not None else s.where
 
     def streams(self, tensor: str) -> bool:
+        """Whether a tensor varies along the ranks walked."""
         d = self.defs.get(tensor)
         return d is not None and any(v in d.free for v in self.over)
 
     def place(self, s: Einsum) -> None:
+        """Find when an Einsum has its value, and which loop it belongs to if it reduces over the ranks walked."""
         if s.is_fiberwise and set(s.space) & set(self.over):
             raise not_lowered(s, f"a {s.reduce} along the rank that is streamed")
         if any(v in s.free for v in self.over):
@@ -165,6 +164,7 @@ class Loops:
         return self.ready.get(read.tensor, 0)
 
     def state_of(self, s: Einsum) -> State:
+        """The state of a reduction: in the loop of what it waits for if a correction moves it, else in the next."""
         need = max((self.finished(r) for r in reads(s.expr, *s.where)), default=0)
         summand = inline_reads(s.expr, self.defs, lambda r, _: self.streams(r.tensor) and self.finished(r) == need)
         if need == 0:
@@ -258,6 +258,7 @@ class Loops:
     def derive_correction(
         self, s: Einsum, summand: Expr, anchors: tuple[Read, ...], need: int
     ) -> Correction | Rejection:
+        """What moves the state of a reduction from one value of its anchors to the next."""
         if any(self.streams(r.tensor) and self.finished(r) == need for r in reads(summand)):
             return Rejection(reason="a value along the rank depends on a finished reduction through another reduction")
         if any(set(variables(*a.indices)) & set(self.over) for a in anchors):
@@ -345,6 +346,7 @@ class Loops:
         return Read(tensor=name)
 
     def generation(self, read: Read, when: str) -> Read:
+        """A state before a tile ("old"), after it ("new"), at the "first" or after the "last"."""
         at: Expr = Var(name=self.index)
         if when == "new":
             at = apply("add", at, Num(value=1))
@@ -355,6 +357,7 @@ class Loops:
         return Read(tensor=self.running(read.tensor), indices=(*read.indices, at))
 
     def running(self, tensor: str) -> str:
+        """The name of the running state of a reduction."""
         key = (tensor, -1)
         if key not in self.memo:
             self.memo[key] = fresh("R" + tensor, self.taken)
@@ -384,6 +387,7 @@ def plain(c: Expr) -> str:
 
 
 def not_lowered(s: Einsum, what: str) -> LoweringError:
+    """The error of what has no lowering yet."""
     return LoweringError.of(
         "not-lowered-yet",
         f"{what} has no lowering yet",

@@ -48,6 +48,7 @@ class Verdict:
 
 
 def wrong(headline: str, hint: str = "") -> InputError:
+    """The error of a text that is no certificate."""
     return InputError.of(
         "certificate",
         headline,
@@ -57,6 +58,7 @@ def wrong(headline: str, hint: str = "") -> InputError:
 
 
 def claims(data: Mapping[str, Any], original: Cascade, result: Cascade, rng: np.random.Generator) -> Iterator[Verdict]:
+    """Check the claim of each step that makes one."""
     reader = _Reader(original, result)
     for n, step in enumerate(data["steps"], start=1):
         if not isinstance(step, dict):
