@@ -5,10 +5,9 @@ The texts are in golden/error_messages.txt, one after the other, each after a li
 
 from __future__ import annotations
 
-import ast
 import linecache
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -47,6 +46,7 @@ from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.rewrites.monoid import running_state
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.verify.certificate import check
+from tests.error_codes import codes_of_the_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "error_messages.txt"
@@ -314,40 +314,6 @@ def golden() -> dict[str, str]:
     """Read the message of each code."""
     parts = re.split(r"^=== (\S+)\n", GOLDEN.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {code: text.rstrip("\n") for code, text in zip(parts[1::2], parts[2::2], strict=True)}
-
-
-def codes_of_the_tree() -> set[str]:
-    """List the codes that the source names: `code="..."`, or the first argument of what takes a code first."""
-    folders = ("einsumcascade", "benchmarks", "codegen", "schedules", "reference")
-    trees = [ast.parse(p.read_text(encoding="utf-8")) for f in folders for p in sorted((ROOT / f).rglob("*.py"))]
-    makers = {name for tree in trees for node in ast.walk(tree) for name in _takes_a_code_first(node)}
-    return {
-        value.value
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        for value in _codes_of_a_call(node, makers)
-        if isinstance(value, ast.Constant) and isinstance(value.value, str)
-    }
-
-
-def _takes_a_code_first(node: ast.AST) -> Iterator[str]:
-    match node:
-        case ast.FunctionDef(name=name):
-            functions = [node]
-        case ast.ClassDef(name=name, body=body):
-            functions = [f for f in body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
-        case _:
-            return
-    for function in functions:
-        if [a.arg for a in function.args.args if a.arg not in ("self", "cls")][:1] == ["code"] and name != "__init__":
-            yield name
-
-
-def _codes_of_a_call(node: ast.Call, makers: set[str]) -> Iterator[ast.expr]:
-    name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-    for value in [k.value for k in node.keywords if k.arg == "code"] + (node.args[:1] if name in makers else []):
-        yield from (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,)
 
 
 def headings() -> list[str]:
