@@ -73,10 +73,14 @@ class Products(Values):
     ) -> list[Stmt] | None:
         left, right, r, axes = parts
         masks: tuple[list[Expr], list[Expr]] = ([], [])
+        culled: list[Expr] = []  # elements of the result
         for c in failing:
             sides = [set(self._vars(c)) <= {axes[0], r}, set(self._vars(c)) <= {axes[1], r}]
             if not any(sides):
-                return None
+                if r in self._vars(c):
+                    return None
+                culled.append(c)
+                continue
             computed = [not self._is_input(left), not self._is_input(right)]
             chosen = 0 if sides[0] and (computed[0] or not (sides[1] and computed[1])) else 1
             masks[chosen].append(c)
@@ -91,7 +95,7 @@ class Products(Values):
         fused = tag == "cur" and any(
             x.expr.op == "add" and x.expr.args[1] == target
             for x in later
-            if isinstance(x.expr, Apply) and x.reduce is None and self._tag(x) == "new"
+            if isinstance(x.expr, Apply) and x.reduce is None and self._tag(x) == "new" and not culled
         )
         scale: tuple[Factor, ...] = ()
         if not fused and tag != "new":
@@ -116,6 +120,7 @@ class Products(Values):
         self._bind(e, value, tag)
         both = apply("mul", left, right)
         fills = {c: 0.0 for c in self._conditions() if self.facts.fill(both, c) == 0 and r not in self._vars(c)}
+        fills |= dict.fromkeys(culled, 0.0)
         finite = self.facts.is_finite(both)
         self.facts.of[value.name] = Facts(may_be_neg_inf=False, fills=fills, is_finite=finite)
         if fused:
@@ -125,9 +130,10 @@ class Products(Values):
             value = self._target(e, axes, tag, later)
             dot = Dot(value=value, left=operands[0], right=operands[1], over=r, note=str(e))
             self._bind(e, value, tag)
-        if scale:
-            return [*out, dot, Map(value=value, expr=product(((Read(tensor=value.name), 1), *scale)))]
-        return [*out, dot]
+        whole: Expr = product(((Read(tensor=value.name), 1), *scale))
+        if culled:
+            whole = apply("select", conjunction(tuple(culled)), whole, Num(value=0.0))
+        return [*out, dot, Map(value=value, expr=whole)] if scale or culled else [*out, dot]
 
     def _accumulate(self, e: Einsum, moved: Expr, name: str, later: tuple[Einsum, ...]) -> list[Stmt]:
         """`new = moved + dot`: the product is added to the moved state."""

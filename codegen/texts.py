@@ -93,7 +93,8 @@ class Texts:
             return self._extent_name(rank)
         definition = next((d for d in self.kernel.cascade.ranks if rank_of(d.name) == rank), None)
         assert definition is not None, rank
-        return f"({self.plain(definition.expr)})"
+        text = self.plain(definition.expr)
+        return f"({text})" if isinstance(definition.expr, Apply) else text
 
     def _extent_name(self, rank: str) -> str:
         return extent_name(rank, self.kernel.tensors)

@@ -9,10 +9,10 @@ from dataclasses import replace
 from einsumcascade.analysis.targets import GpuTarget
 from einsumcascade.errors import LoweringError
 from einsumcascade.language.extents import Binding, bind
-from einsumcascade.language.ir import rank_of
+from einsumcascade.language.ir import rank_of, variables
 from einsumcascade.schedules.frame import frame_of
 from einsumcascade.schedules.program import Kernel, Program
-from einsumcascade.schedules.roles import contraction, grid_tiles, held
+from einsumcascade.schedules.roles import contraction, grid_tiles, held, products, tile_axes
 from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, Schedule, tiled_variables
 
 # Elements of a 3-D temporary that a thread can hold in registers without spilling.
@@ -83,7 +83,7 @@ def _kernel(
         sizes = {v: (128 if v in grid else 64) for v in tiled}
         if len(grid) > 1:
             sizes = {v: (128 if v == grid[0] else 64) for v in tiled}
-    if k.loops and k.loops[-1] in sizes and _carries_three(program, k):
+    if k.loops and k.loops[-1] in sizes and (_carries_three(program, k) or _is_better_alone(k)):
         sizes[k.loops[-1]] = 1
     # What a step adds up in memory stands in registers beside the sums that the kernel keeps.
     if dtype_bytes < 4 and 2 * widest > WIDE and any(set(k.loops[-1:]) & set(axes) for axes in k.scattered.values()):
@@ -106,10 +106,15 @@ def _kernel(
     cube = _cube(program, k, extents, sizes)
     while cube > ELEMENTS_A_THREAD * target.warp_size * warps:
         largest = max(sizes.values(), default=1)
-        if largest <= 16:
-            if warps >= 8:
-                break
+        if largest <= 16 and warps < 8:
             warps *= 2
+            continue
+        if largest <= 16:
+            walked = k.loops[-1] if k.loops else ""
+            if sizes.get(walked, 1) <= 2 or products(k, grid):
+                break
+            sizes[walked] //= 2
+            cube = _cube(program, k, extents, sizes)
             continue
         sizes = {v: (n // 2 if n == largest else n) for v, n in sizes.items()}
         cube = _cube(program, k, extents, sizes)
@@ -166,13 +171,30 @@ def _carries_three(program: Program, k: Kernel) -> bool:
     )
 
 
+def _is_better_alone(k: Kernel) -> bool:
+    """Whether the looped axis is a third one of some sum and of no product: its elements are walked one by one.
+
+    What is summed has two axes then, and may be a product itself. Not where a condition has the axis: it bounds a loop
+    over tiles, but is tested in each step of one by one.
+    """
+    tiled, v = grid_tiles(k), k.loops[-1]
+    axes = set(tile_axes(k, tiled))
+    inside = [e for e in k.cascade.einsums if v in e.space]
+    if any(v in variables(c) for c in (*k.cascade.constraints, *(c for e in inside for c in e.where))):
+        return False
+    if {e.tensor for e in inside} & products(k, tiled) or any(v in e.free for e in inside):
+        return False
+    return any(v in e.ranks and len(axes & set(e.space)) > 2 for e in inside)
+
+
 def _cube(program: Program, k: Kernel, extents: Mapping[str, int], sizes: Mapping[str, int]) -> int:
     """Elements of the largest temporary of three axes that a reduction of this kernel needs."""
-    axes = (*sizes, *program.bounded)
+    axes = tuple(v for v in (*sizes, *program.bounded) if sizes.get(v) != 1)
     worst = 0
     for e in k.cascade.einsums:
         space = [v for v in e.space if v in axes]
-        if len(space) < 3 or e.reduce is None or contraction(e, space, tuple(axes)) is not None:
+        own = replace(e, ranks=tuple(v for v in e.ranks if v in axes))
+        if len(space) < 3 or e.reduce is None or contraction(own, space, axes) is not None:
             continue
         n = 1
         for v in space:

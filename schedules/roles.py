@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Iter, reads, subexpressions, variables, walk
 from einsumcascade.rewrites.algebra import Factor, factors, product
@@ -105,7 +105,8 @@ def grid_tiles(kernel: Kernel) -> tuple[str, ...]:
     """The residents that are tiled; the other residents are one program each.
 
     A resident is tiled where some product of two operands has it on one side only: the free axis of a
-    matrix product. One such axis a side; an axis that both operands carry is a batch.
+    matrix product. One such axis a side; an axis that both operands carry is a batch, and so is one that would be a
+    third axis of what is a product of two tiles without it.
     """
     free: dict[str, None] = {}
     shared: set[str] = set()
@@ -133,4 +134,27 @@ def grid_tiles(kernel: Kernel) -> tuple[str, ...]:
     if not chosen:
         rest = [v for v in kernel.residents if v not in shared]
         chosen = rest[-1:]
-    return tuple(v for v in kernel.residents if v in chosen[:2])
+    tiled = tuple(v for v in kernel.residents if v in chosen[:2])
+    for v in tiled:
+        fewer = tuple(x for x in tiled if x != v)
+        if products(kernel, tiled) < products(kernel, fewer):
+            tiled = fewer
+    return tiled
+
+
+def tile_axes(kernel: Kernel, tiled: tuple[str, ...]) -> tuple[str, ...]:
+    """The variables that are axes of tiles: of residents those that are tiled, and of loops the last."""
+    space = dict.fromkeys(v for e in kernel.cascade.einsums for v in e.space)
+    scalars = {
+        *kernel.residents,
+        *kernel.loops[:-1],
+        *(s.var for s in walk(kernel.cascade.body) if isinstance(s, Iter)),
+    }
+    return (*tiled, *(v for v in space if v not in scalars))
+
+
+def products(kernel: Kernel, tiled: tuple[str, ...], walked: str = "") -> frozenset[str]:
+    """The sums that are products of two tiles, `walked` being no axis of a tile."""
+    axes = tuple(v for v in tile_axes(kernel, tiled) if v != walked)
+    sums = (replace(e, ranks=tuple(v for v in e.ranks if v != walked)) for e in kernel.cascade.einsums)
+    return frozenset(e.tensor for e in sums if contraction(e, axes, axes) is not None)
