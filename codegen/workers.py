@@ -8,6 +8,7 @@ ends.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import signal
 import socket
@@ -16,8 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,6 +27,8 @@ from einsumcascade import errors
 
 # A process imports Triton, and PyTorch too, before it can answer.
 START_S = 120.0
+# What a process that was killed may take to be gone.
+_LAST_S = 5.0
 # The end of what a process wrote to its error stream that a message quotes.
 _QUOTED = 300
 
@@ -35,44 +37,62 @@ class WorkError(Exception):
     """A request ended without a result: the function raised, or the process died or took too long."""
 
 
+class LateError(WorkError):
+    """A request was not done by the deadline of all of them, which is no fault of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("there was no time left")
+
+
 class Worker:
     """One process, started at the first request and again after it was lost.
 
     Args:
         modules: what it imports before its time begins.
+        files: descriptors that it inherits.
     """
 
-    def __init__(self, modules: Sequence[str] = ()) -> None:
-        self.modules = tuple(modules)
+    def __init__(self, modules: Sequence[str] = (), files: Sequence[int] = ()) -> None:
+        self.modules, self.files = tuple(modules), tuple(files)
         self.process: subprocess.Popen[bytes] | None = None
         self.pipe: Connection | None = None
+        # Seconds of a request, when they are over, and when there is no time for any.
         self.timeout_s = self.deadline = 0.0
+        self.limit = math.inf
         self.reply: Any = None
         # Lives as long as the process.
         self.stream: Any = None
 
-    def ask(self, function: str, *arguments: Any, timeout_s: float) -> Any:
+    def ask(self, function: str, *arguments: Any, timeout_s: float, deadline: float = math.inf) -> Any:
         """Call `package.module:function` in the process and return its result.
 
-        Raises: WorkError: it raised, died or took longer than `timeout_s` seconds.
+        Raises: WorkError: it raised, died or took longer than `timeout_s` seconds; LateError: than to the deadline.
         """
-        self.begin(function, *arguments, timeout_s=timeout_s)
-        return self.end()
+        self.begin(function, *arguments, timeout_s=timeout_s, deadline=deadline)
+        try:
+            return self.end()
+        except KeyboardInterrupt:
+            # Its answer must not be taken for that of the next request.
+            self.close()
+            raise
 
     @property
     def is_alive(self) -> bool:
         """Whether there is a process to ask."""
         return self.process is not None and self.process.poll() is None
 
-    def begin(self, function: str, *arguments: Any, timeout_s: float) -> None:
-        """Send a request; `end` waits for its result."""
+    def begin(self, function: str, *arguments: Any, timeout_s: float, deadline: float = math.inf) -> None:
+        """Send a request; `end` waits for its result.
+
+        Raises: WorkError: no process can be started.
+        """
         extra = 0.0
         if not self.is_alive:
             self._start()
             extra = START_S
         assert self.pipe is not None
-        self.timeout_s = timeout_s
-        self.deadline = time.monotonic() + timeout_s + extra
+        self.timeout_s, self.limit = timeout_s, deadline
+        self.deadline = min(time.monotonic() + timeout_s + extra, deadline)
         with suppress(OSError):
             # One that is gone already is found so when its reply is read.
             self.pipe.send((function, arguments))
@@ -94,7 +114,7 @@ class Worker:
         except (EOFError, OSError):
             state, found = "lost", self._how_it_ended()
         if state == "ready":
-            self.deadline = time.monotonic() + self.timeout_s
+            self.deadline = min(time.monotonic() + self.timeout_s, self.limit)
             return False
         self.reply = found if state == "done" else WorkError(found)
         return True
@@ -102,7 +122,8 @@ class Worker:
     def give_up(self) -> None:
         """End the process of a request that took too long."""
         self.close()
-        self.reply = WorkError(f"took longer than {self.timeout_s:.0f} s")
+        is_late = time.monotonic() >= self.limit
+        self.reply = LateError() if is_late else WorkError(f"took longer than {self.timeout_s:.0f} s")
 
     def result(self) -> Any:
         """The result that was taken last. Raises: WorkError: it is none."""
@@ -116,7 +137,9 @@ class Worker:
             # With all that it has started itself, an assembler or an interpreter.
             with suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            # One that a driver holds on to ends when that lets go of it.
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(_LAST_S)
             self.process = None
         if self.pipe is not None:
             self.pipe.close()
@@ -132,25 +155,30 @@ class Worker:
         inherited = os.environ.get("PYTHONPATH")
         paths = os.pathsep.join([str(root), *([inherited] if inherited else [])])
         own = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        self.stream = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-P", "-m", "einsumcascade.codegen.workers"]
-        self.process = subprocess.Popen(
-            [*command, str(theirs.fileno()), str(os.getpid()), *self.modules],
-            env={**own, "PYTHONPATH": paths},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self.stream,
-            pass_fds=[theirs.fileno()],
-            # An interruption is for the one who asked.
-            start_new_session=True,
-        )
-        theirs.close()
+        try:
+            self.stream = tempfile.TemporaryFile()  # noqa: SIM115
+            self.process = subprocess.Popen(
+                [*command, str(theirs.fileno()), str(os.getpid()), *self.modules],
+                env={**own, "PYTHONPATH": paths},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self.stream,
+                pass_fds=[theirs.fileno(), *self.files],
+                # An interruption is for the one who asked.
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise WorkError(f"no process can be started: {error.strerror or error}") from None
+        finally:
+            theirs.close()
         self.pipe = Connection(ours.detach())
 
     def _how_it_ended(self) -> str:
         assert self.process is not None
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
+            self.process.wait(_LAST_S)
         code = self.process.returncode
         self.stream.seek(0)
         said = self.stream.read().decode(errors="replace").strip().splitlines()[-1:]
@@ -162,37 +190,41 @@ class Worker:
 def ask_all(
     workers: Sequence[Worker],
     function: str,
-    requests: Sequence[tuple[Any, ...]],
+    requests: Iterable[tuple[Any, ...]],
     *,
     timeout_s: float,
-    deadline: float = float("inf"),
+    deadline: float = math.inf,
 ) -> Iterator[tuple[int, Any]]:
     """Ask for many results at once, as many at a time as there are workers; yield each by its place as it ends.
 
     Args:
-        function: as `Worker.ask` takes it. requests: its arguments, in the order in which they begin.
+        function: as `Worker.ask` takes it. requests: its arguments, in the order in which they begin; the next is taken
+            when a worker is free for it, so that what makes them need not be done with all before one begins.
         timeout_s: seconds that one may take. deadline: monotonic time after which none begins, and all end.
 
-    Yields: the place of a request, and its result or a WorkError.
+    Yields: the place of a request that began, and its result or a WorkError.
     """
-    waiting = deque(enumerate(requests))
+    waiting = iter(enumerate(requests))
     busy: dict[Worker, int] = {}
     idle = list(workers)
-    late = WorkError("there was no time left")
+    more = True
     try:
-        while waiting or busy:
-            while idle and waiting and time.monotonic() < deadline:
-                n, arguments = waiting.popleft()
-                worker = idle.pop()
-                worker.begin(function, *arguments, timeout_s=timeout_s)
-                busy[worker] = n
-            if time.monotonic() >= deadline:
-                for n in (*busy.values(), *(n for n, _ in waiting)):
-                    yield n, late
-                return
-            first = min(deadline, *(w.deadline for w in busy))
-            pipes = {w.pipe: w for w in busy if w.pipe is not None}
-            ready = wait(list(pipes), max(0.0, first - time.monotonic()))
+        while busy or (more and time.monotonic() < deadline):
+            while more and idle and time.monotonic() < deadline:
+                n, arguments = next(waiting, (-1, ()))
+                more = n >= 0
+                if not more:
+                    break
+                try:
+                    idle[-1].begin(function, *arguments, timeout_s=timeout_s, deadline=deadline)
+                except WorkError as error:
+                    yield n, error
+                else:
+                    busy[idle.pop()] = n
+            if not busy:
+                continue
+            first = min(w.deadline for w in busy)
+            ready = wait([w.pipe for w in busy if w.pipe is not None], max(0.0, first - time.monotonic()))
             for worker in list(busy):
                 if worker.pipe in ready:
                     if not worker.take():

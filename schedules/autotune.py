@@ -37,26 +37,30 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a candidate is out, in one line."""
+    """Why a candidate is out, in one line; whether time ran out, which says nothing of it."""
 
     why: str
+    is_late: bool = False
 
 
 class Device(Protocol):
-    """What compiles, judges and times schedules. A candidate that fails at any of it costs itself only."""
+    """What compiles, judges and times schedules. A candidate that fails at any of it costs itself only.
+
+    Work ends by the monotonic time of the deadline; what is not done then has failed, and is late.
+    """
 
     @property
     def name(self) -> str:
         """The device as it calls itself; empty where nothing can be run."""
 
     def compile(self, schedules: Sequence[Schedule], *, deadline: float) -> Iterator[tuple[int, Compiled | Failure]]:
-        """Compile schedules in parallel; yield each by its place as it ends, by the monotonic time of the deadline."""
+        """Compile schedules in parallel; yield each by its place as it ends."""
 
-    def compare(self, schedule: Schedule) -> Failure | None:
+    def compare(self, schedule: Schedule, *, deadline: float) -> Failure | None:
         """Run a schedule and judge its results against the reference by the error rule; None if they are right."""
 
-    def time(self, schedule: Schedule, calls: int) -> float | Failure:
-        """The median seconds of some calls."""
+    def time(self, schedule: Schedule, calls: int, *, deadline: float) -> float | Failure:
+        """The median seconds of at most so many calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,8 +279,8 @@ def tune(
     Args:
         candidates: the default schedule first, then in the order of a model.
         device: compiles, judges, times.
-        budget_s: seconds for all of it. At most half goes to compiling; what was found right by three quarters of it is
-            timed at least once.
+        budget_s: seconds for all of it. At most half goes to compiling, and after three quarters nothing more is
+            compared. The first is compared and timed however late it is.
         progress: called with the stage, steps done and planned, and the best so far.
 
     Returns: what became of each candidate, and what cut it short: an interruption, the budget, or nothing, an empty
@@ -286,41 +290,53 @@ def tune(
     begun = time.monotonic()
     trials = [Trial(schedule=c.schedule, predicted_s=c.seconds) for c in candidates]
     cut_by, rounds = "", 0
-    # Where nothing is run all of the time is for compiling.
-    share = COMPILING if device.name else 1.0
 
-    def is_spent(share: float) -> bool:
-        return time.monotonic() - begun > share * budget_s
+    def by(share: float) -> float:
+        return begun + share * budget_s
+
+    def all_timed(living: Sequence[int]) -> bool:
+        """Time some once more; whether there was time for all of them, as there is for the first in any case."""
+        for done, n in enumerate(living):
+            deadline = by(1.0) if rounds or done else math.inf
+            took = device.time(trials[n].schedule, FIRST_CALLS << rounds, deadline=deadline)
+            if _is_late(took):
+                return False
+            trials[n] = _timed(trials[n], took, rounds + 1)
+            progress(f"timing, round {rounds + 1}", done + 1, len(living), _fastest(trials))
+        return True
 
     try:
-        compiling = device.compile([t.schedule for t in trials], deadline=begun + share * budget_s)
+        # Where nothing is run all of the time is for compiling.
+        compiling = device.compile([t.schedule for t in trials], deadline=by(COMPILING if device.name else 1.0))
         for done, (n, found) in enumerate(compiling):
             trials[n] = _told(trials[n], found)
+            cut_by = BUDGET if _is_late(found) else cut_by
             progress("compiling", done + 1, len(trials), None)
         living = [n for n, t in enumerate(trials) if t.compiled is not None and device.name]
         for done, n in enumerate(living):
-            if is_spent(COMPARED):
+            wrong = device.compare(trials[n].schedule, deadline=by(COMPARED) if done else math.inf)
+            if _is_late(wrong):
                 cut_by = BUDGET
                 break
-            wrong = device.compare(trials[n].schedule)
             trials[n] = replace(trials[n], why=wrong.why) if wrong else replace(trials[n], is_right=True)
             progress("comparing", done + 1, len(living), None)
         living = [n for n in living if trials[n].is_right]
-        while living and not (rounds and is_spent(1.0)):
-            for done, n in enumerate(living):
-                took = device.time(trials[n].schedule, FIRST_CALLS << rounds)
-                trials[n] = _timed(trials[n], took, rounds + 1)
-                progress(f"timing, round {rounds + 1}", done + 1, len(living), _fastest(trials))
+        while living:
+            if not all_timed(living):
+                cut_by = BUDGET
+                break
             rounds += 1
             kept = sorted((n for n in living if trials[n].rounds == rounds), key=lambda n: trials[n].seconds or 0.0)
             living = kept[: -(-len(kept) // 2)] if len(kept) > 1 else []
             living = living if len(living) > 1 else []
-        cut_by = BUDGET if living else cut_by
     except KeyboardInterrupt:
-        # Of a round that was not ended no candidate has the advantage.
-        trials = [replace(t, rounds=min(t.rounds, rounds)) for t in trials]
         cut_by = INTERRUPTION
-    return tuple(trials), cut_by
+    # Of a round that was not ended no candidate has the advantage.
+    return tuple(replace(t, rounds=min(t.rounds, rounds)) for t in trials), cut_by
+
+
+def _is_late(found: object) -> bool:
+    return isinstance(found, Failure) and found.is_late
 
 
 def _fastest(trials: Sequence[Trial]) -> Trial | None:

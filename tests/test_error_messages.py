@@ -46,6 +46,7 @@ from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.rewrites.monoid import running_state
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.verify.certificate import check
+from einsumcascade.verify.measuring import Job, Processes
 from tests.error_codes import codes_of_the_tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,6 +180,14 @@ def interpreted() -> object:
         return compiled()
 
 
+def crowded() -> object:
+    """Open the device of the tuner where no temporary file can be made."""
+    job = Job(cascade=load("gqa"), dtype="bfloat16", seed=0, inputs={}, small={}, device="cpu")
+    full = OSError(28, "No space left on device")
+    with patch("tempfile.TemporaryFile", side_effect=full):
+        return Processes(job=job, build=SimpleNamespace, target=gpu_target("cuda:90"), name="a GPU", jobs=1).__enter__()
+
+
 def cleared() -> object:
     """Clear a cache that may not be changed."""
     refused = PermissionError(13, "Permission denied")
@@ -267,6 +276,7 @@ CASES: dict[str, Callable[[], object]] = {
     "option-const": command("analyse", "gqa", "--const", "w=wide"),
     "option-score": command("analyse", "gqa", "--score", "QK + 1"),
     "option-budget": command("tune", "gqa", "--budget", "0"),
+    "temporary-file": crowded,
     "cache-folder": cleared,
     "option-value": lambda: derive(KV, reference="runing"),  # type: ignore[arg-type]
     "output-file": lambda: write_atomically(Path("no/such/kernel.py"), ""),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from einsumcascade.codegen.workers import Worker, WorkError, ask_all
+from einsumcascade.codegen.workers import LateError, Worker, WorkError, ask_all
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "tests.codegen.test_workers"
@@ -111,8 +111,10 @@ def test_nothing_begins_after_the_deadline_and_what_runs_is_ended() -> None:
     begun = time.monotonic()
     found = dict(ask_all([worker], f"{HERE}:hang", [(1,), (2,)], timeout_s=60, deadline=time.monotonic() + 1))
     assert time.monotonic() - begun < 20
-    assert [str(found[n]) for n in (0, 1)] == ["there was no time left"] * 2
+    assert list(found) == [0] and isinstance(found[0], LateError)
     assert worker.process is None
+    with pytest.raises(LateError, match="there was no time left"):
+        worker.ask(f"{HERE}:double", 1, timeout_s=60, deadline=time.monotonic())
 
 
 def test_what_a_process_has_started_ends_with_it(worker: Worker) -> None:
@@ -147,3 +149,67 @@ def test_a_process_ends_when_its_owner_is_killed(function: str) -> None:
         time.sleep(0.1)
     else:
         pytest.fail(f"process {pid} lives on")
+
+
+def test_a_request_is_made_when_a_process_is_free_for_it() -> None:
+    made: list[int] = []
+
+    def requests() -> Iterator[tuple[int]]:
+        for n in range(6):
+            made.append(n)
+            yield (n,)
+
+    workers = [Worker(), Worker()]
+    try:
+        for answers, (n, found) in enumerate(ask_all(workers, f"{HERE}:double", requests(), timeout_s=30)):
+            assert found == 2 * n
+            assert len(made) <= answers + len(workers)
+    finally:
+        for w in workers:
+            w.close()
+    assert made == list(range(6))
+
+
+def test_where_no_process_can_be_started_each_request_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    worker = Worker()
+    found = dict(ask_all([worker], f"{HERE}:double", [(1,), (2,)], timeout_s=30))
+    assert [str(found[n]) for n in (0, 1)] == ["no process can be started: Resource temporarily unavailable"] * 2
+    monkeypatch.undo()
+    assert worker.ask(f"{HERE}:double", 2, timeout_s=30) == 4
+    worker.close()
+
+
+def read(file: int) -> bytes:
+    with open(file, "rb", closefd=False) as stream:
+        stream.seek(0)
+        return stream.read()
+
+
+def test_a_process_inherits_files_also_when_it_is_started_again(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as stream:
+        stream.write(b"inputs")
+        stream.flush()
+        worker = Worker((), (stream.fileno(),))
+        for _ in range(2):
+            assert worker.ask(f"{HERE}:read", stream.fileno(), timeout_s=30) == b"inputs"
+            worker.close()
+
+
+def test_an_answer_that_nobody_waited_for_is_not_given_to_the_next_request(worker: Worker) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    worker.ask(f"{HERE}:double", 1, timeout_s=30)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            worker.ask(f"{HERE}:hang", 1, timeout_s=60)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    assert worker.ask(f"{HERE}:double", 4, timeout_s=30) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from einsumcascade.schedules.autotune import Compiled, Failure, Trial, Tuning, s
 from einsumcascade.schedules.ranking import Ranked
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 
+LATE = Failure("there was no time left", is_late=True)
 FINE = Compiled(registers=128, spill_bytes=0, shared_memory_bytes=1024, seconds=1.0)
 
 
@@ -33,6 +35,8 @@ class Fake:
     unfit: frozenset[int] = frozenset()
     wrong: frozenset[int] = frozenset()
     faulty: frozenset[int] = frozenset()
+    # What there is no time for: a stage and its requests.
+    late: tuple[str, frozenset[int]] = ("", frozenset())
     name: str = "fake"
     asked: list[tuple[str, int, int]] = field(default_factory=list)
     interrupted: tuple[str, int] = ("", -1)
@@ -42,18 +46,26 @@ class Fake:
         if self.interrupted == (what, sum(w == what for w, *_ in self.asked)):
             raise KeyboardInterrupt
 
+    def _is_late(self, what: str) -> bool:
+        """Whether there is no time for the request that was noted last."""
+        return self.late[0] == what and sum(w == what for w, *_ in self.asked) in self.late[1]
+
     def compile(self, schedules: Sequence[Schedule], *, deadline: float) -> Iterator[tuple[int, Compiled | Failure]]:
         for n in reversed(range(len(schedules))):
             self._note("compile", n)
-            yield n, Failure("no") if n in self.unfit else FINE
+            yield n, LATE if self._is_late("compile") else Failure("no") if n in self.unfit else FINE
 
-    def compare(self, schedule: Schedule) -> Failure | None:
+    def compare(self, schedule: Schedule, *, deadline: float) -> Failure | None:
         self._note("compare", number(schedule))
+        if self._is_late("compare") or time.monotonic() > deadline:
+            return LATE
         return Failure("wrong") if number(schedule) in self.wrong else None
 
-    def time(self, schedule: Schedule, calls: int) -> float | Failure:
+    def time(self, schedule: Schedule, calls: int, *, deadline: float) -> float | Failure:
         n = number(schedule)
         self._note("time", n, calls)
+        if self._is_late("time") or time.monotonic() > deadline:
+            return LATE
         return Failure("fault") if n in self.faulty else self.seconds[n]
 
 
@@ -121,6 +133,38 @@ def test_a_spent_budget_ends_the_comparison_and_still_times_what_was_found_right
     found = tuned(Fake([2.0, 1.0, 3.0]), budget_s=3.0)
     assert found.was_cut and found.best is not None
     assert 0 < len(found.timed) < 3
+
+
+def test_what_there_was_no_time_to_compile_is_a_search_that_was_cut() -> None:
+    found = tuned(Fake([3.0, 1.0, 2.0], late=("compile", frozenset({1}))))
+    assert found.cut_by == "the budget" and found.best is not None
+    assert [t.why for t in found.trials] == ["", "", "there was no time left"]
+    assert number(found.best.schedule) == 1
+
+
+def test_what_there_was_no_time_to_compare_or_to_time_is_not_called_bad() -> None:
+    for stage in ("compare", "time"):
+        found = tuned(Fake([3.0, 1.0, 2.0], late=(stage, frozenset({2, 3, 4}))))
+        assert found.cut_by == "the budget" and not any(t.why for t in found.trials)
+        assert found.best is not None and number(found.best.schedule) == 0 and len(found.timed) == 1
+
+
+def test_of_a_round_that_time_ended_none_has_the_advantage() -> None:
+    class Slower(Fake):
+        def time(self, schedule: Schedule, calls: int, *, deadline: float) -> float | Failure:
+            found = super().time(schedule, calls, deadline=deadline)
+            return found if isinstance(found, Failure) or calls == 5 else 3 * found
+
+    # The faster of two took longer in the second round, and for the other there was no time.
+    device = Slower([1.0, 0.5, 3.0, 4.0], late=("time", frozenset({6})))
+    found = tuned(device)
+    assert [c for what, _, c in device.asked if what == "time"] == [5, 5, 5, 5, 10, 10]
+    assert found.cut_by == "the budget" and found.best is not None and number(found.best.schedule) == 0
+
+
+def test_the_first_is_compared_and_timed_however_late_it_is() -> None:
+    found = tuned(Fake([2.0, 1.0]), budget_s=1e-9)
+    assert found.cut_by == "the budget" and [number(t.schedule) for t in found.timed] == [0]
 
 
 def test_a_correlation_is_reported_of_ten_measurements() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,15 +24,17 @@ from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.launch import Built, build
 from einsumcascade.codegen.programs import program_of
 from einsumcascade.codegen.runner import tuned_schedule
+from einsumcascade.codegen.workers import Worker, WorkError
 from einsumcascade.errors import EinsumCascadeWarning, InputError
 from einsumcascade.gallery import load
 from einsumcascade.language.extents import bind
 from einsumcascade.rewrites.differentiate import differentiate
-from einsumcascade.schedules.autotune import Tuning
+from einsumcascade.schedules.autotune import Failure, Tuning
 from einsumcascade.schedules.autotune import tune as search
 from einsumcascade.schedules.cache import entries
 from einsumcascade.schedules.ranking import Ranked
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from einsumcascade.verify import measuring
 from einsumcascade.verify.measuring import Job, Processes, laid
 from einsumcascade.verify.samples import cut_down
 from einsumcascade.verify.tune import tune
@@ -153,6 +159,135 @@ def test_an_interruption_keeps_what_is_known() -> None:
     assert entry.schedule == found.best.schedule and entry.record["was_cut"] is True
 
 
+def test_what_ended_early_takes_no_place_from_what_was_searched_to_the_end(kept: Tuning) -> None:
+    def interrupt(stage: str, done: int, planned: int, best: object) -> None:
+        if stage == "timing, round 1":
+            raise KeyboardInterrupt
+
+    (before,) = entries()
+    found = tune("softmax_attention", extents=SMALL, candidates=2, device=interpreted, progress=interrupt)
+    assert found.best is not None and entries() == (before,)
+    assert tune("softmax_attention", extents=SMALL, candidates=1, device=interpreted).best is not None
+    assert entries() != (before,)
+
+
+def test_texts_that_take_long_to_make_take_no_more_than_their_time() -> None:
+    cascade = load("softmax_attention")
+    inputs = random_inputs(cascade, bind(cascade, extents=SMALL), "bfloat16")
+    made: list[Schedule] = []
+
+    def slow(s: Schedule) -> Built:
+        made.append(s)
+        time.sleep(1.0)
+        if len(made) == 1:
+            raise ValueError("no text")
+        return build(cascade, extents=SMALL, dtype="bfloat16", target=gpu_target("cuda:90"))
+
+    job = Job(cascade=cascade, dtype="bfloat16", seed=0, inputs=inputs, small={})
+    many = [Schedule(split={"m": n + 2}) for n in range(40)]
+    begun = time.monotonic()
+    with Processes(job=job, build=slow, target=gpu_target("cuda:90"), name="", jobs=2) as device:
+        found = dict(device.compile(many, deadline=begun + 3.0))
+    assert time.monotonic() - begun < 20 and len(made) < 10
+    assert sorted(found) == list(range(40))
+    assert found[0] == Failure("ValueError: no text")
+    assert all(found[n] == Failure("there was no time left", is_late=True) for n in range(len(made), 40))
+
+
+def test_the_process_that_runs_candidates_may_die_before_the_first() -> None:
+    class Killed(Processes):
+        def compile(self, *arguments: Any, **options: Any) -> Any:
+            yield from super().compile(*arguments, **options)
+            assert self._runner.process is not None
+            self._runner.process.kill()
+            self._runner.process.wait()
+
+    def killed(job: Job, text: Any, target: Any, jobs: int) -> Killed:
+        return Killed(job=replace(job, device="cpu"), build=text, target=target, name=NAME, jobs=1)
+
+    found = tune("softmax_attention", extents=SMALL, candidates=1, device=killed, keep=False)
+    assert found.best is not None and not found.default.why
+
+
+def faulty() -> None:
+    """Time a candidate on a GPU that has had a fault."""
+
+    def fault(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    job = SimpleNamespace(device="cuda:0")
+    with (
+        patch.object(measuring, "_job", lambda file: job),
+        patch.object(measuring, "_bench", fault),
+        patch.object(torch.cuda, "synchronize", fault),
+    ):
+        measuring.timed(0, None, 5)  # type: ignore[arg-type]
+
+
+def refused() -> None:
+    """Time a candidate that a GPU refuses to run, and that leaves it as it was."""
+
+    def refuse(file: int) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    job = SimpleNamespace(device="cuda:0")
+    with (
+        patch.object(measuring, "_job", lambda file: job),
+        patch.object(measuring, "_bench", refuse),
+        patch.object(torch.cuda, "synchronize", lambda device: None),
+    ):
+        measuring.timed(0, None, 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("faulty", "the process ended with status 1: CUDA error: an illegal memory access was encountered"),
+        ("refused", "out of resource: shared memory"),
+    ],
+)
+def test_a_process_whose_gpu_has_had_a_fault_serves_no_other_candidate(
+    how: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    worker = Worker()
+    with pytest.raises(WorkError) as caught:
+        worker.ask(f"tests.verify.test_tune:{how}", timeout_s=60)
+    assert str(caught.value) == why
+    assert worker.is_alive == (how == "refused")
+    worker.close()
+
+
+@pytest.mark.parametrize(("takes_s", "calls"), [(0.0, 10), (0.2, 4)])
+def test_calls_that_take_long_are_made_fewer_times(takes_s: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[float] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = time.perf_counter()
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1e3 * (end.at - self.at)
+
+    def call(given: object) -> None:
+        made.append(time.perf_counter())
+        time.sleep(takes_s)
+
+    monkeypatch.setattr(measuring, "launcher", lambda built, inputs, binding: call)
+    monkeypatch.setattr(measuring, "MEASURED_S", 1.0)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    flushed = torch.zeros(8)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", lambda *_, **__: flushed)
+        bench: Any = SimpleNamespace(inputs={}, binding=None)
+        seconds = measuring._median(bench, None, 10)  # type: ignore[arg-type]
+    assert seconds >= takes_s and len(made) == 2 + calls
+
+
 def test_a_tuner_that_is_killed_leaves_nothing_wrong_and_the_next_one_works(folder: Path) -> None:
     script = (
         "from tests.verify.interpreting import SMALL, interpreted\nfrom einsumcascade.verify.tune import tune\n"
@@ -192,6 +327,33 @@ def test_an_op_is_tuned_on_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not op._runner.calls
     with pytest.raises(InputError, match="extent-mismatch"):
         op.tune(q, k, v[:, :, :40])
+
+
+def test_inputs_that_find_no_room_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pickle, "dump", full)
+    with pytest.raises(InputError) as caught:
+        tune("softmax_attention", extents=SMALL, candidates=1, device=interpreted)
+    assert caught.value.codes == ("temporary-file",) and "No space left on device" in str(caught.value)
+
+
+def test_inputs_that_a_call_refuses_are_refused() -> None:
+    q = torch.ones(1, 2, 8, 16, dtype=torch.bfloat16)
+    good = {"Q": q, "K": q, "V": q}
+    for inputs, code in (
+        ({**good, "K": q.half()}, "wrong-dtype"),
+        ({**good, "K": 3}, "wrong-type"),
+        ({"Q": q, "K": q}, "missing-input"),
+        ({**good, "MASK": q}, "unknown-input"),
+        ({**good, "V": q[:, :, :4]}, "extent-mismatch"),
+    ):
+        with pytest.raises(InputError) as caught:
+            tune("softmax_attention", inputs=inputs)  # type: ignore[arg-type]
+        assert caught.value.codes == (code,)
+    with pytest.raises(InputError, match="extent-mismatch"):
+        tune("softmax_attention", inputs=good, extents={"P": 9})
 
 
 @pytest.mark.parametrize(
