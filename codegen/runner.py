@@ -188,7 +188,12 @@ class Runner:
         options: dict[str, Any] = {"extents": features, "dtype": dtype, "target": target, "precision": precision}
         if form != Form():
             return build_call(self.cascade, form=form, **options)
-        return build(self.cascade, schedule=tuned or self._form(features), **options)
+        if tuned is not None:
+            try:
+                return build(self.cascade, schedule=tuned, **options)
+            except EinsumCascadeError as error:
+                _warn_unfit(self.cascade, "what was tuned for it", error)
+        return build(self.cascade, schedule=self._form(features), **options)
 
     def _build_for_cpu(self, dtype: str, features: Mapping[str, int]) -> Built:
         from einsumcascade.codegen.run_torch import cpu_schedule
@@ -261,15 +266,19 @@ def tuned_schedule(
             schedule = renamed(entry.schedule, [k.name for k in program.kernels])
             check_schedule(program, schedule)
         except EinsumCascadeError as error:
-            warnings.warn(
-                f"[tuned-schedule] {entry.path} does not fit {cascade.name} any more; the default is used: "
-                f"{str(error).splitlines()[0]}",
-                EinsumCascadeWarning,
-                stacklevel=2,
-            )
+            _warn_unfit(cascade, str(entry.path), error)
             continue
         return schedule
     return None
+
+
+def _warn_unfit(cascade: Cascade, what: str, error: EinsumCascadeError) -> None:
+    warnings.warn(
+        f"[tuned-schedule] {what} does not fit {cascade.name} any more; the default is used: "
+        f"{str(error).splitlines()[0]}",
+        EinsumCascadeWarning,
+        stacklevel=3,
+    )
 
 
 def launcher(

@@ -13,11 +13,12 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ def folder() -> Path | None:
         from platformdirs import user_cache_path
     except ImportError:
         return None
-    return user_cache_path("einsumcascade", appauthor=False) / "tuned"
+    place = user_cache_path("einsumcascade", appauthor=False)
+    # A user without a home has no such directory.
+    return place / "tuned" if place.is_absolute() else None
 
 
 def find(key: Key) -> Entry | None:
@@ -141,9 +144,7 @@ def find(key: Key) -> Entry | None:
     for place in (folder(), SHIPPED):
         near = []
         for entry in _entries(place, f"{key.digest}-*.json"):
-            if (entry.digest, entry.device, entry.triton) != (key.digest, key.device, key.triton):
-                continue
-            if set(entry.bucket) != set(wanted):
+            if not _is_of(entry, key):
                 continue
             octaves = [abs(math.log2(entry.bucket[r] / n)) for r, n in wanted.items()]
             if max(octaves, default=0.0) <= FAR:
@@ -151,6 +152,13 @@ def find(key: Key) -> Entry | None:
         if near:
             return min(near, key=lambda n: n[:2])[2]
     return None
+
+
+def at(key: Key) -> Entry | None:
+    """What the user's folder holds for the very bucket of a key."""
+    place = folder()
+    entry = _read(place / key.file_name) if place is not None else None
+    return entry if entry is not None and _is_of(entry, key) else None
 
 
 def keep(key: Key, name: str, schedule: Schedule, record: Mapping[str, Any]) -> Path | None:
@@ -172,22 +180,22 @@ def keep(key: Key, name: str, schedule: Schedule, record: Mapping[str, Any]) -> 
         "record": dict(record),
     }
     path = place / key.file_name
-    draft = None
+    draft = place / f"tmp{secrets.token_hex(8)}.draft"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=place, delete=False, encoding="utf-8", suffix=".draft") as stream:
-            draft = Path(stream.name)
+        with draft.open("x", encoding="utf-8") as stream:
             json.dump(value, stream, indent=1)
             stream.flush()
             # A machine that stops must not leave a name without what it stands for.
             os.fsync(stream.fileno())
         draft.replace(path)
     except OSError as error:
-        if draft is not None:
-            with suppress(OSError):
-                draft.unlink()
         _warn(f"the tuned schedule cannot be kept in {place}: {error.strerror or error}")
         return None
+    finally:
+        # However that ended; it has its name by now, or never will.
+        with suppress(OSError):
+            draft.unlink()
     return path
 
 
@@ -197,10 +205,16 @@ def entries() -> tuple[Entry, ...]:
     return tuple(sorted(found, key=lambda e: (e.name, e.device, e.triton, str(dict(e.bucket)), e.path.name)))
 
 
+def _is_of(entry: Entry, key: Key) -> bool:
+    """Whether an entry is for a kernel, a device and a Triton, whatever the extents."""
+    same = (entry.digest, entry.device, entry.triton) == (key.digest, key.device, key.triton)
+    return same and set(entry.bucket) == set(key.bucket)
+
+
 def clear() -> int:
     """Remove what the tuner has written; returns the number of schedules.
 
-    Raises: OSError: a file cannot be removed.
+    Raises: OSError: the folder cannot be read, or a file cannot be removed.
     """
     place = folder()
     count = 0
@@ -215,13 +229,19 @@ def clear() -> int:
 
 def _files(place: Path | None, pattern: str) -> list[Path]:
     try:
-        return sorted(place.glob(pattern)) if place is not None and place.is_dir() else []
-    except OSError:
+        names = os.listdir(place) if place is not None else []
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    return [place / n for n in sorted(names) if place is not None and fnmatch(n, pattern)]
 
 
 def _entries(place: Path | None, pattern: str) -> Iterator[Entry]:
-    for path in _files(place, pattern):
+    try:
+        paths = _files(place, pattern)
+    except OSError as error:
+        _warn(f"{place} cannot be read: {error.strerror or error}")
+        return
+    for path in paths:
         entry = _read(path)
         if entry is not None:
             yield entry
@@ -229,10 +249,15 @@ def _entries(place: Path | None, pattern: str) -> Iterator[Entry]:
 
 def _read(path: Path) -> Entry | None:
     try:
+        if not path.is_file():
+            # Removed by another process; or what is no file, which may have no end.
+            return None
         with path.open("rb") as stream:
             data = stream.read(_LIMIT_BYTES + 1)
-    except OSError:
-        # Removed by another process, or not ours to read.
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _warn(f"{path} cannot be read: {error.strerror or error}")
         return None
     try:
         kept = json.loads(data) if len(data) <= _LIMIT_BYTES else None
@@ -240,8 +265,12 @@ def _read(path: Path) -> Entry | None:
             raise ValueError
         texts = [kept[n] for n in ("name", "device", "triton", "digest")]
         bucket, record = kept["bucket"], kept["record"]
-        if not all(isinstance(t, str) for t in texts) or not isinstance(record, dict) or not isinstance(bucket, dict):
+        if not isinstance(record, dict) or not isinstance(bucket, dict):
             raise ValueError
+        # What is printed moves no cursor, and can be written in any encoding that has all characters.
+        if not all(isinstance(t, str) and t.isprintable() for t in (*texts, *bucket)):
+            raise ValueError
+        json.dumps(kept, ensure_ascii=False).encode()
         if not all(type(n) is int and 0 < n <= 1 << 62 for n in bucket.values()):
             raise ValueError
         schedule = Schedule.from_dict(kept["schedule"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,22 +133,27 @@ def clear_cache() -> None:
 
 
 def _described(e: Any) -> dict[str, Any]:
+    """What an entry says; its record may have been written by others, so what is no figure there is not shown."""
     record = e.record
-    extents = record.get("extents")
-    best, trials = record.get("best"), record.get("trials")
-    default = trials[0] if isinstance(trials, list) and trials and isinstance(trials[0], dict) else {}
+    extents, dtype, trials = record.get("extents"), record.get("dtype"), record.get("trials")
+    is_named = isinstance(extents, dict) and all(type(n) is int and r.isprintable() for r, n in extents.items())
     return {
         "name": e.name,
         "device": e.device,
         "triton": e.triton,
-        "dtype": str(record.get("dtype", "")),
-        "extents": extents if isinstance(extents, dict) else dict(e.bucket),
-        "measured_s": best.get("measured_s") if isinstance(best, dict) else None,
-        "default_s": default.get("measured_s"),
+        "dtype": dtype if isinstance(dtype, str) and dtype.isprintable() else "",
+        "extents": extents if is_named else dict(e.bucket),
+        "measured_s": _measured(record.get("best")),
+        "default_s": _measured(trials[0] if isinstance(trials, list) and trials else None),
         "schedule": e.schedule.to_dict(),
         "file": str(e.path),
     }
 
 
-def _us(seconds: Any) -> str:
-    return f"{seconds * 1e6:.1f} us" if isinstance(seconds, int | float) else "-"
+def _measured(trial: Any) -> float | None:
+    seconds = trial.get("measured_s") if isinstance(trial, dict) else None
+    return seconds if isinstance(seconds, float) and math.isfinite(seconds) else None
+
+
+def _us(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e6:.1f} us"

@@ -14,6 +14,7 @@ import triton
 
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
 from einsumcascade.codegen.autograd import Pair, reached
+from einsumcascade.codegen.checks import check_kinds, check_tensors
 from einsumcascade.codegen.dtypes import KERNEL_DTYPES, value_dtype
 from einsumcascade.codegen.launch import Built, build, require_inputs
 from einsumcascade.codegen.programs import feature_ranks, program_of, with_extents
@@ -93,8 +94,8 @@ def tune(
         cascade: constants put in; or the name of a gallery text or the path of a file.
         gradient: tune what a call runs that records a gradient: the forward that saves, then the backward.
         extents: by rank; lengths that are missing count 77, feature ranks 64, other ranks 2.
-        inputs: tensors to tune on, by name, instead of `extents`; on a GPU they are timed as they lie. The gradient is
-            that in those which require one, or in all that have one if none does.
+        inputs: tensors to tune on, by name, whose shapes are the extents; on a GPU they are timed as they lie. The
+            gradient is that in those which require one, or in all that have one if none does.
         dtype: of the inputs, where none are given.
         target: what to compile for where there is no GPU; cuda:90 unless told.
         precision: of float32 products; None follows PyTorch.
@@ -132,7 +133,9 @@ def tune(
         binding = bind(cascade, extents=filled_extents(cascade, extents or {}))
         given = drawn(cascade, binding, dtype, seed, real=bool(where or device))
     else:
-        binding = bind(cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()})
+        check_kinds(inputs)
+        binding = bind(cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()}, extents=extents)
+        check_tensors(cascade, {i.tensor: inputs[i.tensor] for i in cascade.inputs}, frozenset())
         given = {i.tensor: laid(inputs[i.tensor].detach(), "cpu") for i in cascade.inputs}
     search = _Search(
         where=where,
@@ -286,8 +289,11 @@ class _Search:
                 device=name,
                 triton=str(triton.__version__),
             )
-            cache.keep(key, cascade.name, tuning.best.schedule, tuning.to_dict())
-            forget_calls()
+            # What ended early takes no place from what was searched to the end.
+            before = cache.at(key) if tuning.was_cut else None
+            if before is None or before.record.get("was_cut") is not False:
+                cache.keep(key, cascade.name, tuning.best.schedule, tuning.to_dict())
+                forget_calls()
         return tuning
 
 

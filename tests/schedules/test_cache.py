@@ -16,7 +16,7 @@ import pytest
 from einsumcascade.errors import EinsumCascadeWarning
 from einsumcascade.gallery import load
 from einsumcascade.schedules import cache
-from einsumcascade.schedules.cache import Key, clear, entries, find, keep, key_of
+from einsumcascade.schedules.cache import Key, at, clear, entries, find, keep, key_of
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,6 +123,14 @@ def test_extents_of_another_kind_take_none() -> None:
         lambda text: text + " " * (1 << 20),
         lambda text: "9" * 5000,
         lambda text: '{"format": NaN}',
+        # Half of a character, and what would move a cursor.
+        lambda text: json.dumps({**json.loads(text), "name": "\ud800"}),
+        lambda text: json.dumps({**json.loads(text), "record": {"dtype": "\ud800"}}),
+        lambda text: json.dumps({**json.loads(text), "device": "\x1b[2J"}),
+        lambda text: json.dumps({**json.loads(text), "bucket": {"\n": 1}}),
+        lambda text: json.dumps({**json.loads(text), "bucket": {"P": 1 << 63}}),
+        lambda text: json.dumps({**json.loads(text), "schedule": {"kernels": {}, "split": {"m": True}}}),
+        lambda text: "{" + text[1:].replace('"format"', '"format": 1, "format": 2, "was"', 1),
     ],
 )
 def test_what_is_no_tuned_schedule_is_passed_over_with_a_warning(spoil: Callable[[str], str]) -> None:
@@ -133,6 +141,83 @@ def test_what_is_no_tuned_schedule_is_passed_over_with_a_warning(spoil: Callable
     # The next result takes its place.
     kept()
     assert find(key()) is not None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_another_encoding_of_the_same_text_is_read(encoding: str) -> None:
+    path = kept()
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    assert stages(key()) == 2
+
+
+def test_what_is_no_file_is_not_waited_for() -> None:
+    path = kept()
+    path.unlink()
+    os.mkfifo(path)
+    assert find(key()) is None and entries() == ()
+    kept()
+    assert stages(key()) == 2
+
+
+def test_a_file_or_a_folder_that_cannot_be_read_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = key()
+    kept(wanted)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for owner, name in ((Path, "open"), (os, "listdir")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refused)
+            with pytest.warns(EinsumCascadeWarning, match=r"\[tuned-schedule\] .* cannot be read: Permission denied"):
+                assert find(wanted) is None
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(PermissionError):
+        clear()
+
+
+def test_a_schedule_that_is_kept_may_be_read_by_those_who_may_read_other_files() -> None:
+    before = os.umask(0o027)
+    try:
+        assert kept().stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
+def test_an_interruption_while_a_schedule_is_written_leaves_what_was_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(stages=2)
+
+    def interrupt(number: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        kept(stages=3)
+    assert stages(key()) == 2 and len(list(folder.iterdir())) == 1
+
+
+def test_what_a_killed_process_began_to_write_is_never_read_and_is_cleared(folder: Path) -> None:
+    path = kept()
+    path.rename(folder / "tmp0123456789abcdef.draft")
+    assert find(key()) is None and entries() == ()
+    assert clear() == 0 and list(folder.iterdir()) == []
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EINSUMCASCADE_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: Path("~/.cache/einsumcascade"))
+    monkeypatch.chdir(tmp_path)
+    assert keep(key(), "softmax_attention", schedule(), {}) is None and find(key()) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_very_bucket_is_told_from_a_near_one() -> None:
+    kept()
+    assert at(key(P=1024)) is None and find(key(P=1024)) is not None
+    entry = at(key(P=4000))
+    assert entry is not None and entry.schedule == schedule()
 
 
 def test_bytes_that_are_no_text_are_passed_over() -> None:
