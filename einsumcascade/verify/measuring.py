@@ -42,7 +42,8 @@ PREPARE_S = 120.0
 # Written between calls, so that none finds its inputs in the cache.
 _FLUSHED_BYTES = 256 << 20
 _COMPILE = "einsumcascade.codegen.compiling:compile_all"
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +264,7 @@ def _alone(work: Callable[Concatenate[int, P], R]) -> Callable[Concatenate[int, 
     """End this process where an exception leaves its device in a state that fails whatever comes next."""
 
     @wraps(work)
-    def guarded(file: int, *rest: P.args, **options: P.kwargs) -> R:
+    def guarded(file: int, /, *rest: P.args, **options: P.kwargs) -> R:
         try:
             return work(file, *rest, **options)
         except Exception as error:
