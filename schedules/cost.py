@@ -249,10 +249,9 @@ def kernel_cost(program: Program, kernel: Kernel, frame: Frame, *, dtype: str, d
     steps = 0
     for corner in frame.corners():
         turns = [frame.steps(loop, corner) for loop in frame.loops]
-        steps += corner.programs * sum(turns)
-        kinds.append(
-            (corner.programs, {c: once[c] + sum(n * x[c] for n, x in zip(turns, each, strict=True)) for c in once})
-        )
+        programs = corner.programs * corner.alike
+        steps += programs * sum(turns)
+        kinds.append((programs, {c: once[c] + sum(n * x[c] for n, x in zip(turns, each, strict=True)) for c in once}))
     programs = sum(n for n, _ in kinds)
     waves = -(-programs // device.multiprocessors)
     bytes_us = device.bandwidth_gb_s * 1e3
@@ -349,6 +348,7 @@ def _elements(frame: Frame, access: Read, axes: Sequence[str], loop: Loop | None
     total = 0
     for corner in frame.corners() if loop is not None and loop.bounding else (Corner(ranges={}, programs=1),):
         times = math.prod(frame.programs(v) for v in frame.residents if v not in mine and v not in corner.ranges)
+        times *= corner.alike
         if loop is not None:
             # What only outer loops change is loaded before the inner one begins.
             waits = set(mine) & set(loop.outer) and loop.walked[-1] not in mine and not reads(*access.indices)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -71,10 +70,15 @@ class Loop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corner:
-    """Programs that walk the same tiles: the coordinates of some residents, and how many programs have them."""
+    """Programs that walk the same tiles: the coordinates of some residents, and how many programs have them.
+
+    Args:
+        alike: how many such combinations of coordinates, one after the other, this one stands for.
+    """
 
     ranges: Mapping[str, Range]
     programs: int
+    alike: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,7 @@ class Frame:
         sizes: elements that a program holds of each rank, by name: 1 of a batch rank or an iterative one.
         inner: variable of the tile that loops walk; "" where none is derived.
         loops: in order.
+        most: corners that are looked at; of more, each stands for those around it. 0: all.
     """
 
     cascade: Cascade
@@ -100,6 +105,7 @@ class Frame:
     sizes: Mapping[str, int]
     inner: str
     loops: tuple[Loop, ...]
+    most: int = 0
 
     @property
     def residents(self) -> tuple[str, ...]:
@@ -119,10 +125,18 @@ class Frame:
         return -(-self.binding.extent(variable) // self.grid.get(variable, 1))
 
     def corners(self) -> Iterator[Corner]:
-        """Every combination of the coordinates that loop bounds need."""
+        """Every combination of the coordinates that loop bounds need, or `most` of them, each the middle of a run."""
         named, others = self._bounding()
-        for at in itertools.product(*(range(self.programs(v)) for v in named)):
-            yield self._corner(dict(zip(named, at, strict=True)), others)
+        counts = {v: self.programs(v) for v in named}
+        count = math.prod(counts.values())
+        # Of an odd number of corners whose steps grow evenly the middle one has the mean.
+        run = -(-count // self.most) | 1 if 0 < self.most < count else 1
+        for start in range(0, count, run):
+            alike = min(run, count - start)
+            at, rest = {}, start + alike // 2
+            for v in reversed(named):
+                rest, at[v] = divmod(rest, counts[v])
+            yield self._corner({v: at[v] for v in named}, others, alike)
 
     @property
     def later_are_longer(self) -> bool:
@@ -141,12 +155,12 @@ class Frame:
         named = [v for v in self.residents if v in bounding]
         return named, math.prod(self.programs(v) for v in self.residents if v not in bounding)
 
-    def _corner(self, at: Mapping[str, int], programs: int) -> Corner:
+    def _corner(self, at: Mapping[str, int], programs: int, alike: int = 1) -> Corner:
         spans = {}
         for v, n in at.items():
             tile = self.grid.get(v, 1)
             spans[v] = (n * tile, min((n + 1) * tile, self.binding.extent(v)))
-        return Corner(ranges=spans, programs=programs)
+        return Corner(ranges=spans, programs=programs, alike=alike)
 
     def runs(self, loop: Loop, corner: Corner) -> tuple[Range, ...]:
         """The tiles of the last rank of a loop that programs walk, as runs of elements from first tile to last."""

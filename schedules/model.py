@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from einsumcascade.analysis.counts import dtype_bytes
 from einsumcascade.analysis.roofline import DTYPES
@@ -26,6 +26,9 @@ from einsumcascade.schedules.program import Kernel, Program
 from einsumcascade.schedules.roles import steps_of_tiles
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule, check_schedule
 from einsumcascade.schedules.timing import PIPES, Compiled, Price, Stations, Walk, dealt, resident_blocks
+
+# Kinds of programs that a ranking tells apart.
+MOST = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,12 +163,14 @@ def rank(
 ) -> tuple[Prediction, ...]:
     """Predict the time of candidates and sort them, best first; nothing is compiled.
 
-    Candidates of equal time stay in their order. One that does not fit the target takes infinite time.
+    Candidates of equal time stay in their order. One that does not fit the target takes infinite time. Of more than 512
+    kinds of programs, as of the rows of a long causal mask, neighbours count as the one between them.
 
     Raises: as `predict`.
-    Cost: at most 5 ms a candidate; what depends on tiles alone is worked out once.
+    Cost: at most 5 ms a candidate up to 512 kinds of programs, and a microsecond for each further one; what depends on
+        tiles alone is worked out once.
     """
-    model = _Model(program, extents, dtype, target)
+    model = _Model(program, extents, dtype, target, most=MOST)
     return tuple(sorted((model.predict(c, {}) for c in candidates), key=lambda p: p.seconds))
 
 
@@ -207,9 +212,11 @@ class _Tiled:
 class _Model:
     """Predictions for one program at given extents."""
 
-    def __init__(self, program: Program, extents: Mapping[str, int], dtype: str, target: str | GpuTarget) -> None:
+    def __init__(
+        self, program: Program, extents: Mapping[str, int], dtype: str, target: str | GpuTarget, *, most: int = 0
+    ) -> None:
         self.element = dtype_bytes(dtype, known=DTYPES)
-        self.program, self.dtype = program, dtype
+        self.program, self.dtype, self.most = program, dtype, most
         self.target = gpu_target(target) if isinstance(target, str) else target
         self.binding: Binding = bind(program.cascade, extents=extents)
         self.tiled: dict[tuple[str, tuple[tuple[str, int], ...]], _Tiled] = {}
@@ -227,13 +234,13 @@ class _Model:
     def _tile(self, kernel: Kernel, schedule: KernelSchedule) -> _Tiled:
         key = (kernel.name, tuple(schedule.tiles.items()))
         if key not in self.tiled:
-            frame = frame_of(self.program, kernel, schedule, self.binding)
-            walks = []
+            frame = replace(frame_of(self.program, kernel, schedule, self.binding), most=self.most)
+            walks: list[Walk] = []
             repeats = 1
             for corner in frame.corners():
                 repeats = corner.programs
                 steps = [(frame.steps(loop, corner), frame.full(loop, corner)) for loop in frame.loops]
-                walks.append(tuple((min(full, n), n - min(full, n)) for n, full in steps))
+                walks += corner.alike * [tuple((min(full, n), n - min(full, n)) for n, full in steps)]
             self.tiled[key] = _Tiled(
                 work=work_of(self.program, frame, dtype=self.dtype),
                 cost=kernel_cost(self.program, kernel, frame, dtype=self.dtype, device=self.target),

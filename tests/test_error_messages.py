@@ -276,7 +276,7 @@ CASES: dict[str, Callable[[], object]] = {
     "option-const": command("analyse", "gqa", "--const", "w=wide"),
     "option-score": command("analyse", "gqa", "--score", "QK + 1"),
     "option-budget": command("tune", "gqa", "--budget", "0"),
-    "temporary-file": crowded,
+    "tuning-inputs": crowded,
     "cache-folder": cleared,
     "option-value": lambda: derive(KV, reference="runing"),  # type: ignore[arg-type]
     "output-file": lambda: write_atomically(Path("no/such/kernel.py"), ""),

@@ -105,7 +105,7 @@ class Processes:
     def __enter__(self) -> Processes:
         """Start the process that runs candidates: it prepares itself while others compile them.
 
-        Raises: InputError: `temporary-file`: the inputs cannot be written where it reads them.
+        Raises: InputError: `tuning-inputs`: the inputs cannot be written where it reads them.
         """
         if self.name:
             try:
@@ -197,7 +197,7 @@ def _no_room(error: OSError) -> InputError:
     return InputError(
         diagnostics=(
             Diagnostic(
-                code="temporary-file",
+                code="tuning-inputs",
                 headline=f"the inputs of candidates cannot be written to a temporary file: {error.strerror or error}",
                 rule="the process that runs candidates reads their inputs from a file",
                 hint="name a folder with more room by TMPDIR, or give smaller extents",

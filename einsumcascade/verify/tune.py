@@ -131,7 +131,15 @@ def tune(
         raise _refused("wrong-dtype", f"kernels take no inputs of '{dtype}'", rule=_DTYPES, hint=hint)
     if inputs is None:
         binding = bind(cascade, extents=filled_extents(cascade, extents or {}))
-        given = drawn(cascade, binding, dtype, seed, real=bool(where or device))
+        try:
+            given = drawn(cascade, binding, dtype, seed, real=bool(where or device))
+        except RuntimeError as error:
+            raise _refused(
+                "tuning-inputs",
+                f"inputs of these extents cannot be made: {next(iter(str(error).splitlines()), '')}",
+                rule="candidates are run on inputs in memory",
+                hint="give smaller extents",
+            ) from None
     else:
         check_kinds(inputs)
         binding = bind(cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()}, extents=extents)

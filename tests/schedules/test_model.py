@@ -20,14 +20,16 @@ from einsumcascade.analysis.targets import TARGETS, gpu_target
 from einsumcascade.codegen.inspection import compiled
 from einsumcascade.errors import ScheduleError, TargetError
 from einsumcascade.gallery import load
+from einsumcascade.language.extents import bind
 from einsumcascade.language.ir import Cascade
 from einsumcascade.language.parser import constrained
 from einsumcascade.rewrites.derive import simplify
 from einsumcascade.schedules.demands import L2, TENSOR
-from einsumcascade.schedules.model import Prediction, predict, rank, works
+from einsumcascade.schedules.frame import frame_of
+from einsumcascade.schedules.model import MOST, Prediction, predict, rank, works
 from einsumcascade.schedules.partition import partition
 from einsumcascade.schedules.program import Program
-from einsumcascade.schedules.schedule import KernelSchedule, Schedule
+from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, Schedule
 from einsumcascade.schedules.timing import Price, Stations, dealt, resident_blocks
 from tests.codegen.calls import VARIANTS
 from tests.gallery.draws import extents_of
@@ -322,3 +324,33 @@ def test_lengths_may_be_nothing_and_very_many(lengths: tuple[int, int], constrai
     extents = {"B": 1, "H": 1, "P": lengths[0], "M": lengths[1], "E": 64, "F": 64}
     (found,) = predict(program_of(cascade), schedule_of((128, 128, 8, 2, True)), extents=extents).kernels
     assert math.isfinite(found.seconds) and (found.seconds > 0) == (lengths[0] > 0)
+
+
+@pytest.mark.parametrize("constraint", ["m <= p", "p - m < 1000 and m <= p"])
+def test_a_ranking_of_many_kinds_of_programs_is_that_of_all_of_them(constraint: str) -> None:
+    program = program_of(constrained(load(NAME), constraint, {}))
+    some = [schedule_of((p, m, 4, 2, False)) for p, m in ((16, 32), (32, 64), (64, 64), (128, 64))]
+    some += [
+        Schedule(kernels={NAME: replace(s.kernels[NAME], **{field: value})})  # type: ignore[arg-type]
+        for s in some
+        for field, value in (("order", ORDERS[1]), ("persistent", 2), ("one_loop", True))
+    ]
+    for length in (4096, 1 << 15):
+        extents = {"B": 1, "H": 8, "P": length, "M": length, "E": 64, "F": 64}
+        for quick in rank(program, some, extents=extents):
+            every = predict(program, quick.schedule, extents=extents)
+            tile = quick.schedule.kernels[NAME].tiles["p"]
+            assert quick.kernels[0].programs == every.kernels[0].programs
+            assert quick == every if length // tile <= MOST else quick.seconds == pytest.approx(every.seconds, rel=0.03)
+
+
+def test_corners_that_stand_for_others_stand_for_all_of_them() -> None:
+    program = program_of(constrained(load(NAME), "m <= p", {}))
+    binding = bind(program.cascade, extents={"B": 1, "H": 1, "P": 5000, "M": 5000, "E": 64, "F": 64})
+    frame = frame_of(program, program.kernels[0], schedule_of((16, 32, 4, 2, False)).kernels[NAME], binding)
+    every = list(frame.corners())
+    for most in (1, 2, 7, 100, 312, 313, 1000):
+        some = list(replace(frame, most=most).corners())
+        assert len(some) <= most and sum(c.alike for c in some) == len(every) == 313
+        places = [n for n, c in enumerate(every) if c.ranges in [s.ranges for s in some]]
+        assert len(places) == len(some)

@@ -336,7 +336,13 @@ def test_inputs_that_find_no_room_are_one_message(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pickle, "dump", full)
     with pytest.raises(InputError) as caught:
         tune("softmax_attention", extents=SMALL, candidates=1, device=interpreted)
-    assert caught.value.codes == ("temporary-file",) and "No space left on device" in str(caught.value)
+    assert caught.value.codes == ("tuning-inputs",) and "No space left on device" in str(caught.value)
+
+
+def test_extents_that_no_memory_holds_are_one_message() -> None:
+    with pytest.raises(InputError) as caught:
+        tune("softmax_attention", extents={"P": 10**17, "M": 10**17}, candidates=1)
+    assert caught.value.codes == ("tuning-inputs",) and "cannot be made" in str(caught.value)
 
 
 def test_inputs_that_a_call_refuses_are_refused() -> None:
