@@ -98,6 +98,25 @@ def test_the_cache_is_listed_and_cleared(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"best": {"measured_s": 10**400}, "trials": [{"measured_s": float("nan")}]},
+        {"best": {"measured_s": True}, "trials": {"0": 1}},
+        {"best": [], "trials": [[]], "extents": [1], "dtype": 5},
+        {"extents": {"P\x1b": 1}, "dtype": "\x1b[2J"},
+        {"extents": {"P": {"Q": 1}}, "dtype": None},
+    ],
+)
+def test_a_record_that_others_wrote_is_listed_without_what_is_no_figure(record: dict[str, object]) -> None:
+    schedule = Schedule(kernels={"softmax_attention": KernelSchedule(tiles={"p": 64, "m": 64})})
+    keep(key(), "softmax_attention", schedule, record)
+    (_, row) = succeed("cache", "list").stdout.splitlines()
+    assert "\x1b" not in row and "P=4096" in row and row.split()[-2:] == ["-", "-"]
+    (found,) = json.loads(succeed("cache", "list", "--json").stdout)
+    assert found["measured_s"] is None and found["default_s"] is None
+
+
 def test_a_cache_that_is_switched_off_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EINSUMCASCADE_CACHE", "")
     assert succeed("cache", "list").stdout == "EINSUMCASCADE_CACHE is empty: nothing is kept\n"

@@ -307,6 +307,25 @@ def test_processes_that_write_at_once_leave_whole_files() -> None:
     assert stages(key()) == 16
 
 
+def test_a_folder_that_is_cleared_while_others_write_holds_whole_files_or_none() -> None:
+    script = (
+        "import warnings\nfrom tests.schedules.test_cache import key, schedule, keep\n"
+        "warnings.simplefilter('ignore')\n"
+        "for n in range(1, 33):\n    keep(key(P=64 << n % 4), 'softmax_attention', schedule(n % 4 + 1), {})\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(2)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        while any(w.poll() is None for w in writers):
+            assert clear() <= 4
+            assert all(e.schedule == schedule(e.schedule.kernels["softmax_attention"].stages) for e in entries())
+    assert [w.returncode for w in writers] == [0, 0]
+    clear()
+    assert entries() == ()
+
+
 def test_a_bucket_rounds_up_to_powers_of_two() -> None:
     assert key(P=4095, M=1, B=3, H=16).bucket == {"B": 4, "H": 16, "M": 1, "P": 4096}
     assert replace(key(), lengths={"P": 0}).bucket == {"P": 1}

@@ -23,7 +23,7 @@ import einsumcascade as ec
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.launch import Built, build
 from einsumcascade.codegen.programs import program_of
-from einsumcascade.codegen.runner import tuned_schedule
+from einsumcascade.codegen.runner import Runner, tuned_schedule
 from einsumcascade.codegen.workers import Worker, WorkError
 from einsumcascade.errors import EinsumCascadeWarning, InputError
 from einsumcascade.gallery import load
@@ -32,6 +32,7 @@ from einsumcascade.rewrites.differentiate import differentiate
 from einsumcascade.schedules.autotune import Failure, Tuning
 from einsumcascade.schedules.autotune import tune as search
 from einsumcascade.schedules.cache import entries
+from einsumcascade.schedules.calls import Form
 from einsumcascade.schedules.ranking import Ranked
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.verify import measuring
@@ -139,6 +140,16 @@ def test_a_kept_schedule_that_fits_no_more_is_passed_over_with_a_warning(kept: T
     options: dict[str, Any] = {"dtype": "bfloat16", "precision": "ieee", "ordered": False, "device": NAME}
     with pytest.warns(EinsumCascadeWarning, match=r"\[tuned-schedule\] .* does not fit softmax_attention any more"):
         assert tuned_schedule(cascade, binding=bind(cascade, extents=SMALL), **options) is None
+
+
+def test_a_kept_schedule_that_no_kernel_can_be_built_with_is_passed_over_with_a_warning() -> None:
+    cascade, target = load("softmax_attention"), gpu_target("cuda:90")
+    features = {"E": 16, "F": 16}
+    # Underflow in float16 is seen when the text is made, not by what checks a schedule.
+    bad = Schedule(reference="bound")
+    with pytest.warns(EinsumCascadeWarning, match=r"\[tuned-schedule\] .* does not fit softmax_attention any more"):
+        found = Runner(cascade=cascade)._built_for(target, "float16", features, "ieee", bad, Form())
+    assert found.source == build(cascade, extents=features, dtype="float16", target=target).source
 
 
 def test_without_a_gpu_nothing_is_timed_and_nothing_is_kept(folder: Path) -> None:
