@@ -280,7 +280,7 @@ def tune(
         candidates: the default schedule first, then in the order of a model.
         device: compiles, judges, times.
         budget_s: seconds for all of it. At most half goes to compiling, and after three quarters nothing more is
-            compared. The first is compared and timed however late it is.
+            compared. The first that is compiled is compared and timed however late it is.
         progress: called with the stage, steps done and planned, and the best so far.
 
     Returns: what became of each candidate, and what cut it short: an interruption, the budget, or nothing, an empty

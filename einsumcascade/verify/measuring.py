@@ -34,7 +34,7 @@ from einsumcascade.schedules.schedule import Schedule
 from einsumcascade.verify.judging import Yardstick, yardstick
 
 # Seconds that one candidate may take to compile, to run and be judged, and to be timed.
-COMPILE_S, COMPARE_S, TIME_S = 60.0, 20.0, 20.0
+COMPILE_S, COMPARE_S, TIME_S = 30.0, 20.0, 20.0
 # Those that its calls may take together, unless one takes longer.
 MEASURED_S = 5.0
 # And what comes before: a process, the inputs, the reference.

@@ -273,8 +273,11 @@ class _Search:
             saving=saving,
         )
         with self.open(job, lambda s: self.text(cascade, inputs, s), self.target, self.jobs) as device:
+            # A ranking that took long, as on a slow machine, must not leave nothing.
             left = self.budget_s - (time.monotonic() - begun)
-            trials, cut_by = autotune.tune(chosen, device, budget_s=max(left, 1.0), progress=self.progress)
+            trials, cut_by = autotune.tune(
+                chosen, device, budget_s=max(left, self.budget_s / 3), progress=self.progress
+            )
             name = device.name
         tuning = Tuning(
             name=cascade.name,
