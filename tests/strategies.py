@@ -7,7 +7,6 @@ a second output, most stream in one loop and about a fifth need a second one; te
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.language.parser import parse
 from einsumcascade.schedules.program import Program
 from einsumcascade.schedules.schedule import ORDERS, KernelSchedule, Schedule, tiled_variables
+from tests.nightly import NIGHTLY
 from tests.random_texts import random_text
 
 LENGTHS = (1, 2, 7, 13, 16, 17, 31, 33, 37, 47, 64)
@@ -109,7 +109,7 @@ def tile_schedule(program: Program, tiles: tuple[int, ...], *, walk: KernelSched
 
 def examples(count: int) -> settings:
     """The settings of a property test: that many examples, and ten times as many in the nightly profile."""
-    return settings(max_examples=count * (10 if os.environ.get("EINSUMCASCADE_NIGHTLY") else 1))
+    return settings(max_examples=count * (10 if NIGHTLY else 1))
 
 
 def random_extents(rng: random.Random, cascade: Cascade) -> dict[str, int]:

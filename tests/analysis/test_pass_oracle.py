@@ -25,6 +25,7 @@ from tests.analysis.pass_oracle import (
 from tests.analysis.published import EXAMPLES, PUBLISHED
 from tests.analysis.random_cascades import random_cascade
 from tests.analysis.tiny_extents import Text
+from tests.nightly import NIGHTLY
 
 TEXTS = Path(__file__).resolve().parents[1] / "texts"
 SEEDS = 1000
@@ -77,14 +78,14 @@ def compare(cascade: Cascade, ranks: tuple[str, ...], *, steps: int) -> int:
     return pairs
 
 
-def test_the_sweep_counts_what_the_definition_does_on_ten_thousand_tensors_and_ranks() -> None:
+def test_the_sweep_counts_what_the_definition_does_on_thousands_of_tensors_and_ranks() -> None:
     pairs = sum(compare(c, whole_ranks(c), steps=2) for c in named())
-    for seed in range(SEEDS):
+    for seed in range(SEEDS if NIGHTLY else SEEDS // 5):
         # Where M is read elsewhere than where Einsums stand, other ranks see fibers that the sweep takes for one.
         plain = seed % 3 == 2
         cascade = random_cascade(seed, plain=plain)
         pairs += compare(cascade, ("m", "p", "f") if plain else ("m",), steps=2 + seed % 2)
-    assert pairs >= 10_000
+    assert pairs >= (10_000 if NIGHTLY else 2_000)
 
 
 @pytest.mark.parametrize("name", [c.name for c in named() if any(isinstance(s, Iter) for s in c.body)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -28,10 +27,10 @@ from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.verify.gradients import backward_inputs, judged_gradient
 from tests.codegen.calls import VARIANTS, variant_inputs
 from tests.codegen.test_hot_loop import assert_it_fits
+from tests.nightly import NIGHTLY
 from tests.schedules.test_program import by_kernels
 from tests.strategies import Case, cases, examples
 
-NIGHTLY = bool(os.environ.get("EINSUMCASCADE_NIGHTLY"))
 ACCUMULATED = Schedule(sums="accumulated")
 # Every form once: heads in groups, a gradient of a slope, of a table, of two softmaxes, of sums in two kernels.
 SOME = ("softmax_attention", "causal softmax_attention", "gqa", "alibi", "diff", "t5bias", "axial", "entropy")

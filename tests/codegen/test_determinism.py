@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -23,8 +22,8 @@ from einsumcascade.schedules.parts import in_fixed_order
 from einsumcascade.schedules.schedule import Schedule
 from einsumcascade.verify.gradients import backward_inputs
 from tests.codegen.calls import VARIANTS, inputs_of, variant_inputs
+from tests.nightly import NIGHTLY
 
-NIGHTLY = bool(os.environ.get("EINSUMCASCADE_NIGHTLY"))
 # Gradients of tables, of slopes, of inputs that several heads or loops share; then also of those that softmaxes share.
 SOME = ("t5bias", "swinbias", "alibi", "gqa", "mla", "paged")
 SHARED = (*SOME, "mla_absorbed", "diff", "persistent", "rabe_staats")

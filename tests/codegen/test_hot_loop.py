@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from tests.codegen.calls import VARIANTS as KERNELS
 from tests.codegen.tritons import run_with
 from tests.gallery.draws import extents_of
+from tests.nightly import NIGHTLY
 
 # Every kind of loop once, on every target; the others on one.
 VARIANTS = (
@@ -90,8 +92,18 @@ def assert_it_fits(inspection: Inspection) -> None:
             assert (hot.count("LDL"), hot.count("STL"), hot.serialised) == (0, 0, False), str(report)
 
 
-@pytest.mark.parametrize("target", [target.name for target in TARGETS])
-@pytest.mark.parametrize("name", [*VARIANTS, "causal softmax_attention"])
+def turns(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each name with cuda:90 and with one more target in turn; with every target at night."""
+    targets = [target.name for target in TARGETS]
+    return [
+        (name, target)
+        for n, name in enumerate(names)
+        for k, target in enumerate(targets)
+        if NIGHTLY or target == "cuda:90" or k == n % len(targets)
+    ]
+
+
+@pytest.mark.parametrize(("name", "target"), turns([*VARIANTS, "causal softmax_attention"]))
 def test_no_default_schedule_spills_in_its_hot_loop(name: str, target: str) -> None:
     assert_it_fits(default(name, size=64, target=target))
 

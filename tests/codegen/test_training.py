@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 
@@ -20,6 +19,7 @@ from einsumcascade.language.ir import Cascade
 from einsumcascade.rewrites.differentiate import differentiable, differentiate
 from einsumcascade.schedules.schedule import Schedule
 from tests.codegen.calls import VARIANTS, qkv, variant_inputs
+from tests.nightly import NIGHTLY
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-NIGHTLY = bool(os.environ.get("EINSUMCASCADE_NIGHTLY"))
 # One output and several, saved rows and none, shared heads, states, tables, lengths, inputs that only index.
 SOME = ("softmax_attention", "softmax_lse", "alibi", "gqa", "diff", "sigmoid", "t5bias", "varlen", "linattn", "dropout")
 

@@ -15,6 +15,7 @@ from einsumcascade.cli import app
 from einsumcascade.reference import run
 from einsumcascade.verify import whole
 from einsumcascade.verify.whole import KINDS, Sweep, Trial, trials_of, verify_gallery, without_keys
+from tests.nightly import NIGHTLY
 
 FAILED = Trial(name="gqa", kind="ones", dtype="float16", status="FAIL", ratio=3.0, note="AV is off")
 PASSED = Trial(name="gqa", kind="large", dtype="float16", status="pass", ratio=0.25)
@@ -29,7 +30,7 @@ def test_every_kind_of_input_is_tried_in_every_dtype() -> None:
 
 @pytest.mark.parametrize("name", ["diff", "rope", "var", "dropout", "fai", "sinklogit", "entropy", "halo"])
 def test_texts_whose_kernels_have_gone_wrong_before(name: str) -> None:
-    for kind in ("large", "above", "keyless"):
+    for kind in ("large", "above", "keyless") if NIGHTLY else ("large",):
         for trial in trials_of(name, kind, ("bfloat16", "float32"), 0):
             assert trial.status in ("pass", "skip"), trial
 
