@@ -1,4 +1,4 @@
-"""What a program of a kernel asks of a multiprocessor: products, instructions by pipe, bytes, registers, shared memory.
+"""What a program of a kernel asks of a multiprocessor: products, instructions by pipe, bytes, registers.
 
 All of it is read off the Einsums of the loop form and the tiles of a schedule; nothing is compiled. What a compiler
 made of a kernel replaces these figures where it is known (`model.Compiled`).
@@ -23,8 +23,6 @@ CHUNK = 16
 # Registers that a thread has for addresses, counters and what the calling convention keeps. Held against compiled
 # kernels in tests/schedules/test_model.py; no time enters it.
 ADDRESSES = 16
-# What descriptors fill begins at multiples of so many bytes, and has a barrier beside it.
-DESCRIPTOR_BYTES = 1024
 # Rows of a product that one warp holds.
 WARP_ROWS = 16
 # Threads that hold one row of a product between them (PTX ISA, fragments of mma and wgmma); a number of a row is kept,
@@ -142,17 +140,6 @@ class Work:
         chunks = -(-copied // (CHUNK * threads))
         tiles = max(carried + most + held, self.outside.live_elements)
         return math.ceil(tiles / threads) + rows + 2 * chunks + ADDRESSES
-
-    def shared_memory(self, target: GpuTarget, *, stages: int, descriptors: bool) -> int:
-        """Bytes of a block: what a step copies in each stage, and operands that stay.
-
-        Without asynchronous products operands pass through registers: those that stay do not lie here, and a stage is
-        free as soon as it is read.
-        """
-        copied = max((d.copied for d in self.loops if d.products), default=0)
-        if not target.has_asynchronous_dot:
-            return max(self.resident, max(1, stages - 1) * copied)
-        return self.resident + stages * copied + (DESCRIPTOR_BYTES if descriptors and copied else 0)
 
 
 def work_of(program: Program, frame: Frame, *, dtype: str) -> Work:

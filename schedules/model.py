@@ -25,6 +25,7 @@ from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Kernel, Program
 from einsumcascade.schedules.roles import steps_of_tiles
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule, check_schedule
+from einsumcascade.schedules.shared_memory import Block
 from einsumcascade.schedules.timing import PIPES, Compiled, Price, Stations, Walk, dealt, resident_blocks
 
 # Kinds of programs that a ranking tells apart.
@@ -220,6 +221,12 @@ class _Model:
         self.target = gpu_target(target) if isinstance(target, str) else target
         self.binding: Binding = bind(program.cascade, extents=extents)
         self.tiled: dict[tuple[str, tuple[tuple[str, int], ...]], _Tiled] = {}
+        self.blocks = {
+            k.name: Block(program, k, extents=self.binding.extents, dtype_bytes=self.element, target=self.target)
+            for k in program.kernels
+        }
+        # Candidates differ in one kernel, or in few.
+        self.known: dict[tuple[str, str], KernelPrediction] = {}
 
     def predict(self, schedule: Schedule, compiled: Mapping[str, Compiled]) -> Prediction:
         chosen = schedule
@@ -228,8 +235,16 @@ class _Model:
                 self.program, extents=self.binding.extents, dtype_bytes=self.element, target=self.target
             )
         check_schedule(self.program, chosen)
-        kernels = tuple(self._kernel(k, chosen.kernels[k.name], compiled.get(k.name)) for k in self.program.kernels)
+        kernels = tuple(self._known(k, chosen.kernels[k.name], compiled.get(k.name)) for k in self.program.kernels)
         return Prediction(schedule=schedule, kernels=kernels)
+
+    def _known(self, kernel: Kernel, schedule: KernelSchedule, compiled: Compiled | None) -> KernelPrediction:
+        if compiled is not None:
+            return self._kernel(kernel, schedule, compiled)
+        key = (kernel.name, str(schedule))
+        if key not in self.known:
+            self.known[key] = self._kernel(kernel, schedule, None)
+        return self.known[key]
 
     def _tile(self, kernel: Kernel, schedule: KernelSchedule) -> _Tiled:
         key = (kernel.name, tuple(schedule.tiles.items()))
@@ -258,9 +273,9 @@ class _Model:
         work = tiled.work
         wanted = work.registers(target, warps=schedule.warps, descriptors=schedule.descriptors)
         registers = compiled.registers if compiled is not None else min(wanted, target.registers_per_thread)
-        shared = work.shared_memory(target, stages=schedule.stages, descriptors=schedule.descriptors)
-        if compiled is not None:
-            shared = compiled.shared_memory_bytes
+        shared = (
+            compiled.shared_memory_bytes if compiled is not None else self.blocks[kernel.name].memory(schedule).least
+        )
         blocks = resident_blocks(target, registers=registers, shared_memory_bytes=shared, warps=schedule.warps)
         spilled = max(0, wanted - registers) if compiled is None else 0
         price = Price(work, schedule, target, compiled, spilled=spilled)

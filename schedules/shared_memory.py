@@ -2,9 +2,10 @@
 
 What an asynchronous product reads lies in shared memory: a resident operand once, a streamed one once for each stage of
 the pipeline. A streamed tile that passes through registers first is used up a stage earlier, so it has one buffer less;
-so have operands of tiles that are too short for an asynchronous product. An operand that is computed of a product's
-result stays in registers, but where warps lie along its columns they exchange it. When the loop has ended its memory is
-free, and the results pass through it on their way out.
+so have operands of tiles that are too short for an asynchronous product. An operand that is computed on the way lies
+there from its first product to its last; one that is computed of a product's result stays in registers, but where warps
+lie along its columns they exchange it. When the loop has ended its memory is free, and the results pass through it on
+their way out.
 
 This restates what Triton's pipeliner and allocator do, so the tests hold it against compiled kernels.
 """
@@ -12,41 +13,31 @@ This restates what Triton's pipeliner and allocator do, so the tests hold it aga
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from einsumcascade.analysis.targets import GpuTarget
-from einsumcascade.language.ir import Einsum, Expr, Iter, Read, rank_of, reads, variables, walk
+from einsumcascade.language.ir import Expr, Iter, Read, rank_of, reads, variables
+from einsumcascade.schedules.operands import Operand, Operands, Step, operands_of
 from einsumcascade.schedules.program import Kernel, Program
-from einsumcascade.schedules.roles import MINIMUM_DOT, contraction, held
+from einsumcascade.schedules.roles import MINIMUM_DOT, held
 from einsumcascade.schedules.schedule import KernelSchedule
 
 # Where descriptors fill buffers, these begin at multiples of so many bytes, with a barrier beside each.
 DESCRIPTOR_BYTES = 1024
-# Tables, buffers and states that are no operands.
+# Buffers between kernels, and statistics that a forward saves.
+BUFFER_DTYPE = "float32"
 WORD_BYTES = 4
 # Exact products of wider elements use no matrix unit.
 MATRIX_BYTES = 2
 # The least that an asynchronous copy moves for a thread.
 COPY_BYTES = 4
+# Places in the text beside that of an Einsum.
+BEFORE, AFTER = 0.25, 0.5
+# Rows of a product that a warp holds at a time.
+WARP_ROWS = 16
 # Warps that issue an asynchronous product together, and what its rows and columns are multiples of (PTX ISA, wgmma).
 GROUP_WARPS, GROUP_ROWS, GROUP_COLUMNS = 4, 64, 8
-
-
-@dataclass(frozen=True, slots=True)
-class _Tile:
-    """A tile in shared memory: of what, its bytes, whether a loop streams it.
-
-    It is `direct` if what was loaded is read there by the product, `awaited` if that is an asynchronous one, `stored`
-    if it is computed and must go there.
-    """
-
-    key: Read | Expr
-    size: int
-    streamed: bool
-    direct: bool
-    awaited: bool = False
-    stored: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +54,43 @@ class SharedMemory:
     predicted: int
     certain: int
     rearranged: int = 0
+
+    @property
+    def least(self) -> int:
+        """Those that stay if the compiler changes layouts in no memory at all: what decides how many blocks fit."""
+        return self.predicted - self.rearranged
+
+
+class _Tile:
+    """A tile of an operand in shared memory, from the first place of the text that needs it to the last.
+
+    It is `direct` if what was loaded is read there by the product, `awaited` if that is an asynchronous one, `stored`
+    if it is computed and must go there.
+    """
+
+    def __init__(
+        self,
+        operand: Operand,
+        step: Step,
+        size: int,
+        *,
+        direct: bool = False,
+        awaited: bool = False,
+        stored: bool = False,
+        is_sure: bool = False,
+    ) -> None:
+        self.key, self.moves, self.size = operand.key, operand.moves, size
+        self.direct, self.awaited, self.stored, self.is_sure = direct, awaited, stored, is_sure
+        self.first, self.last, self.inside = step.at, step.until, step.inside
+
+    def joined(self, other: _Tile) -> _Tile:
+        """This tile, which another product reads as well."""
+        if other.awaited and not self.awaited:
+            self.direct, self.awaited, self.stored = other.direct, other.awaited, other.stored
+        self.is_sure |= other.is_sure
+        self.first, self.last = min(self.first, other.first), max(self.last, other.last)
+        self.inside |= other.inside
+        return self
 
 
 def shared_memory(
@@ -83,219 +111,211 @@ def shared_memory(
         target: with an asynchronous product (WGMMA) operands are read from shared memory; without one they pass
             through registers.
 
-    Returns: bytes. For cuda:90, 16-bit inputs and a pipelined loop over products the compiled figure is that predicted,
-        or up to `rearranged` less, within 5 % or 1 KiB.
-    Cost: linear in the Einsums of the kernel.
+    Returns: bytes. The compiled figure is between that predicted and `rearranged` less, within 5 % or 1 KiB, for all
+        but few kernels (docs/schedules.md).
+    Cost: that of a `Block`, and of asking it once.
     """
-    # The axes of computed tiles have this order: grid, loop, what is held whole.
-    sizes = {**schedule.tiles, **{v: held(extents.get(rank_of(v), 64)) for v in program.bounded}}
-    steps = list(_products(program, kernel, sizes, dtype_bytes, target, schedule.warps))
-    # One that some asynchronous product reads is there for all.
-    tiles = {t.key: t for step in sorted(steps, key=lambda step: any(t.awaited for t in step)) for t in step}
-    direct = {t.key for t in tiles.values() if t.direct}
-    # A loop without a product of tiles is not pipelined.
-    loaded = (
-        {} if not steps else {r: n for r, n in _loaded(program, kernel, sizes, dtype_bytes).items() if r not in direct}
-    )
-    described, looped = schedule.descriptors and target.has_descriptors, _loops(kernel)
-    stays = bool(kernel.loops)
-    # A loop reads an operand from shared memory, computed or not; without a loop it need not stay there, and a left one
-    # that descriptors bring, or that is computed of what they bring, goes on into registers, on AMD any.
-    onward = described or target.backend == "hip"
-    still = [t for t in tiles.values() if not t.streamed]
-    kept = [t for t in still if t.direct or (stays and (t.stored or not onward))]
-    resident = sum(t.size for t in kept)
-    ahead = loaded if schedule.stages > 1 else {}
-    # What passes on its way into registers or out of them: in a loop both operands of a product, else one at a time.
-    passing = [0]
-    for step in steps:
-        own = [
-            t.size
-            for t in dict.fromkeys(step)
-            if not t.direct and (t.streamed or not stays) and not (ahead and t.streamed and not t.stored)
-        ]
-        passing += [sum(own)] if stays else own
-    moved = [0]
-    apart = [0, *(t.size for t in still if t not in kept)]
-    for r, n in _rearranged(program, kernel, sizes, dtype_bytes, described=described):
-        if r not in direct and r not in ahead and (steps or described):
-            whole = described or r.tensor not in program.buffers
-            is_inside = not kernel.loops or looped & set(variables(*r.indices))
-            (moved if is_inside else apart).append(n if whole else n // WORD_BYTES * dtype_bytes)
-    # Without an asynchronous product a tile is used up as soon as it has been read.
-    copied = sum(t.size * (schedule.stages - (not t.awaited)) for t in tiles.values() if t.direct and t.streamed)
-    barriers = 0
-    if schedule.stages > 1:
-        buffers = copied + sum(n * (schedule.stages - 1) for n in ahead.values())
-        alive, changed = buffers + max(passing), buffers + max(moved)
-        barriers = DESCRIPTOR_BYTES if described and max(alive, changed) else 0
-    else:
-        own = [_live(steps, n) for n in range(len(steps))] if stays else passing
-        alive, changed = max(own, default=0), max(moved)
-    others = max(*apart, _leaving(kernel, sizes, dtype_bytes) if steps else 0)
-    predicted = max(resident + max(alive, changed) + barriers, others)
-    # What products read where it was loaded must be there whatever else is.
-    certain = copied + sum(t.size for t in tiles.values() if t.direct and not t.streamed)
-    return SharedMemory(
-        predicted=predicted,
-        certain=certain if schedule.stages > 1 else 0,
-        rearranged=predicted - max(resident + alive + barriers, others),
-    )
+    return Block(program, kernel, extents=extents, dtype_bytes=dtype_bytes, target=target).memory(schedule)
 
 
-def _loops(kernel: Kernel) -> set[str]:
-    return {*kernel.loops, *(s.var for s in walk(kernel.cascade.body) if isinstance(s, Iter))}
+class Block:
+    """The blocks of a kernel, asked for their shared memory under one schedule after the other.
+
+    Cost: linear in the Einsums of the kernel, once; some 0.1 ms a schedule.
+    """
+
+    def __init__(
+        self, program: Program, kernel: Kernel, *, extents: Mapping[str, int], dtype_bytes: int, target: GpuTarget
+    ) -> None:
+        self.program, self.kernel, self.target, self.element = program, kernel, target, dtype_bytes
+        own = {s.var for s in kernel.cascade.body if isinstance(s, Iter)}
+        self.whole = {v: held(extents.get(rank_of(v), 64)) for v in program.bounded if v not in own}
+        self.elements = {
+            i.tensor: WORD_BYTES if i.tensor in program.buffers or i.dtype == BUFFER_DTYPE else dtype_bytes
+            for i in kernel.cascade.inputs
+        }
+        self.wide = {t for t, n in self.elements.items() if n > dtype_bytes}
+        self.seen: dict[tuple[str, ...], Operands] = {}
+
+    def memory(self, schedule: KernelSchedule) -> SharedMemory:
+        """Predict the bytes under a schedule; order, loops and programs do not enter."""
+        # The axes of computed tiles have this order: grid, loop, what is held whole.
+        sizes = {v: n for v, n in {**schedule.tiles, **self.whole}.items() if n > 1}
+        axes = tuple(sizes)
+        if axes not in self.seen:
+            self.seen[axes] = operands_of(self.kernel, axes, wide=self.wide)
+        return _Layout(self, self.seen[axes], schedule, sizes).memory()
 
 
-def _bytes(read: Read, sizes: Mapping[str, int], element: int) -> int:
-    return element * math.prod(sizes.get(v, 1) for v in dict.fromkeys(variables(*read.indices)))
+class _Layout:
+    def __init__(self, block: Block, operands: Operands, schedule: KernelSchedule, sizes: Mapping[str, int]) -> None:
+        self.block, self.operands, self.schedule, self.sizes = block, operands, schedule, sizes
+        self.target, self.element = block.target, block.element
+        self.described = schedule.descriptors and block.target.has_descriptors
+        self.loops = bool(operands.looped)
+        self.steps = [s for s in operands.steps if sizes.get(s.over, 0) >= MINIMUM_DOT]
+        self.stages = 1 if operands.is_branched else schedule.stages
+        self.passed: list[tuple[int, int]] = []
+        copied = self._copied() if self.steps and self.stages > 1 else {}
+        self.tiles = self._tiles(copied)
+        self.direct = {t.key for t in self.tiles if t.direct}
+        self.ahead = {r: n for r, n in copied.items() if r not in self.direct}
 
+    def memory(self) -> SharedMemory:
+        stages, operands = self.stages, self.operands
+        piped = stages > 1 and any(s.inside for s in self.steps)
+        # A loop reads an operand from shared memory, computed or not; without a loop it need not stay there, and a left
+        # one that descriptors bring, or that is computed of what they bring, goes on into registers, on AMD any.
+        onward = self.described or self.target.backend == "hip"
+        kept, passing, alone = [], [], [0]
+        for t in self.tiles:
+            if t.moves:
+                if not (piped and t.direct) and (t.stored or t.key not in self.ahead):
+                    passing.append(t)
+            elif t.direct or (self.loops and (t.stored or not onward)):
+                kept.append(t)
+            elif t.stored or (isinstance(t.key, Read) and t.key.tensor in self.block.elements and not onward):
+                passing.append(t)
+            else:
+                alone.append(t.size)
+        buffers = 0
+        if piped:
+            # Without an asynchronous product a tile is used up as soon as it has been read.
+            buffers = sum(t.size * (stages - (not t.awaited)) for t in self.tiles if t.direct and t.moves)
+            buffers += sum(n * (stages - 1) for n in self.ahead.values())
+        last = max((n for n, inside in enumerate(operands.inside) if inside), default=-1)
+        scratch = self._scratch()
+        sure, most = max(alone), max(alone)
+        for n in sorted({*scratch, *(s.at for s in self.steps), *(s.until for s in self.steps)}):
+            place = math.floor(n + BEFORE)
+            inside = place in range(len(operands.order)) and operands.inside[place]
+            # What is loaded before a loop stays to its end; without loops everything is loaded first.
+            alive = sum(
+                t.size
+                for t in kept
+                if n <= (last if t.inside else t.last) and (t.inside or not self.loops or n >= t.first)
+            )
+            alive += sum(t.size for t in passing if t.first <= n <= t.last and t.inside == inside)
+            alive += buffers if inside else 0
+            part, whole = scratch.get(n, (0, 0))
+            sure, most = max(sure, alive + part), max(most, alive + whole)
+        barriers = DESCRIPTOR_BYTES if self.described and stages > 1 and self.loops and most else 0
+        certain = sum(t.size * (stages - (not t.awaited) if t.moves else 1) for t in self.tiles if t.is_sure)
+        return SharedMemory(predicted=most + barriers, certain=certain if piped else 0, rearranged=most - sure)
 
-def _products(
-    program: Program, kernel: Kernel, sizes: Mapping[str, int], dtype_bytes: int, target: GpuTarget, warps: int
-) -> Iterator[tuple[_Tile, ...]]:
-    """What each product of two tiles has in shared memory, in order."""
-    cascade = kernel.cascade
-    axes = tuple(sizes)
-    given = {i.tensor for i in cascade.inputs}
-    looped = _loops(kernel)
-    # Computed tensors that hang on the result of a product lie in registers as a product takes them.
-    multiplied = dtype_bytes <= MATRIX_BYTES
-    of_product: set[str] = set()
-    streamed: set[str] = set()
-    order = _in_order(kernel)
-    # Products that hang together have their warps alike, and the last one decides: along the longer side.
-    seen = [product for e in order if (product := contraction(e, axes, axes)) is not None]
-    # What registers read besides is used up as soon as they have it, and the product reads it in time.
-    besides: set[Expr] = set()
-    for e in order:
-        product = contraction(e, axes, axes)
-        besides |= set(reads(e.expr)) - ({product.left, product.right} if product is not None else set())
-    along_rows = all(sizes.get(x.axes[0], 1) >= sizes.get(x.axes[1], 1) for x in seen[-1:])
-    for e in order:
-        own = reads(e.expr)
-        if any(r.tensor in of_product for r in own):
-            of_product.add(e.tensor)
-        if any(looped & set(variables(*r.indices)) or r.tensor in streamed for r in own) and looped & set(e.free):
-            streamed.add(e.tensor)
-        product = contraction(e, axes, axes)
-        if product is None or sizes.get(product.over, 0) < MINIMUM_DOT:
-            continue
-        of_product.add(e.tensor)
-        rows, columns = (sizes.get(v, 1) for v in product.axes)
-        fits = warps % GROUP_WARPS == 0 and rows % GROUP_ROWS == 0 and columns % GROUP_COLUMNS == 0
-        awaited = target.has_asynchronous_dot and multiplied and fits
-        exchanged = not (awaited or along_rows)
-        found = []
-        for operand, is_right in ((product.left, False), (product.right, True)):
-            plain = reads(operand)
-            moving = any(looped & set(variables(*r.indices)) or r.tensor in streamed for r in plain)
-            if isinstance(operand, Read) and operand.tensor in given and operand.tensor not in program.buffers:
-                size = _bytes(operand, sizes, dtype_bytes)
-                is_alone = awaited and operand not in besides
-                found.append(_Tile(operand, size, moving, direct=awaited or not multiplied, awaited=is_alone))
-            elif is_right or exchanged or not multiplied or not any(r.tensor in of_product for r in plain):
-                # Computed tiles are rounded to the dtype of the inputs.
-                shape = {product.over, product.axes[1] if is_right else product.axes[0]}
-                size = dtype_bytes * math.prod(sizes.get(v, 1) for v in shape)
-                is_stored = is_right or not multiplied or any(r.tensor in of_product for r in plain)
-                found.append(_Tile(operand, size, moving, direct=False, stored=is_stored))
-        yield tuple(found)
+    def _size(self, axes: Iterable[str], element: int) -> int:
+        return element * math.prod(self.sizes.get(v, 1) for v in dict.fromkeys(axes))
 
+    def _tiles(self, copied: Mapping[Read, int]) -> list[_Tile]:
+        """The operands in shared memory, each once; one that some asynchronous product reads is there for all."""
+        found: dict[Expr, _Tile] = {}
+        # Products that hang together have their warps alike, and the last one decides: along the longer side.
+        along_rows = all(self.sizes.get(s.axes[0], 1) >= self.sizes.get(s.axes[1], 1) for s in self.steps[-1:])
+        multiplied = self.element <= MATRIX_BYTES
+        for s in self.steps:
+            rows, columns = (self.sizes.get(v, 1) for v in s.axes)
+            fits = self.schedule.warps % GROUP_WARPS == 0 and rows % GROUP_ROWS == 0 and columns % GROUP_COLUMNS == 0
+            awaited = (
+                self.target.has_asynchronous_dot and self.target.product_rows == GROUP_ROWS and multiplied and fits
+            )
+            exchanged = not (awaited or along_rows)
+            for o in s.operands:
+                size = self._size(o.axes, self.element)
+                if o.read is not None:
+                    is_direct = awaited or not multiplied
+                    # What registers read besides is used up as soon as they have it.
+                    is_alone = awaited and o.read not in self.operands.besides
+                    new = _Tile(o, s, size, direct=is_direct, awaited=is_alone, is_sure=is_direct and s.is_sure)
+                elif o.moves and not o.is_right and multiplied and not exchanged and not o.of_product:
+                    # Through shared memory into registers; of what was copied ahead it is computed where it is needed.
+                    if not any(r in copied for r in o.sources):
+                        self.passed.append((s.at, size))
+                    continue
+                elif o.moves and multiplied and not awaited and any(r in copied for r in o.sources):
+                    # It is computed where the product takes it, of what was copied ahead.
+                    continue
+                elif o.is_right or exchanged or not multiplied or not o.of_product:
+                    if isinstance(o.key, Read) and not awaited:
+                        # It is rounded on its way into registers.
+                        size = self._size(o.axes, self.block.elements.get(o.key.tensor, self.element))
+                    new = _Tile(o, s, size, stored=o.is_right or not multiplied or o.of_product)
+                else:
+                    continue
+                old = found.get(o.key)
+                found[o.key] = new if old is None else old.joined(new)
+        return list(found.values())
 
-def _in_order(kernel: Kernel) -> list[Einsum]:
-    """The Einsums as the text has them: each where it is first needed."""
-    known = {e.tensor: e for e in kernel.cascade.einsums}
-    out: dict[str, Einsum] = {}
-    begun: set[str] = set()
+    def _copied(self) -> dict[Read, int]:
+        """Bytes of the tiles that a loop copies ahead."""
+        found = {}
+        for r in self.operands.ahead:
+            axes = [v for v in variables(*r.indices) if v in self.sizes]
+            element = self.block.elements[r.tensor]
+            # What one instruction copies lies side by side; of one axis each thread copies one element.
+            if self._is_described(r) or element >= COPY_BYTES or (len(axes) > 1 and self._is_whole(r)):
+                found[r] = self._size(axes, element)
+        return found
 
-    def visit(e: Einsum) -> None:
-        begun.add(e.tensor)
-        for r in reads(e.expr):
-            if r.tensor in known and r.tensor not in begun:
-                visit(known[r.tensor])
-        out[e.tensor] = e
+    def _is_described(self, read: Read) -> bool:
+        """Whether a descriptor brings a load: a tile of two axes at places that are no computed ones."""
+        axes = [v for v in variables(*read.indices) if v in self.sizes]
+        return self.described and len(axes) == 2 and not reads(*read.indices)
 
-    for name in kernel.cascade.output_names:
-        if name in known:
-            visit(known[name])
-    return list(out.values())
+    def _is_whole(self, read: Read) -> bool:
+        """Whether no mask cuts the last axis of a load: a feature rank, or the looped one within full tiles."""
+        last = variables(read.indices[-1])
+        if reads(read.indices[-1]):
+            return False
+        return all(
+            v in self.block.whole or (v in self.operands.looped and len(self.block.kernel.loops) == 1) for v in last
+        )
 
+    def _rows(self, n: int) -> int:
+        """Rows of a result of products: the first axis of its tile."""
+        axes = [v for v in self.sizes if v in self.operands.order[n].free]
+        return self.sizes[axes[0]] if axes and self.steps else 1
 
-def _loaded(program: Program, kernel: Kernel, sizes: Mapping[str, int], dtype_bytes: int) -> dict[Read, int]:
-    """Bytes of the tiles that a loop copies ahead, by place: all but those that meet the scores."""
-    looped, elements = _loops(kernel), _elements(program, kernel, dtype_bytes)
-    scores = _meeting_scores(kernel, tuple(sizes))
-    found: dict[Read, int] = {}
-    for r in _inputs(kernel):
-        axes = [v for v in variables(*r.indices) if v in sizes]
-        if not looped & set(variables(*r.indices)) or (set(axes) & set(kernel.residents) and r in scores):
-            continue
-        # Of one axis each thread copies one element.
-        if len(axes) > 1 or elements[r.tensor] >= COPY_BYTES:
-            found[r] = _bytes(r, sizes, elements[r.tensor])
-    return found
+    def _scratch(self) -> dict[float, tuple[int, int]]:
+        """By place of the text, bytes that are sure and all that may be needed to change a layout there."""
+        found: dict[float, tuple[int, int]] = {}
 
+        def need(n: float, part: int, whole: int) -> None:
+            before = found.get(n, (0, 0))
+            found[n] = (max(before[0], part), max(before[1], whole))
 
-def _inputs(kernel: Kernel) -> Iterator[Read]:
-    given = {i.tensor for i in kernel.cascade.inputs}
-    yield from dict.fromkeys(r for e in kernel.cascade.einsums for r in reads(e.expr) if r.tensor in given)
-
-
-def _elements(program: Program, kernel: Kernel, dtype_bytes: int) -> dict[str, int]:
-    """Bytes of an element of each input: statistics of a row that a forward saves are float32, as buffers are."""
-    bounded = set(program.bounded)
-    return {
-        i.tensor: WORD_BYTES
-        if i.tensor in program.buffers or (i.is_saved and not bounded & set(i.indices))
-        else dtype_bytes
-        for i in kernel.cascade.inputs
-    }
-
-
-def _meeting_scores(kernel: Kernel, axes: tuple[str, ...]) -> set[Read]:
-    """The reads that stand in one expression with what hangs on the result of a product."""
-    of_product: set[str] = set()
-    found: set[Read] = set()
-    for e in _in_order(kernel):
-        own = reads(e.expr)
-        if any(r.tensor in of_product for r in own):
-            of_product.add(e.tensor)
-            found |= set(own)
-        if contraction(e, axes, axes) is not None:
-            of_product.add(e.tensor)
-            found -= set(own)
-    return found
-
-
-def _rearranged(
-    program: Program, kernel: Kernel, sizes: Mapping[str, int], dtype_bytes: int, *, described: bool
-) -> Iterator[tuple[Read, int]]:
-    """Loaded tiles that pass through to get the layout of scores, and those that descriptors bring to registers."""
-    looped, elements = _loops(kernel), _elements(program, kernel, dtype_bytes)
-    for r in _inputs(kernel):
-        axes = {v for v in variables(*r.indices) if v in sizes}
-        # A descriptor is of a tile of two axes.
-        if (described and len(axes) == 2) or (len(axes) > 1 and looped & axes and axes & set(kernel.residents)):
-            yield r, _bytes(r, sizes, elements[r.tensor])
-
-
-def _live(steps: list[tuple[_Tile, ...]], n: int) -> int:
-    """Bytes of the tiles that are alive at a product of a loop without a pipeline, from its first use to its last."""
-    alive = {}
-    for t in {t.key: t for step in steps for t in step}.values():
-        uses = [i for i, step in enumerate(steps) if any(x.key == t.key for x in step)]
-        if uses[0] <= n <= uses[-1] and t.streamed:
-            alive[t.key] = t.size
-    return sum(alive.values())
-
-
-def _leaving(kernel: Kernel, sizes: Mapping[str, int], dtype_bytes: int) -> int:
-    """Bytes of the largest result, which is laid out anew before it is stored."""
-    largest = 0
-    dtypes = {o.tensor: WORD_BYTES if o.dtype == "float32" else dtype_bytes for o in kernel.cascade.outputs}
-    for e in kernel.cascade.einsums:
-        axes = [sizes[v] for v in e.free if v in sizes]
-        if e.tensor in dtypes and axes:
-            largest = max(largest, dtypes[e.tensor] * math.prod(axes))
-    return largest
+        operands, block = self.operands, self.block
+        # What a descriptor brings to registers passes, whatever reads it; what no loop moves does so before all else.
+        for r, n in operands.loads:
+            if self._is_described(r) and r not in self.direct and r not in self.ahead:
+                size = self._size(variables(*r.indices), block.elements[r.tensor])
+                need(n - BEFORE if operands.looped & set(variables(*r.indices)) else -1, size, size)
+        if self.steps:
+            for r, n in operands.relaid:
+                axes = [v for v in variables(*r.indices) if v in self.sizes]
+                if len(axes) > 1 and r not in self.direct and r not in self.ahead:
+                    # Of four bytes a half of a row's elements at a time, where all warps lie along rows.
+                    wide = block.elements[r.tensor] == WORD_BYTES and self.schedule.warps * WARP_ROWS <= self._rows(n)
+                    need(n, 0, self._size(axes, block.elements[r.tensor]) // (1 + wide))
+            for n, size in self.passed:
+                need(n, size, size)
+            for n in operands.drawn:
+                size = self._size(operands.order[n].free, WORD_BYTES)
+                need(n, size, size)
+        # A tile that no product holds is laid out anew where it is turned, or spread over a third axis.
+        for n in operands.turned:
+            for place in (operands.order[n].free, *(variables(*r.indices) for r in reads(operands.order[n].expr))):
+                if len([v for v in place if v in self.sizes]) == 2:
+                    need(n, 0, self._size(place, WORD_BYTES))
+        dtypes = {
+            o.tensor: WORD_BYTES if o.dtype == BUFFER_DTYPE else self.element for o in block.kernel.cascade.outputs
+        }
+        for n, e in enumerate(operands.order):
+            if e.tensor in dtypes and any(v in self.sizes for v in e.free):
+                # Results of products are laid out anew on their way out, after all loops: what all warps hold of them
+                # in one round of rows at a time.
+                size = self._size(e.free, dtypes[e.tensor])
+                size //= max(1, self._rows(n) // (WARP_ROWS * self.schedule.warps))
+                plain = self.steps and len([v for v in e.free if v in self.sizes]) < 3
+                until = max((s.until for s in self.steps if s.at == n), default=n)
+                need(len(operands.order) if self.loops else until + AFTER, size if plain else 0, size)
+        return found

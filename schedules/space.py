@@ -22,7 +22,7 @@ from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Kernel, Program
 from einsumcascade.schedules.roles import contraction, grid_tiles, held, padded
 from einsumcascade.schedules.schedule import HEADS_INSIDE, ORDERS, KernelSchedule, Schedule
-from einsumcascade.schedules.shared_memory import shared_memory
+from einsumcascade.schedules.shared_memory import Block, SharedMemory
 from einsumcascade.schedules.timing import estimated_blocks
 
 TILES = (16, 32, 64, 128, 256)
@@ -111,7 +111,18 @@ def fits(
     target: GpuTarget,
 ) -> bool:
     """Whether a target may run a kernel: nothing that fits is refused, and little that does not is let through."""
-    asked = shared_memory(program, kernel, schedule, extents=extents, dtype_bytes=dtype_bytes, target=target)
+    block = Block(program, kernel, extents=extents, dtype_bytes=dtype_bytes, target=target)
+    return _fits(program, kernel, schedule, extents, block.memory(schedule), target)
+
+
+def _fits(
+    program: Program,
+    kernel: Kernel,
+    schedule: KernelSchedule,
+    extents: Mapping[str, int],
+    asked: SharedMemory,
+    target: GpuTarget,
+) -> bool:
     return (
         asked.certain <= target.shared_memory_bytes and _elements(program, kernel, schedule, extents) <= MOST_ELEMENTS
     )
@@ -126,15 +137,17 @@ def _choices(
     wide = any(len(i.indices) > 1 for i in k.cascade.inputs)
     loads = (False, True) if target.has_descriptors and wide else (False,)
     dtype = "float32" if dtype_bytes == 4 else "bfloat16"
+    block = Block(program, k, extents=binding.extents, dtype_bytes=dtype_bytes, target=target)
     for tiles in itertools.product(*sizes.values()):
         size = dict(zip(sizes, tiles, strict=True))
         ways: _Ways | None = None
         for warps in WARPS if multiplies else FEW_WARPS:
             for n, descriptors in itertools.product(stages, loads):
                 found = KernelSchedule(tiles=size, warps=warps, stages=n, descriptors=descriptors)
-                if fits(program, k, found, extents=binding.extents, dtype_bytes=dtype_bytes, target=target):
+                asked = block.memory(found)
+                if _fits(program, k, found, binding.extents, asked, target):
                     ways = ways or _ways(program, k, found, default.order, binding, dtype)
-                    yield from ways.of(found, target)
+                    yield from ways.of(found, target, asked.least)
 
 
 def _tiles(variable: str, default: int, binding: Binding, dtype_bytes: int) -> tuple[int, ...]:
@@ -172,9 +185,9 @@ class _Ways:
     work: Work
     programs: int
 
-    def of(self, schedule: KernelSchedule, target: GpuTarget) -> Iterator[KernelSchedule]:
+    def of(self, schedule: KernelSchedule, target: GpuTarget, shared_memory_bytes: int) -> Iterator[KernelSchedule]:
         """The choice in each of these ways, and persistent ones where there is more than one wave."""
-        blocks = estimated_blocks(self.work, schedule, target)
+        blocks = estimated_blocks(self.work, schedule, target, shared_memory_bytes=shared_memory_bytes)
         many = (0, blocks) if 0 < target.multiprocessors * blocks < self.programs else (0,)
         for persistent, one_loop, order in itertools.product(many, self.loops, self.orders):
             yield replace(schedule, order=order, one_loop=one_loop, persistent=persistent)

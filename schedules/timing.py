@@ -70,13 +70,13 @@ def resident_blocks(target: GpuTarget, *, registers: int, shared_memory_bytes: i
     )
 
 
-def estimated_blocks(work: Work, schedule: KernelSchedule, target: GpuTarget) -> int:
+def estimated_blocks(work: Work, schedule: KernelSchedule, target: GpuTarget, *, shared_memory_bytes: int) -> int:
     """Blocks that a multiprocessor is expected to hold together, where nothing is compiled."""
     wanted = work.registers(target, warps=schedule.warps, descriptors=schedule.descriptors)
     return resident_blocks(
         target,
         registers=min(wanted, target.registers_per_thread),
-        shared_memory_bytes=work.shared_memory(target, stages=schedule.stages, descriptors=schedule.descriptors),
+        shared_memory_bytes=shared_memory_bytes,
         warps=schedule.warps,
     )
 

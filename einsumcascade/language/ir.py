@@ -180,11 +180,15 @@ Statement: TypeAlias = Einsum | Init | Iter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """A declared input tensor and the rank variable of each axis; `is_saved`: laid out by a forward, not a caller."""
+    """A declared input tensor and the rank variable of each axis; `is_saved`: laid out by a forward, not a caller.
+
+    `dtype` None means that of the computation.
+    """
 
     tensor: str
     indices: tuple[str, ...]
     is_saved: bool = field(default=False, compare=False)
+    dtype: str | None = field(default=None, compare=False)
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
