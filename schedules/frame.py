@@ -200,18 +200,19 @@ class Frame:
 
     def _at(self, expr: Expr, corner: Corner) -> int:
         """The value of a bound in the programs of a corner."""
+        ranges = corner.ranges
 
-        def leaf(e: Expr) -> Expr | None:
+        def leaf(e: Expr) -> int | float:
             match e:
                 case Var():
-                    return Num(value=corner.ranges[e.name][0])
+                    return ranges[e.name][0]
                 case Read():
                     end, _, v = e.tensor.partition("_")
-                    return Num(value=corner.ranges[v][0] if end == "first" else corner.ranges[v][1] - 1)
+                    return ranges[v][0] if end == "first" else ranges[v][1] - 1
                 case _:
-                    return None
+                    return self.binding.value(e)
 
-        return int(self.binding.value(transform(expr, leaf)))
+        return int(self.binding.value(expr, leaf))
 
     def span(self, variable: str, corner: Corner, loop: Loop | None, *, tail: bool, run: Range | None = None) -> Range:
         """Coordinates of a variable in the programs of a corner; with `tail`, those of its last tile beyond the end.

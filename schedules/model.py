@@ -199,11 +199,17 @@ class _Tiled:
     repeats: int
     # Of each loop, whether it walks tiles that may be tested.
     tiled: tuple[bool, ...]
+    # By `one_loop`: the walks, and how often each of them is there.
+    counted: dict[bool, tuple[tuple[Walk, ...], Counter[Walk]]] = field(default_factory=dict, hash=False)
 
-    def walked(self, schedule: KernelSchedule) -> tuple[Walk, ...]:
-        """The walks under a schedule, which may have every tile tested."""
-        if not schedule.one_loop:
-            return self.walks
+    def walked(self, schedule: KernelSchedule) -> tuple[tuple[Walk, ...], Counter[Walk]]:
+        """The walks under a schedule, which may have every tile tested, and how many programs have each."""
+        if schedule.one_loop not in self.counted:
+            walks = self._tested() if schedule.one_loop else self.walks
+            self.counted[schedule.one_loop] = walks, Counter(walks)
+        return self.counted[schedule.one_loop]
+
+    def _tested(self) -> tuple[Walk, ...]:
         return tuple(
             tuple((0, f + t) if tiled else (f, t) for (f, t), tiled in zip(walk, self.tiled, strict=True))
             for walk in self.walks
@@ -281,8 +287,8 @@ class _Model:
         price = Price(work, schedule, target, compiled, spilled=spilled)
         totals: dict[str, float] = dict.fromkeys(PIPES, 0.0)
         demands: dict[Walk, Stations] = {}
-        walks = tiled.walked(schedule)
-        for walk, times in Counter(walks).items():
+        walks, counts = tiled.walked(schedule)
+        for walk, times in counts.items():
             demands[walk] = price.program(walk)
             for pipe, n in demands[walk].pipes.items():
                 totals[pipe] += n * times * tiled.repeats
@@ -302,6 +308,7 @@ class _Model:
                     target,
                     order=schedule.order,
                     persistent=schedule.persistent,
+                    counts=counts,
                 ),
                 cycles[MEMORY],
             )
@@ -316,6 +323,6 @@ class _Model:
             blocks=blocks,
             programs=programs,
             waves=programs / (target.multiprocessors * blocks) if blocks else math.inf,
-            full_steps=tiled.repeats * sum(f for walk in walks for f, _ in walk),
-            tested_steps=tiled.repeats * sum(t for walk in walks for _, t in walk),
+            full_steps=tiled.repeats * sum(n * f for walk, n in counts.items() for f, _ in walk),
+            tested_steps=tiled.repeats * sum(n * t for walk, n in counts.items() for _, t in walk),
         )

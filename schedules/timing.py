@@ -218,12 +218,14 @@ def dealt(
     *,
     order: str,
     persistent: int = 0,
+    counts: Mapping[Walk, int] | None = None,
 ) -> float:
     """Clocks until the last program ends: each begins where the first block of a multiprocessor becomes free.
 
     Programs before the last rounds keep all busy. Where no program is left to begin, those that run on share a
     multiprocessor with fewer, and get faster. With `persistent` programs a multiprocessor there are just these: each
-    takes tiles in turn, whether the others are done with theirs or not.
+    takes tiles in turn, whether the others are done with theirs or not. `counts` says how often each walk is
+    there, where that is known.
 
     Cost: linear in the programs of the last rounds; in all tiles where programs are persistent.
     """
@@ -251,7 +253,7 @@ def dealt(
     left: dict[int, list[float]] = {}
     for end, slot in free:
         left.setdefault(slot % target.multiprocessors, []).append(end - begun)
-    mean = _mean(demands, Counter(walks))
+    mean = _mean(demands, Counter(walks) if counts is None else counts)
     pace = [mean.with_others(k) / (mean.with_others(blocks) or 1.0) for k in range(blocks + 1)]
     return start + begun + max((_drained(sorted(rest), pace) for rest in left.values()), default=0.0)
 

@@ -66,8 +66,8 @@ class Binding:
     extents: Mapping[str, int]
     constants: Mapping[str, float]
 
-    def value(self, expr: Expr) -> int | float:
-        """Evaluate an expression of numbers, constants and extents.
+    def value(self, expr: Expr, leaf: Callable[[Expr], int | float] | None = None) -> int | float:
+        """Evaluate an expression of numbers, constants and extents; `leaf` gives the value of what is none of these.
 
         Integer arithmetic (`+ - * // %`) is exact; division and functions follow IEEE and the value rules.
 
@@ -86,12 +86,14 @@ class Binding:
             case Scalar() if expr.name in self.extents:
                 return self.extents[expr.name]
             case Apply():
-                return self._apply(expr)
+                return self._apply(expr, leaf)
+            case _ if leaf is not None:
+                return leaf(expr)
             case _:
                 raise _no_value(f"'{expr}' is not bound to a number")
 
-    def _apply(self, expr: Apply) -> int | float:
-        args = [self.value(a) for a in expr.args]
+    def _apply(self, expr: Apply, leaf: Callable[[Expr], int | float] | None) -> int | float:
+        args = [self.value(a, leaf) for a in expr.args]
         try:
             result = expr.row.array(_SCALARS, *args)
         except _NoValueError:
