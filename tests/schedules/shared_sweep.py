@@ -71,15 +71,27 @@ class _LaidOut(Exception):
 
 
 def _stop(*given: Any) -> tuple[str, str] | None:
-    """What Triton asks for the stages of a compilation: those up to the one that knows the memory."""
+    """What Triton asks for the stages of a compilation: those up to the layout of the memory."""
+    from triton._C.libtriton import ir, nvidia, passes
+    from triton.backends.nvidia.compiler import get_ptx_version_from_options
+
     if not given:
         return "shared memory", "shared memory"
-    stages = given[1]
+    backend, stages, options, _, capability = given
 
-    def stop(source: object, metadata: dict[str, Any]) -> None:
-        raise _LaidOut(metadata["shared"])
+    def lay_out(module: Any, metadata: dict[str, Any]) -> None:
+        # The first passes of what comes next, which spends minutes on machine code that nobody reads here.
+        steps = ir.pass_manager(module.context)
+        passes.ttgpuir.add_combine_tensor_select_and_if(steps)
+        passes.ttgpuir.add_allocate_warp_groups(steps, False)
+        passes.convert.add_scf_to_cf(steps)
+        passes.gluon.add_inliner(steps)
+        version = get_ptx_version_from_options(options, backend.target.arch)
+        nvidia.passes.ttgpuir.add_allocate_shared_memory_nv(steps, capability, version)
+        steps.run(module, "lay_out")
+        raise _LaidOut(module.get_int_attr("ttg.shared"))
 
-    stages["ptx"] = stop
+    stages["llir"] = lay_out
     return None
 
 

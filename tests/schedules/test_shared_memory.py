@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +53,7 @@ SAMPLE = [
     ("t5bias", 128, 64, 4, 4, True, "bfloat16", {}),
 ]
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "schedules.md"
 
 Figures = dict[str, tuple[int, int, int, int]]
 
@@ -87,7 +90,7 @@ def compiled_figures(cascade: Cascade, built: Built) -> Figures:
     tensors = {
         i.tensor: torch.empty(
             [binding.extents[rank_of(v)] for v in i.indices],
-            dtype=torch.int32 if i.tensor in whole else getattr(torch, built.dtype),
+            dtype=torch.int32 if i.tensor in whole else getattr(torch, i.dtype or built.dtype),
             device="meta",
         )
         for i in cascade.inputs
@@ -156,3 +159,56 @@ def test_what_is_left_out_for_want_of_memory_does_not_fit(compiled: list[Figures
         verdicts.append(fits(space.program, k, schedule, extents={"E": 128, "F": 128}, dtype_bytes=2, target=TARGET))
         assert verdicts[-1] == (asked <= TARGET.shared_memory_bytes)
     assert set(verdicts) == {True, False}
+
+
+@pytest.mark.skipif(not os.environ.get("EINSUMCASCADE_NIGHTLY"), reason="compiles every kernel of the gallery")
+@pytest.mark.timeout(3000)
+def test_the_page_counts_the_kernels_of_the_gallery_whose_shared_memory_is_off() -> None:
+    printed = run_with(
+        "installed", "import runpy\nrunpy.run_module('tests.schedules.shared_sweep', run_name='__main__')"
+    )
+    found = json.loads(printed.splitlines()[-1])
+    # What is certain may leave a schedule out.
+    assert found["wrong"] == []
+    page = PAGE.read_text(encoding="utf-8")
+    for row in found["counts"]:
+        assert f"| {' | '.join(map(str, row))} |" in page, row
+
+
+# Tiles that are there for more than one product, or beside it.
+LIVES = [
+    # Random numbers come in a layout of their own.
+    ("dropout", 128, 64, 8, 2, False, "bfloat16", {}),
+    # A row of the other factor multiplies the queries in every step.
+    ("kronecker", 128, 64, 8, 2, False, "bfloat16", {}),
+    # What a product is added to is no operand: it is not copied ahead.
+    ("quantised_kv backward", 128, 64, 8, 2, False, "bfloat16", {}),
+    # Keys and values are used by products that follow each other, by two.
+    ("diff", 128, 64, 8, 1, False, "bfloat16", {}),
+]
+
+
+def test_tiles_are_there_from_their_first_product_to_their_last() -> None:
+    printed = run_with(
+        "installed",
+        "import json\nfrom tests.schedules.test_shared_memory import LIVES, figures\n"
+        "print(json.dumps([figures(*row) for row in LIVES]))",
+    )
+    for row, found in zip(LIVES, json.loads(printed), strict=True):
+        for kernel, (predicted, rearranged, certain, asked) in found.items():
+            assert is_near(predicted, rearranged, asked), (row, kernel, predicted, rearranged, asked)
+            assert certain <= asked, (row, kernel, certain, asked)
+
+
+def test_nothing_is_certain_where_conditions_make_a_sum_no_product() -> None:
+    printed = run_with(
+        "installed",
+        "import json\nfrom tests.schedules.shared_sweep import rows\n"
+        "cases = [('cuda:90', 'bfloat16', 'forward', kind) for kind in ('default', 'descriptors')]\n"
+        "found = [r for name in ('gaze', 'gatv2', 'fai') for case in cases for r in rows(name, case)]\n"
+        "print(json.dumps([(r.kernel, r.schedule, r.certain, r.compiled) for r in found]))",
+    )
+    found = json.loads(printed)
+    assert len(found) == 12
+    for kernel, schedule, certain, compiled in found:
+        assert certain <= compiled, (kernel, schedule, certain, compiled)
