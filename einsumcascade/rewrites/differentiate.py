@@ -265,8 +265,10 @@ class _Pair:
         # An input of fewer than two axes, a slope or a sink, may be float32 beside halves: so is its gradient.
         small = {t for t in wanted if len(made[t].indices) < 2}
         body = tuple(e for e in joint.einsums if e.tensor not in saved)
-        own = {o.tensor: o.dtype for o in self.original.outputs}
-        kept = tuple(Input(tensor=t, indices=made[t].free, is_saved=True, dtype=own.get(t, "float32")) for t in saved)
+        declared = {o.tensor: o.dtype for o in self.original.outputs}
+        kept = tuple(
+            Input(tensor=t, indices=made[t].free, is_saved=True, dtype=declared.get(t, "float32")) for t in saved
+        )
         steps = [b for b in self.blocks if isinstance(b, Steps)]
         kept += tuple(
             Input(tensor=t, indices=b.kept[t].free, is_saved=True, dtype="float32")
