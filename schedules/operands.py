@@ -58,7 +58,7 @@ class Step:
             added to something is added by the matrix unit, once that is there.
         over: the axis that is summed. axes: of its result.
         inside: a loop repeats it.
-        is_sure: no condition can make it anything but a product of what was loaded.
+        is_sure: neither a condition nor a loop around can make it anything but a product of what was loaded.
     """
 
     at: int
@@ -193,6 +193,8 @@ class _Reader:
         return any(isinstance(x, Apply) and x.row.counts for x in subexpressions(e.expr))
 
     def _steps(self, inside: tuple[bool, ...]) -> Iterator[Step]:
+        # A loop within a user's own may not be pipelined.
+        plain = not any(isinstance(s, Iter) for s in self.cascade.body)
         for n, (e, c) in enumerate(zip(self.order, self.found, strict=True)):
             if c is None:
                 continue
@@ -206,7 +208,7 @@ class _Reader:
                 left=left,
                 right=right,
                 inside=inside[n],
-                is_sure=all(x in self.shared for x in conditions(self.cascade, e)),
+                is_sure=plain and all(x in self.shared for x in conditions(self.cascade, e)),
             )
 
     def _shared(self) -> set[Expr]:

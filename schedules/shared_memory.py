@@ -215,9 +215,7 @@ class _Layout:
         for s in self.steps:
             rows, columns = (self.sizes.get(v, 1) for v in s.axes)
             fits = self.schedule.warps % GROUP_WARPS == 0 and rows % GROUP_ROWS == 0 and columns % GROUP_COLUMNS == 0
-            awaited = (
-                self.target.has_asynchronous_dot and self.target.product_rows == GROUP_ROWS and multiplied and fits
-            )
+            awaited = self.target.has_asynchronous_dot and multiplied and fits
             exchanged = not (awaited or along_rows)
             for o in s.operands:
                 size = self._size(o.axes, self.element)

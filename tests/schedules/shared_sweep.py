@@ -1,6 +1,8 @@
-"""Shared memory predicted and compiled, for every kernel of the gallery: `python -m tests.schedules.shared_sweep`.
+"""Shared memory predicted and compiled, for every kernel of the gallery.
 
-Kernels are compiled as far as the compiler lays out shared memory, in this process, whose driver is only pretended.
+`python -m tests.schedules.shared_sweep TARGET` counts the kernels that are off. They are compiled as far as the compiler
+lays out shared memory, in this process, whose driver is only pretended; it remembers kernels by their text alone, so that
+a process is for one target.
 """
 
 from __future__ import annotations
@@ -175,10 +177,10 @@ def rows(name: str, case: tuple[str, str, str, str]) -> Iterator[Row]:
         )
 
 
-def sweep() -> list[Row]:
-    """Every case; some minutes."""
-    found = []
-    for case in CASES:
+def sweep(target: str) -> list[Row]:
+    """Every case of a target; some minutes."""
+    found: list[Row] = []
+    for case in (c for c in CASES if c[0] == target):
         for name in VARIANTS:
             try:
                 found += rows(name, case)
@@ -190,14 +192,14 @@ def sweep() -> list[Row]:
 def counted(found: list[Row]) -> list[list[object]]:
     """By case: kernels, and how many of them are off."""
     out: list[list[object]] = []
-    for case in CASES:
+    for case in dict.fromkeys(r.case for r in found):
         own = [r for r in found if r.case == case]
         out.append([*case, len(own), sum(not r.is_near for r in own)])
     return out
 
 
 if __name__ == "__main__":
-    every = sweep()
+    every = sweep(sys.argv[1])
     for r in every:
         if not r.is_near or r.certain > r.compiled:
             print(*r.case, r.kernel, r.schedule, r.predicted, r.rearranged, r.certain, r.compiled, file=sys.stderr)
