@@ -1,8 +1,8 @@
 """Shared memory predicted and compiled, for every kernel of the gallery.
 
 `python -m tests.schedules.shared_sweep TARGET` counts the kernels that are off. They are compiled as far as the compiler
-lays out shared memory, in this process, whose driver is only pretended; it remembers kernels by their text alone, so that
-a process is for one target.
+lays out shared memory, in this process, whose driver is only pretended. It remembers kernels by their text alone, so a
+process is for one target.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import torch
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
 from einsumcascade.codegen.build import load_module
 from einsumcascade.codegen.compiling import Launch, Pointer, _Pretended, _Tensor, launches_of
-from einsumcascade.codegen.launch import Built, build, feature_ranks, selectors
+from einsumcascade.codegen.dtypes import selectors
+from einsumcascade.codegen.launch import Built, build
+from einsumcascade.codegen.programs import feature_ranks
 from einsumcascade.errors import LoweringError
 from einsumcascade.gallery import load
 from einsumcascade.gallery.draws import recipe
