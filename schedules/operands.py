@@ -24,7 +24,7 @@ from einsumcascade.language.ir import (
 )
 from einsumcascade.rewrites.algebra import factors, product
 from einsumcascade.schedules.program import Kernel
-from einsumcascade.schedules.roles import Contraction, contraction
+from einsumcascade.schedules.roles import contraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,8 @@ class Operands:
 
     Args:
         order: Einsums as the text has them.
-        looped: variables of its loops. inside: whether a loop repeats an Einsum, by its place.
+        looped: variables of its innermost loop, and of a user's own.
+        inside: whether such a loop repeats an Einsum, by its place.
         steps: its products.
         besides: loads that something else than a product reads too.
         ahead: loads in loops that operands of products depend on, which a pipeline may fetch before they are needed.
@@ -124,9 +125,10 @@ class _Reader:
         self.cascade: Cascade = kernel.cascade
         self.order = self.cascade.einsums
         self.given = {i.tensor for i in self.cascade.inputs}
-        self.looped = frozenset((*kernel.loops, *(s.var for s in walk(self.cascade.body) if isinstance(s, Iter))))
+        # The innermost loop is the one that is pipelined: what another walks stays while that runs.
+        self.looped = frozenset((*kernel.loops[-1:], *(s.var for s in walk(self.cascade.body) if isinstance(s, Iter))))
         self.shared = self._shared()
-        self.found = [self._contraction(e) for e in self.order]
+        self.found = [contraction(e, axes, axes) for e in self.order]
         self.moving: set[str] = set()
         self.of_product: set[str] = set()
         # A tensor of a user's own loop is read before the text writes its next generation.
@@ -164,23 +166,6 @@ class _Reader:
     def _tiled(self, *exprs: Expr) -> set[str]:
         return {v for v in variables(*exprs) if v in self.axes}
 
-    def _contraction(self, e: Einsum) -> Contraction | None:
-        c = contraction(e, self.axes, self.axes)
-        if c is None:
-            return None
-        # A condition of an Einsum's own that the loop does not walk by is tested where it stands.
-        for condition in e.where:
-            if condition in self.shared:
-                continue
-            axes = self._tiled(condition)
-            if not (axes <= {c.axes[0], c.over} or axes <= {c.axes[1], c.over}):
-                return None
-        return c
-
-    def _tested(self, e: Einsum) -> tuple[Expr, ...]:
-        """Conditions that every step of a loop over several ranks tests."""
-        return conditions(self.cascade, e) if len(self.kernel.loops) > 1 else ()
-
     def _turns(self, e: Einsum) -> bool:
         if len([v for v in e.space if v in self.axes]) > 2:
             return True
@@ -213,11 +198,7 @@ class _Reader:
 
     def _shared(self) -> set[Expr]:
         """Conditions of all reductions over the loop, which walks the tiles where they hold."""
-        own = [
-            set(conditions(self.cascade, e))
-            for e in self.order
-            if len(self.kernel.loops) == 1 and self.looped & set(e.ranks)
-        ]
+        own = [set(conditions(self.cascade, e)) for e in self.order if self.looped & set(e.ranks)]
         return {c for c in set.intersection(*own) if self.looped & set(variables(c))} if own else set()
 
     def _operand(self, expr: Expr, axes: tuple[str, str], e: Einsum, *, is_right: bool) -> Operand:
@@ -225,15 +206,12 @@ class _Reader:
         plain = product(scaled) if scaled else expr
         own = reads(plain)
         read = plain if isinstance(plain, Read) and self._is_plain(plain) else None
-        masked = [x for x in self._tested(e) if self._tiled(x) and self._tiled(x) <= set(axes)]
-        if masked:
-            plain, read = Apply(op="select", args=(masked[0], plain, plain)), None
         return Operand(
             key=plain,
             read=read,
             axes=axes,
             is_right=is_right,
-            moves=bool(masked) or any(map(self._moves, own)),
+            moves=any(map(self._moves, own)),
             of_product=any(r.tensor in self.of_product for r in own),
             sources=frozenset(self._sources(own)),
         )

@@ -264,9 +264,7 @@ class _Layout:
         last = variables(read.indices[-1])
         if reads(read.indices[-1]):
             return False
-        return all(
-            v in self.block.whole or (v in self.operands.looped and len(self.block.kernel.loops) == 1) for v in last
-        )
+        return all(v in self.block.whole or v in self.operands.looped for v in last)
 
     def _rows(self, n: int) -> int:
         """Rows of a result of products: the first axis of its tile."""

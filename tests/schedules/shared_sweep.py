@@ -1,8 +1,8 @@
 """Shared memory predicted and compiled, for every kernel of the gallery.
 
-`python -m tests.schedules.shared_sweep TARGET` counts the kernels that are off. They are compiled as far as the compiler
-lays out shared memory, in this process, whose driver is only pretended. It remembers kernels by their text alone, so a
-process is for one target.
+`python -m tests.schedules.shared_sweep TARGET` counts the kernels that are off. They are compiled as far as the
+compiler lays out shared memory, in this process, whose driver is only pretended. It remembers kernels by their text, so
+that a process is for one target.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
-from einsumcascade.codegen.build import load_module
-from einsumcascade.codegen.compiling import Launch, Pointer, _Pretended, _Tensor, launches_of
+from einsumcascade.codegen.compiling import Launch, compile_all, launches_of
 from einsumcascade.codegen.dtypes import selectors
 from einsumcascade.codegen.launch import Built, build
 from einsumcascade.codegen.programs import feature_ranks
@@ -101,16 +100,12 @@ def _stop(*given: Any) -> tuple[str, str] | None:
 
 def compiled_bytes(launch: Launch, target: GpuTarget) -> int:
     """The bytes that a block of a launch asks for."""
-    import triton
     from triton import knobs
 
-    triton.runtime.driver.set_active(_Pretended(target))
     knobs.runtime.add_stages_inspection_hook = _stop
     knobs.compilation.always_compile = True
-    function = getattr(load_module(launch.source), launch.kernel)
-    arguments = (_Tensor(a) if isinstance(a, Pointer) else a for a in launch.arguments)
     try:
-        function.warmup(*arguments, grid=(1,), num_warps=launch.warps, num_stages=launch.stages, enable_fp_fusion=True)
+        compile_all([launch], target)
     except _LaidOut as found:
         return int(found.args[0])
     raise AssertionError(f"{launch.kernel} was compiled to its end")
