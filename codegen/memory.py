@@ -64,7 +64,7 @@ class Memory:
             if walked is not None:
                 assert loop is not None and loop.inner is not None
                 times, offset = walked
-                moves = stride if times == 1 else f"{times} * {stride}"
+                moves = stride if times == 1 else f"tl.cast({stride}, tl.int64) * {times}"
                 inner = Text(f"r_{loop.inner}", ATOM, (loop.inner,))
                 tile.append((inner if times == 1 else Text(f"{times} * {inner.text}", 0, inner.axes), stride))
                 if offset is None:
