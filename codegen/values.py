@@ -24,6 +24,7 @@ from einsumcascade.language.ir import (
     rank_of,
     reads,
     transform,
+    variable_of,
     variables,
 )
 from einsumcascade.schedules.program import Packing
@@ -204,7 +205,7 @@ class Values:
         for i, d in zip(x.indices, declared, strict=True):
             i = self._values(i, e, out, free_of)
             indices.append(i)
-            bound = apply("lt", i, Scalar(name=rank_of(d)))
+            bound = self._bound(i, rank_of(d))
             axes = self._vars(i)
             mask += [c for v in axes if self.axes[v].is_padded and (c := self._inside(v)) != bound]
             if i == Var(name=d):
@@ -232,6 +233,13 @@ class Values:
         elif known.name not in self.facts.of:
             self.facts.of[known.name] = Facts(fills=dict.fromkeys(mask, 0.0), is_input=True)
         return Read(tensor=self.live.get(known.name, known.name))
+
+    def _bound(self, i: Expr, rank: str) -> Expr:
+        """That an index is below an extent; where that is another's by definition, as a constraint says it."""
+        equal = {r.expr.name for r in self.cascade.ranks if r.name == variable_of(rank) and isinstance(r.expr, Scalar)}
+        equal |= {rank_of(r.name) for r in self.cascade.ranks if r.expr == Scalar(name=rank)}
+        bounds = [apply("lt", i, Scalar(name=n)) for n in (rank, *sorted(equal))]
+        return next((b for b in bounds if b in self.cascade.constraints), bounds[0])
 
     def _place_load(self, key: LoadKey, value: Value, out: list[Stmt]) -> None:
         """Leave a load, the last statement, where it is needed, or move it before loops that it does not hang on."""
