@@ -8,4 +8,7 @@ if __name__ == "__main__":
 
         sys.exit(main())
     except ModuleNotFoundError as error:
-        sys.exit(f"{error}: the benchmark needs torch, triton, numpy, sympy, networkx, lark, and PYTHONPATH=.")
+        sys.exit(
+            f"{error}: the benchmark needs torch, triton, numpy, sympy, networkx, lark, and PYTHONPATH=.; "
+            "typer, rich, platformdirs, jinja2 and matplotlib may be missing"
+        )

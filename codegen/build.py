@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from einsumcascade.analysis.targets import GpuTarget
+from einsumcascade.caches import cache_folder
 from einsumcascade.errors import LoweringError, TargetError
 
 # Keyed by the digest of the text and the folder it lies in.
@@ -55,16 +59,16 @@ def text_digest(source: str) -> str:
 
 @cache
 def kernel_directory() -> Path:
-    """Return the folder that kernel texts are kept in: under the user's cache, or temporary where that is read-only."""
-    from platformdirs import user_cache_path
-
-    folder = user_cache_path("einsumcascade", appauthor=False) / "kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="einsumcascade-"))
+    """Return the folder that kernel texts are kept in, one that lasts as long as the process where nothing is kept."""
+    folder = cache_folder("kernels")
+    if folder is not None:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+    temporary = Path(tempfile.mkdtemp(prefix="einsumcascade-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
 
 
 def load_module(source: str, *, digest: str | None = None, directory: Path | None = None) -> ModuleType:

@@ -22,6 +22,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from einsumcascade.caches import cache_folder
 from einsumcascade.errors import EinsumCascadeWarning, ScheduleError
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.schedules.schedule import Schedule
@@ -118,18 +119,7 @@ def key_of(
 
 def folder() -> Path | None:
     """Where tuned schedules are kept; None where nothing is."""
-    given = os.environ.get("EINSUMCASCADE_CACHE")
-    if given == "":
-        return None
-    if given is not None:
-        return Path(given) / "tuned"
-    try:
-        from platformdirs import user_cache_path
-    except ImportError:
-        return None
-    place = user_cache_path("einsumcascade", appauthor=False)
-    # A user without a home has no such directory.
-    return place / "tuned" if place.is_absolute() else None
+    return cache_folder("tuned")
 
 
 def find(key: Key) -> Entry | None:

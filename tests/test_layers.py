@@ -18,6 +18,7 @@ PACKAGE = ROOT / "einsumcascade"
 # `__main__` only starts the cli; the public face, `__init__`, comes last.
 ORDER = (
     "errors",
+    "caches",
     "language",
     "gallery",
     "analysis",

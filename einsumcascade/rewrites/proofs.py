@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 import warnings
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from einsumcascade.caches import cache_folder
 from einsumcascade.errors import CascadeError, EinsumCascadeWarning
 from einsumcascade.language.ir import (
     Apply,
@@ -144,17 +144,8 @@ def names_of(summand: Expr, shared: tuple[tuple[Read, Expr], ...]) -> Names:
 
 
 def folder() -> Path | None:
-    """Where answers are kept: `EINSUMCASCADE_CACHE`, else the user's cache directory; None switches it off."""
-    given = os.environ.get("EINSUMCASCADE_CACHE")
-    if given == "":
-        return None
-    if given is not None:
-        return Path(given) / "proofs"
-    try:
-        from platformdirs import user_cache_path
-    except ImportError:
-        return None
-    return user_cache_path("einsumcascade") / "proofs"
+    """Where answers are kept; None where nothing is."""
+    return cache_folder("proofs")
 
 
 def remembered(question: Question, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:

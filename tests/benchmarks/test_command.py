@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,31 @@ from einsumcascade.codegen.op import compile as compile_cascade
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_bare_checkout_compares_times_and_writes_its_figures(tmp_path: Path) -> None:
-    out = tmp_path / "results"
-    # Without the packages that a machine with a GPU may lack.
-    blocked = tmp_path / "blocked"
-    for name in ("typer", "rich", "platformdirs"):
+# What a machine with a GPU may lack.
+LACKED = ("typer", "rich", "platformdirs", "jinja2", "matplotlib")
+
+
+def bare(folder: Path, *words: str | Path, lacked: Sequence[str] = LACKED) -> subprocess.CompletedProcess[str]:
+    """Run the benchmark in the checkout, without some packages, and with the cache of a user who has named none."""
+    blocked = folder / "blocked"
+    for name in lacked:
         (blocked / name).mkdir(parents=True)
-        (blocked / name / "__init__.py").write_text(f"raise ImportError('{name} is not here')\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--set", "smoke", "causal", "forward,step", "--out", out],
+        (blocked / name / "__init__.py").write_text(f"raise ModuleNotFoundError('{name} is not here', name='{name}')\n")
+    own = {k: v for k, v in os.environ.items() if k != "EINSUMCASCADE_CACHE"}
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *words],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{blocked}{os.pathsep}."},
+        env={**own, "PYTHONPATH": f"{blocked}{os.pathsep}."},
         capture_output=True,
         text=True,
         timeout=240,
     )
+
+
+def test_a_bare_checkout_compares_times_and_writes_its_figures(tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    lacked = LACKED[:3]
+    done = bare(tmp_path, "--set", "smoke", "causal", "forward,step", "--out", out, lacked=lacked)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {"results.json", "index.html", "forward.png", "step.png"} == {p.name for p in out.iterdir()}
     result = json.loads((out / "results.json").read_text(encoding="utf-8"))
@@ -50,6 +61,21 @@ def test_a_bare_checkout_compares_times_and_writes_its_figures(tmp_path: Path) -
     assert "Rates of live work" in done.stdout and "geometric mean" in done.stdout
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "causal forward B1 H2 N40 D16" in page and "http" not in page and "<script" not in page
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU does")
+def test_a_bare_checkout_tells_what_compiling_tells(tmp_path: Path) -> None:
+    done = bare(tmp_path, "--static", "--quick", "causal", "forward", "D64")
+    assert done.returncode == 0 and "mode" in done.stdout, done.stdout + done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("causal forward B4 H32 N4096 D64"))
+    assert "warps" in row
+
+
+def test_a_bare_checkout_says_what_it_needs(tmp_path: Path) -> None:
+    done = bare(tmp_path, "--list", lacked=["lark"])
+    assert done.returncode == 1
+    assert done.stderr.startswith("lark is not here: the benchmark needs torch, triton, numpy")
+    assert "may be missing" in done.stderr
 
 
 def made_up(**rates: float | str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,11 +63,12 @@ def test_many_writers_of_one_text_leave_one_whole_file(tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir() if path.is_file()] == ["B = 1\n"]
 
 
-def test_texts_lie_in_a_temporary_folder_where_the_cache_is_read_only(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("place", ["blocked", ""])
+def test_texts_lie_in_a_temporary_folder_where_nothing_can_be_kept(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "blocked").write_text("")
-    monkeypatch.setattr("platformdirs.user_cache_path", lambda *a, **k: tmp_path / "blocked" / "below")
+    monkeypatch.setenv("EINSUMCASCADE_CACHE", place and str(tmp_path / place))
     build.kernel_directory.cache_clear()
     try:
         folder = build.kernel_directory()
@@ -73,6 +76,22 @@ def test_texts_lie_in_a_temporary_folder_where_the_cache_is_read_only(
         assert tmp_path not in folder.parents
     finally:
         build.kernel_directory.cache_clear()
+
+
+def test_texts_lie_in_the_folder_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EINSUMCASCADE_CACHE", str(tmp_path))
+    build.kernel_directory.cache_clear()
+    try:
+        assert build.kernel_directory() == tmp_path / "kernels"
+    finally:
+        build.kernel_directory.cache_clear()
+
+
+def test_a_folder_of_the_process_ends_with_it() -> None:
+    program = "from einsumcascade.codegen.build import kernel_directory; print(kernel_directory())"
+    own = {**os.environ, "EINSUMCASCADE_CACHE": ""}
+    done = subprocess.run([sys.executable, "-c", program], env=own, capture_output=True, text=True, check=True)
+    assert "einsumcascade-" in done.stdout and not Path(done.stdout.strip()).exists()
 
 
 def test_a_text_that_is_not_python_is_refused(tmp_path: Path) -> None:
