@@ -136,6 +136,15 @@ def unique(cases: Iterable[Case]) -> list[Case]:
 SETS = {"quick": unique(QUICK), "standard": unique(STANDARD), "full": unique(FULL), "smoke": unique(SMOKE)}
 
 
+def named(text: str) -> Case:
+    """The case of a text, of any set.
+
+    >>> named("causal backward B4 H32 N4096 D64").direction
+    'backward'
+    """
+    return next(c for cases in SETS.values() for c in cases if str(c) == text)
+
+
 def chosen(cases: Sequence[Case], filters: Sequence[str]) -> list[Case]:
     """The cases that hold each word of a filter; commas part alternatives.
 

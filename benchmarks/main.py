@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from einsumcascade.errors import EinsumCascadeError, InputError
+from einsumcascade.benchmarks.files import RESULTS, STATIC, put_aside, refuse_file, results_of, write_json
+from einsumcascade.errors import EinsumCascadeError
 
 # Seconds that a set may take.
 BUDGETS = {"quick": 120.0, "standard": 540.0, "full": 7200.0, "smoke": 240.0}
-STATIC = "static.json"
+# Seconds of it that are kept for the report.
+RESERVE = 10.0
+# Seconds for which a case is tuned unless told.
+TUNING = 30.0
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -35,6 +37,20 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--budget", type=_seconds, metavar="SECONDS", help="what does not fit any more is skipped")
     made.add_argument("--out", type=Path, metavar="FOLDER", help="write results.json, index.html and figures there")
+    made.add_argument(
+        "--resume",
+        action="store_true",
+        help="take over the finished cases of results.json there, if the set-up is alike",
+    )
+    made.add_argument(
+        "--tune",
+        type=_seconds,
+        nargs="?",
+        const=TUNING,
+        metavar="SECONDS",
+        help=f"measure ours tuned to each case too, after a search of so many seconds, {TUNING:.0f} unless told",
+    )
+    made.add_argument("--keep-tuned", action="store_true", help="keep what --tune finds for later calls")
     mode = made.add_mutually_exclusive_group()
     mode.add_argument("--list", action="store_true", help="list the cases and the rivals, and run nothing")
     mode.add_argument("--static", action="store_true", help="what compiling tells, even where there is a GPU")
@@ -45,7 +61,15 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m benchmarks") -> int:
     """Run the command; returns 1 where one of our kernels was wrong or failed, 2 for bad input, 130 after Ctrl-C."""
-    options = parser(prog).parse_args(arguments)
+    reader = parser(prog)
+    options = reader.parse_intermixed_args(arguments)
+    only_reads = options.static or options.launch or options.list or options.show is not None
+    if options.budget is not None and options.budget <= RESERVE and not only_reads:
+        reader.error(f"argument --budget: {RESERVE:g} of the seconds are kept for the report, so give more")
+    if options.resume and options.out is None:
+        reader.error("argument --resume: name the folder of the earlier run by --out")
+    if options.keep_tuned and options.tune is None:
+        reader.error("argument --keep-tuned: nothing is tuned without --tune")
     try:
         return _run(options, f"{prog} {' '.join(sys.argv[1:] if arguments is None else arguments)}".strip())
     except EinsumCascadeError as error:
@@ -85,11 +109,14 @@ def _run(options: argparse.Namespace, command: str) -> int:
         return 0
     if options.static or (device.type == "cpu" and not smoke):
         return _static(options, cases, budget, command, missing=not options.static)
+    from einsumcascade.benchmarks.benches import Apart
     from einsumcascade.benchmarks.measure import Settings
     from einsumcascade.benchmarks.session import Plan, run
+    from einsumcascade.codegen.workers import WorkError
 
-    rivals.raise_limits()
-    settings = Settings(seconds=0.01, draws=2) if smoke else Settings()
+    tuning = {"tuning": options.tune or 0.0, "keep": options.keep_tuned}
+    settings = Settings(seconds=0.01, draws=2, **tuning) if smoke else Settings(**tuning)
+    earlier = _earlier(options)
     plan = Plan(
         cases=cases,
         rivals=here,
@@ -97,51 +124,58 @@ def _run(options: argparse.Namespace, command: str) -> int:
         asked=bool(keys),
         smoke=smoke,
         budget=budget,
+        reserve=RESERVE,
         settings=settings,
         folder=options.out,
         command=command,
+        earlier=earlier,
     )
-    with _quiet():
-        result = run(plan, device, say=lambda text: print(text, flush=True))
+    bench = Apart(device.type)
+    try:
+        result = run(plan, bench, say=lambda text: print(text, flush=True))
+    except WorkError as error:
+        print(f"nothing can be measured on this device: {error}", file=sys.stderr)
+        return 1
+    finally:
+        bench.close()
     return _show(result, options.out)
 
 
-@contextmanager
-def _quiet() -> Any:
-    """Keep what rivals say of deprecations and of precision away from the tables."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"torch\.")
-        yield
+def _earlier(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The results that the folder holds, if the run continues them; they get a name of their own."""
+    path = None if options.out is None else options.out / RESULTS
+    if path is None or not path.exists():
+        return None
+    found = results_of(path) if options.resume else None
+    print(f"the earlier results are now {put_aside(path)}")
+    return found
 
 
 def _static(options: argparse.Namespace, cases: Sequence[Any], budget: float, command: str, *, missing: bool) -> int:
     from einsumcascade.benchmarks import static
-    from einsumcascade.benchmarks.session import plain
     from einsumcascade.benchmarks.table import show
 
     if missing:
         print("There is no CUDA device here: nothing is measured. This is what compiling our kernels tells.\n")
-    total, done = len(cases), 0
+    total = len(cases)
+    kept: list[dict[str, Any]] = []
 
     def say(entry: static.Forecast) -> None:
-        nonlocal done
-        done += 1
+        kept.append(entry.to_dict())
         if sys.stderr.isatty():
-            print(f"\r{done} of {total}: {entry.case}\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\r{len(kept)} of {total}: {entry.case}\x1b[K", end="", file=sys.stderr, flush=True)
         if options.out is not None:
-            kept.append(entry.to_dict())
-            text = json.dumps(plain({"command": command, "target": static.TARGET, "cases": kept}), indent=1)
-            (options.out / STATIC).write_text(text + "\n", encoding="utf-8")
+            write_json(options.out / STATIC, {"command": command, "target": static.TARGET, "cases": kept})
 
-    kept: list[dict[str, Any]] = []
-    found = static.forecast(cases, budget=budget, say=say)
+    found, interrupted = static.forecast(cases, budget=budget, say=say)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
     print(show(static.table(found)))
     print(f"\n{static.LEGEND}")
-    return 0
+    failed = sum(f.failed for f in found)
+    if failed:
+        print(f"\n{failed} of our own kernels failed", file=sys.stderr)
+    return 130 if interrupted else 1 if failed else 0
 
 
 def _show(result: dict[str, Any], folder: Path | None) -> int:
@@ -156,43 +190,21 @@ def _show(result: dict[str, Any], folder: Path | None) -> int:
         if write_page(result, folder / "index.html"):
             written.insert(0, str(folder / "index.html"))
         print("\nwritten: " + (", ".join(written) or "results alone: neither jinja2 nor matplotlib is installed"))
-    wrong = broken(result)
+    wrong, measured = broken(result), any(c.get("rows") for c in result["cases"])
     if wrong:
         print(f"\n{wrong} of our own runs were wrong or failed", file=sys.stderr)
-    return 130 if result.get("interrupted") else 1 if wrong else 0
-
-
-def results_of(path: Path) -> dict[str, Any]:
-    """Read the results of an earlier run. Raises: InputError: `benchmark-file`."""
-    from einsumcascade.benchmarks.session import FORMAT
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        _refuse_file(f"'{path}' cannot be read: {error.strerror}")
-    except ValueError:
-        _refuse_file(f"'{path}' is no JSON")
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("cases"), list):
-        _refuse_file(f"'{path}' holds no results of this benchmark")
-    return found
+    elif not measured:
+        print("\nno case was measured", file=sys.stderr)
+    return 130 if result.get("interrupted") else 1 if wrong or not measured else 0
 
 
 def _folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        _refuse_file(f"'{path}' is no folder that can be written to: {error.strerror}")
+        refuse_file(f"'{path}' is no folder that can be written to: {error.strerror}")
     if not os.access(path, os.W_OK):
-        _refuse_file(f"'{path}' is no folder that can be written to")
-
-
-def _refuse_file(headline: str) -> NoReturn:
-    raise InputError.of(
-        "benchmark-file",
-        headline,
-        rule="--out names a folder, --show the results.json that an earlier run wrote there",
-        hint="einsumcascade bench --out results, then einsumcascade bench --show results/results.json",
-    )
+        refuse_file(f"'{path}' is no folder that can be written to")
 
 
 def _seconds(text: str) -> float:

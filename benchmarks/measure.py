@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,17 +15,25 @@ import torch
 from torch import Tensor
 
 from einsumcascade.benchmarks.cases import Case
-from einsumcascade.benchmarks.clock import Call, Clock, Times, host_us, interleaved
+from einsumcascade.benchmarks.clock import Call, Clock, Rounds, Times, host_us
+from einsumcascade.benchmarks.files import FAILED, LEFT_OUT, OURS, PASSED, TUNED, WRONG
 from einsumcascade.benchmarks.rivals import Function, NotHere, Rival
 from einsumcascade.benchmarks.truth import OUT, Truth, Verdict, truth_of
 from einsumcascade.benchmarks.variants import Tensors, draw
+from einsumcascade.codegen.op import Op
 from einsumcascade.codegen.op import compile as compile_cascade
+from einsumcascade.schedules.autotune import GradientTuning, Tuning
 
-OURS = "ours"
+# In place of the name of a candidate, while all of them are timed in turns.
+ROUNDS = "rounds"
 
 
 class TimeUp(BaseException):
     """A candidate took longer than it may. No Exception, so that compilers that recover from those do not keep it."""
+
+
+class Lost(BaseException):
+    """An error of the device stays, as that of an illegal address does: nothing more can be run in this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +43,17 @@ class Settings:
     Args:
         seconds: of timed rounds a candidate. patience: seconds that a candidate may take to be built and compared.
         draws: roundings of the inputs that make a bound.
+        tuning: seconds for which ours is tuned to each case; 0: it is not. keep: what was found, for later calls.
     """
 
     seconds: float = 0.25
     patience: float = 75.0
     draws: int = 4
+    tuning: float = 0.0
+    keep: bool = False
+
+
+NOT_TIMED = "not timed"
 
 
 @dataclass(kw_only=True)
@@ -50,16 +64,18 @@ class Row:
         state: "passed"; "wrong": an error is outside its bound, so nothing was timed; "failed": it did not run;
             "left out": it cannot compute this case.
         share: the largest error as a share of its bound.
+        host_us: of the host in a call. hidden_us: as much of it as the clock hides; of more, a part is in the times.
         note: why there are no times.
     """
 
     name: str
-    state: str = "failed"
+    state: str = FAILED
     share: float | None = None
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     times: Times | None = None
     rate: float | None = None
     host_us: float | None = None
+    hidden_us: float | None = None
     schedule: str = ""
     note: str = ""
 
@@ -70,37 +86,65 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What is measured: a name, what makes its function, and the order in which it wants axes."""
+    """What is measured: a name, what makes its function, and the order in which it wants axes.
+
+    Args:
+        extra_s: seconds that making it may take beside those of every candidate.
+    """
 
     name: str
     make: Callable[[], Function]
     layout: Callable[[str], str] = str
     schedule: Callable[[], str] = str
+    extra_s: float = 0.0
 
 
 def ours(case: Case) -> Candidate:
-    """Our op on a case."""
-    made: list[Any] = []
+    """Our op on a case, as a user has it who has not tuned it."""
+    return _own(OURS, lambda: compile_cascade(case.variant.cascade()))
+
+
+def tuned(case: Case, x: Tensors, seconds: float, *, keep: bool = False) -> Candidate:
+    """Our op on a case after it was tuned there.
+
+    Args:
+        x: the inputs. seconds: for the search; of a gradient, for both of its programs. keep: what was found, for later
+            calls of the user.
+    """
+
+    def make() -> Op:
+        cascade, gradient = case.variant.cascade(), case.direction != "forward"
+        given = [t.detach().requires_grad_(gradient and n in case.variant.wrt) for n, t in x.items()]
+        tune: Callable[..., Tuning | GradientTuning] = compile_cascade(cascade).tune
+        # A gradient has two programs.
+        found = tune(*given, gradient=gradient, budget_s=seconds / (2 if gradient else 1), keep=keep)
+        if not found.device or found.is_fruitless:
+            raise NotHere("tuning timed no candidate")
+        return compile_cascade(cascade, schedule=found.schedule)
+
+    return _own(TUNED, make, extra_s=2 * seconds)
+
+
+def _own(name: str, op_of: Callable[[], Op], *, extra_s: float = 0.0) -> Candidate:
+    made: list[Op] = []
 
     def make() -> Function:
-        cascade = case.variant.cascade()
-        op = compile_cascade(cascade)
-        made.append(op)
-        function: Any = op
+        made.append(op_of())
+        function: Any = made[-1]
         return function  # type: ignore[no-any-return]
 
     def schedule() -> str:
         # With gradients there is a pair of programs, and one without.
-        ran = [made[0].schedule, *(p.backward.last().schedule for p in made[0]._pairs.values() if p.backward.last)]
+        op = made[-1]
+        ran = [op.schedule, *(p.backward.last().schedule for p in op._pairs.values() if p.backward.last)]
         return " | ".join(str(s).replace("\n", " | ").replace("; loads by pointers", "") for s in ran)
 
-    return Candidate(name=OURS, make=make, schedule=schedule)
+    return Candidate(name=name, make=make, schedule=schedule, extra_s=extra_s)
 
 
-def candidates(case: Case, x: Tensors, rivals: Sequence[Rival]) -> list[Candidate]:
-    """Ours, then the rivals."""
-    others = [Candidate(name=r.title, make=partial(r.make, case, x), layout=r.layout) for r in rivals]
-    return [ours(case), *others]
+def of_rivals(case: Case, x: Tensors, rivals: Sequence[Rival]) -> list[Candidate]:
+    """The rivals as candidates."""
+    return [Candidate(name=r.title, make=partial(r.make, case, x), layout=r.layout) for r in rivals]
 
 
 @contextmanager
@@ -170,6 +214,19 @@ class Attempt:
         return lambda: self._back(out, keep=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """Who is told how far a case is, while it is measured.
+
+    Args:
+        began: that a candidate began, or `ROUNDS`, or the truth (empty), and the seconds that it may take.
+        row: what is known of a candidate, whenever that grows.
+    """
+
+    began: Callable[[str, float], None] = lambda name, seconds: None
+    row: Callable[[Row], None] = lambda row: None
+
+
 def measure(
     case: Case,
     device: torch.device,
@@ -178,18 +235,23 @@ def measure(
     settings: Settings,
     *,
     left: Callable[[], float],
-    say: Callable[[Row], None] = lambda row: None,
+    told: Told | None = None,
     also: Sequence[Candidate] = (),
+    without: Collection[str] = (),
+    awaited: bool = False,
 ) -> list[Row]:
     """Compare the candidates of a case with float64, then time those that passed.
 
     Args:
         left: the seconds that are left of the whole budget.
-        say: told each row when it is known whether it passed, and again when it was timed.
-        also: further candidates, made from the inputs elsewhere.
+        also: further candidates. without: names of those that take no part.
+        awaited: each timed call is done before the next begins, see `Rounds`.
 
-    Returns: a row a candidate, ours first.
+    Returns: a row a candidate, ours first. What one of them does costs its own row only.
+    Raises: TimeUp: the truth was not known in time; Lost.
     """
+    told = told or Told()
+    told.began("", left())
     with limited(left()):
         x = draw(case.variant, case.shape, getattr(torch, case.dtype), device)
         received = None
@@ -200,16 +262,31 @@ def measure(
         truth = truth_of(case.variant, case.shape, x, received, draws=settings.draws)
     rows: list[Row] = []
     passed: list[tuple[Row, Attempt]] = []
-    for candidate in [*candidates(case, x, rivals), *also]:
-        row, attempt = _compared(case, candidate, x, received, truth, min(settings.patience, left()))
+    own = [ours(case)]
+    if settings.tuning:
+        own.append(tuned(case, x, settings.tuning, keep=settings.keep))
+    for candidate in [*own, *of_rivals(case, x, rivals), *also]:
+        if candidate.name in without:
+            continue
+        seconds = min(settings.patience + candidate.extra_s, left())
+        told.began(candidate.name, seconds)
+        row, attempt = _compared(case, candidate, x, received, truth, seconds)
         rows.append(row)
+        told.row(row)
         if attempt is not None:
             passed.append((row, attempt))
-        else:
-            say(row)
+        check(clock)
     del truth
-    _time(case, passed, clock, settings, device, left, say)
+    _time(case, passed, clock, settings, left, told, awaited=awaited)
     return rows
+
+
+def check(clock: Clock) -> None:
+    """See that the device still works. Raises: Lost."""
+    try:
+        clock.wait()
+    except Exception as error:
+        raise Lost(first_line(error)) from None
 
 
 def _compared(
@@ -222,15 +299,16 @@ def _compared(
             row.verdicts = truth.judge(attempt.results())
             row.schedule = candidate.schedule()
     except NotHere as why:
-        row.state, row.note = "left out", str(why)
+        row.state, row.note = LEFT_OUT, str(why)
         return row, None
     except (Exception, TimeUp) as error:
         # Triton and the compilers behind it raise classes of their own, and none of them may end the run.
         row.note = first_line(error)
         return row, None
     row.share = max((v.share for v in row.verdicts.values()), key=lambda s: (s != s, s))
-    row.state = "passed" if all(v.passed for v in row.verdicts.values()) else "wrong"
-    if row.state == "passed":
+    row.state = PASSED if all(v.passed for v in row.verdicts.values()) else WRONG
+    row.note = NOT_TIMED
+    if row.state == PASSED:
         return row, attempt
     worst = max(row.verdicts, key=lambda n: (row.verdicts[n].share != row.verdicts[n].share, row.verdicts[n].share))
     row.note = f"{worst} is outside its bound: not timed"
@@ -242,29 +320,76 @@ def _time(
     passed: list[tuple[Row, Attempt]],
     clock: Clock,
     settings: Settings,
-    device: torch.device,
     left: Callable[[], float],
-    say: Callable[[Row], None],
+    told: Told,
+    *,
+    awaited: bool,
 ) -> None:
     calls: list[tuple[Row, Call]] = []
     for row, attempt in passed:
+        seconds = min(settings.patience, left())
+        told.began(row.name, seconds)
         try:
-            with limited(min(settings.patience, left())):
+            with limited(seconds):
                 call = attempt.call()
                 call()
+                clock.wait()
             calls.append((row, call))
         except (Exception, TimeUp) as error:
-            row.state, row.note = "failed", f"when timed: {first_line(error)}"
-            say(row)
-    seconds = min(settings.seconds * len(calls), max(left(), 0.0))
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    with limited(max(left(), 5.0)):
-        found = interleaved(clock, [c for _, c in calls], seconds=seconds)
-        for (row, call), times in zip(calls, found, strict=True):
-            row.times = times
+            _fail(row, error, told)
+        check(clock)
+    if not calls:
+        return
+
+    def failed(place: int, error: Exception) -> None:
+        # Where an error stays, whose it is can be said only of calls that are awaited.
+        try:
+            check(clock)
+        except Lost:
+            if awaited:
+                _fail(calls[place][0], error, told)
+            raise
+        _fail(calls[place][0], error, told)
+
+    def before(place: int) -> None:
+        if awaited:
+            told.began(calls[place][0].name, settings.patience)
+
+    rounds = Rounds(clock, [c for _, c in calls], failed=failed, before=before, awaited=awaited)
+    seconds = max(left(), 5.0)
+    told.began(ROUNDS, seconds)
+    late = ""
+    try:
+        with limited(seconds):
+            rounds.run(min(settings.seconds * len(calls), max(left(), 0.0)))
+            told.began(ROUNDS, seconds)
+            hidden = clock.hidden_us()
+            for (row, call), times in zip(calls, rounds.times(), strict=True):
+                if times is not None:
+                    row.host_us, row.hidden_us = _host_us(row, call, clock, told), hidden
+    except TimeUp as error:
+        late = first_line(error)
+    for (row, _), times in zip(calls, rounds.times(), strict=True):
+        if row.state != PASSED:
+            continue
+        row.times, row.note = times, "" if times is not None else f"{NOT_TIMED}: {late}"
+        if times is not None:
             row.rate = (case.kv_bytes * 1e-6 if case.decodes else case.flop * 1e-9) / times.ms if times.ms else None
-            row.host_us = host_us(call, wait)
-            say(row)
+        told.row(row)
+
+
+def _host_us(row: Row, call: Call, clock: Clock, told: Told) -> float | None:
+    try:
+        return host_us(call, clock.wait)
+    except Exception as error:
+        _fail(row, error, told)
+        check(clock)
+        return None
+
+
+def _fail(row: Row, error: BaseException, told: Told) -> None:
+    row.state, row.note = FAILED, f"when timed: {first_line(error)}"
+    told.row(row)
 
 
 def first_line(error: BaseException) -> str:

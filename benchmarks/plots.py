@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from einsumcascade.benchmarks.findings import tables
-from einsumcascade.benchmarks.measure import OURS
 from einsumcascade.benchmarks.session import heading
-from einsumcascade.benchmarks.table import faults, figure, kind, names
+from einsumcascade.benchmarks.table import faults, figure, kind, names, own_names, remarks
 
 PAGE = "page.html.jinja"
 # Ours is the saturated one.
@@ -18,7 +17,7 @@ COLOURS = ("#1f5fbf", "#9aa5b1", "#c9a66b", "#7fb09a", "#b58db6", "#d08c7a", "#8
 
 def colours(result: Mapping[str, Any]) -> dict[str, str]:
     """A colour for each candidate."""
-    return {name: COLOURS[n % len(COLOURS)] for n, name in enumerate((OURS, *names(result)))}
+    return {name: COLOURS[n % len(COLOURS)] for n, name in enumerate((*own_names(result), *names(result)))}
 
 
 def groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -28,7 +27,7 @@ def groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         bars = [
             {"name": r["name"], "rate": r["rate"], "times": r["times"]}
             for r in record.get("rows", ())
-            if r["rate"] is not None
+            if r["rate"] and r["times"]
         ]
         if bars:
             found.setdefault((kind(record), record["unit"]), []).append({"case": record["case"], "bars": bars})
@@ -49,6 +48,10 @@ def write_png(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
     plt: Any = pyplot
 
+    # To matplotlib a dollar sign begins a formula.
+    def text(words: str) -> str:
+        return words.replace("$", r"\$")
+
     chosen, written = colours(result), []
     for group in groups(result):
         count = sum(len(c["bars"]) + 1 for c in group["cases"])
@@ -56,10 +59,10 @@ def write_png(result: Mapping[str, Any], folder: Path) -> list[Path]:
         y, ticks, labels, named = 0.0, [], [], set()
         for case in group["cases"]:
             ticks.append(y + (len(case["bars"]) - 1) / 2)
-            labels.append(case["case"])
+            labels.append(text(case["case"]))
             for bar in case["bars"]:
                 name = bar["name"]
-                axes.barh(y, bar["rate"], height=0.9, color=chosen[name], label=None if name in named else name)
+                axes.barh(y, bar["rate"], height=0.9, color=chosen[name], label=None if name in named else text(name))
                 axes.text(bar["rate"], y, f" {figure(bar['rate'])}", va="center", fontsize=6)
                 named.add(name)
                 y += 1
@@ -69,7 +72,7 @@ def write_png(result: Mapping[str, Any], folder: Path) -> list[Path]:
         axes.set_xlabel(
             f"{group['unit']} of live work" if group["unit"] == "TFLOP/s" else f"{group['unit']} of keys and values"
         )
-        axes.set_title(f"{group['kind']} on {result['device']}", fontsize=10)
+        axes.set_title(text(f"{group['kind']} on {result['device']}"), fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.01)
         drawing.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=len(named))
@@ -97,6 +100,7 @@ def write_page(result: Mapping[str, Any], path: Path) -> bool:
         colours=colours(result),
         tables=tables(result),
         faults=faults(result),
+        remarks=remarks(result),
         figure=figure,
     )
     path.write_text(page, encoding="utf-8")

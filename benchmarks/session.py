@@ -1,32 +1,26 @@
-"""Run cases within a budget of time; what is known is written after each case, so a kill loses nothing."""
+"""Run cases within a budget of time; what is known is written as it grows, so a kill loses nothing."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
-import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from einsumcascade.benchmarks.benches import Bench, Skipped
 from einsumcascade.benchmarks.cases import Case
-from einsumcascade.benchmarks.clock import Clock, CudaClock, HostClock, device_state, interleaved
-from einsumcascade.benchmarks.measure import Row, Settings, TimeUp, first_line, measure
+from einsumcascade.benchmarks.files import FORMAT, PASSED, RESULTS, code_digest, commit, taken_over, write_json
+from einsumcascade.benchmarks.measure import Row, Settings
 from einsumcascade.benchmarks.rivals import Rival, suits
-
-RESULTS = "results.json"
-FORMAT = 1
-# Seconds that the last case of a run keeps for its report.
-RESERVE = 10.0
+from einsumcascade.schedules import cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +31,9 @@ class Plan:
         cases: in order. rivals: those that are here; absent: why others are not.
         asked: whether the rivals were named by the caller.
         budget: seconds of the whole run; cases that do not fit any more are skipped.
+        reserve: seconds of it that the last case keeps for the report.
         folder: for results, or None. command: what the user typed.
+        earlier: results of a run that this one continues.
     """
 
     cases: Sequence[Case]
@@ -46,31 +42,40 @@ class Plan:
     asked: bool
     smoke: bool
     budget: float
+    reserve: float = 0.0
     settings: Settings
     folder: Path | None
     command: str
+    earlier: Mapping[str, Any] | None = None
 
 
 def run(
-    plan: Plan, device: torch.device, *, say: Callable[[str], None] = print, now: Callable[[], float] = time.monotonic
+    plan: Plan, bench: Bench, *, say: Callable[[str], None] = print, now: Callable[[], float] = time.monotonic
 ) -> dict[str, Any]:
     """Measure the cases of a plan; Ctrl-C ends it with what is known.
 
-    Returns: the results as JSON values: where and with what, and for each case its rows, or why it was skipped.
+    Returns: the results as JSON values: where and with what, and for each case its rows, why it was skipped, or both.
+    Raises: WorkError: there is no process that can say what the device is.
     """
     began = now()
 
     def left() -> float:
-        return plan.budget - RESERVE - (now() - began)
+        return plan.budget - plan.reserve - (now() - began)
 
-    clock: Clock = CudaClock(device) if device.type == "cuda" else HostClock()
-    result: dict[str, Any] = {"format": FORMAT, **machine(device, plan), "cases": []}
-    if device.type == "cuda":
-        result["ceilings"] = ceilings(device, clock)
+    result: dict[str, Any] = {"format": FORMAT, **about(plan, bench.facts()), "cases": []}
     say(heading(result))
+    known, why = taken_over(plan.earlier, result)
+    if why:
+        say(f"nothing is taken over: {why}")
+    # All at once: what ends this run must not lose them.
+    result["cases"] += [known[str(case)] for case in plan.cases if str(case) in known]
+    if known:
+        say("\n".join(f"taken over: {record['case']}" for record in result["cases"]))
     write(plan, result)
     longest: dict[str, float] = {}
     for case in plan.cases:
+        if str(case) in known:
+            continue
         record = _record(case)
         result["cases"].append(record)
         expected = longest.get(case.direction, 0.0)
@@ -80,36 +85,35 @@ def run(
             continue
         start = now()
         say(f"\n{case}" + (f"  [{left():.0f} s left]" if math.isfinite(left()) else ""))
+        rivals = [r for r in plan.rivals if suits(r, case, asked=plan.asked, smoke=plan.smoke)]
+        rows: dict[str, Row] = {}
+
+        def grown(row: Row, case: Case = case, record: Any = record, rows: dict[str, Row] = rows) -> None:
+            rows[row.name] = row
+            record["rows"] = [r.to_dict() for r in rows.values()]
+            write(plan, result)
+            if row.state != PASSED or row.times is not None:
+                say(line(case, row))
+
         try:
-            rivals = [r for r in plan.rivals if suits(r, case, asked=plan.asked, smoke=plan.smoke)]
-            told = partial(_told, say, case)
-            rows = measure(case, device, clock, rivals, plan.settings, left=left, say=told)
-            record["rows"] = [r.to_dict() for r in rows]
-        except TimeUp:
-            record["skipped"] = "the time was up while it was measured"
+            record["state"] = bench.measure(case, rivals, plan.settings, left=left, row=grown)
+        except Skipped as reason:
+            record["skipped"] = str(reason)
         except KeyboardInterrupt:
             record["skipped"] = "interrupted"
             result["interrupted"] = True
-        except Exception as error:
-            # Memory that runs out in one case is no reason to lose the others.
-            record["skipped"] = first_line(error)
         if "skipped" in record:
-            say(f"  skipped: {record['skipped']}")
+            say(f"  {'ended' if rows else 'skipped'}: {record['skipped']}")
         record["seconds"] = now() - start
-        record["state"] = device_state() if device.type == "cuda" else {}
         longest[case.direction] = max(expected, record["seconds"])
         write(plan, result)
         if "interrupted" in result:
             break
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    places = {str(case): n for n, case in enumerate(plan.cases)}
+    result["cases"].sort(key=lambda record: places[record["case"]])
     result["seconds"] = now() - began
     write(plan, result)
     return result
-
-
-def _told(say: Callable[[str], None], case: Case, row: Row) -> None:
-    say(line(case, row))
 
 
 def _record(case: Case) -> dict[str, Any]:
@@ -124,30 +128,32 @@ def _record(case: Case) -> dict[str, Any]:
     }
 
 
-def machine(device: torch.device, plan: Plan) -> dict[str, Any]:
+def about(plan: Plan, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Say where and with what this runs."""
-    cuda, cudnn = device.type == "cuda", cast(Any, torch.backends.cudnn)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": plan.command,
-        "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {platform.machine()}, {os.cpu_count()} cores",
-        "capability": list(torch.cuda.get_device_capability(device)) if cuda else None,
-        "multiprocessors": torch.cuda.get_device_properties(device).multi_processor_count if cuda else None,
-        "state": device_state() if cuda else {},
+        "capability": None,
+        "multiprocessors": None,
+        **{k: v for k, v in facts.items() if k != "cudnn"},
         "versions": {
             "einsumcascade": sys.modules["einsumcascade"].__version__,
+            "commit": commit(),
             "torch": torch.__version__,
             "triton": _version("triton"),
             "cuda": torch.version.cuda,
-            "cudnn": cudnn.version() if cuda else None,
+            "cudnn": facts.get("cudnn"),
             "flash-attn": _version("flash-attn"),
             "flash-linear-attention": _version("flash-linear-attention"),
             "python": platform.python_version(),
         },
+        "code": code_digest(),
         "settings": asdict(plan.settings),
         "budget": plan.budget,
         "rivals": [r.key for r in plan.rivals],
         "absent": dict(plan.absent),
+        # A call of ours takes one that fits.
+        "tuned_schedules": len(cache.entries()),
     }
 
 
@@ -156,15 +162,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def ceilings(device: torch.device, clock: Clock) -> dict[str, float]:
-    """Measure what this device can do at best: a large product, and a copy."""
-    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    big = torch.empty(1 << 30, device=device, dtype=torch.uint8)
-    other = torch.empty_like(big)
-    product, copy = interleaved(clock, [lambda: a @ a, lambda: other.copy_(big)], seconds=0.5)
-    return {"matmul_bf16_tflops": 2 * 8192**3 / product.ms * 1e-9, "copy_gb_s": 2 * big.numel() / copy.ms * 1e-6}
 
 
 def heading(result: Mapping[str, Any]) -> str:
@@ -176,6 +173,8 @@ def heading(result: Mapping[str, Any]) -> str:
     if result.get("ceilings"):
         c = result["ceilings"]
         lines.append(f"ceilings: bf16 product {c['matmul_bf16_tflops']:.0f} TFLOP/s, copy {c['copy_gb_s']:.0f} GB/s")
+    if result.get("tuned_schedules"):
+        lines.append(f"ours takes tuned schedules where they fit: {result['tuned_schedules']} are kept here")
     if result["absent"]:
         lines.append("not here: " + "; ".join(f"{k} ({why})" for k, why in result["absent"].items()))
     return "\n".join(lines)
@@ -193,23 +192,6 @@ def line(case: Case, row: Row) -> str:
 
 
 def write(plan: Plan, result: Mapping[str, Any]) -> None:
-    """Write the results so that a reader sees the old file or the whole new one."""
-    if plan.folder is None:
-        return
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    draft = plan.folder / f".{RESULTS}.{os.getpid()}"
-    draft.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
-    draft.replace(plan.folder / RESULTS)
-
-
-def plain(value: Any) -> Any:
-    """Put null where JSON has no number."""
-    match value:
-        case Mapping():
-            return {str(key): plain(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [plain(inner) for inner in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value
+    """Write the results, if they are wanted."""
+    if plan.folder is not None:
+        write_json(plan.folder / RESULTS, result)

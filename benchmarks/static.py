@@ -50,14 +50,17 @@ class Forecast:
 
     Args:
         least_ms: no kernels of this form can be faster on the target. bound_by: memory or the pipe that says so.
-        note: why there is no more.
+        by_data: masks are data, so the model counts tiles that a call leaves out.
+        note: why there is no more. failed: because a kernel did not compile.
     """
 
     case: Case
     lines: Sequence[Line] = ()
     least_ms: float | None = None
     bound_by: str = ""
+    by_data: bool = False
     note: str = ""
+    failed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -79,6 +82,7 @@ class Forecast:
             "kernels": kernels,
             "least_ms": self.least_ms,
             "bound_by": self.bound_by,
+            "every_tile_counted": self.by_data,
             "note": self.note,
         }
 
@@ -89,13 +93,14 @@ def forecast(
     budget: float,
     say: Callable[[Forecast], None] = lambda f: None,
     now: Callable[[], float] = time.monotonic,
-) -> list[Forecast]:
+) -> tuple[list[Forecast], bool]:
     """Compile and inspect our kernels for each case, as long as the budget lasts; Ctrl-C ends it with what is known.
 
+    Returns: the forecasts, and whether Ctrl-C ended it.
     Cost: 1 to 5 s a kernel; the same text is compiled once.
     """
     began, known, longest = now(), dict[tuple[str, str, str], list[Line]](), 0.0
-    found = []
+    found: list[Forecast] = []
     for case in cases:
         start = now()
         if budget - (start - began) < longest:
@@ -104,14 +109,14 @@ def forecast(
             try:
                 entry = _forecast(case, known)
             except KeyboardInterrupt:
-                break
+                return found, True
             except Exception as error:
                 # A kernel that the compiler refuses is a line of the table, not its end.
-                entry = Forecast(case=case, note=first_line(error))
+                entry = Forecast(case=case, note=first_line(error), failed=True)
             longest = max(longest, now() - start)
         found.append(entry)
         say(entry)
-    return found
+    return found, False
 
 
 def programs(case: Case) -> list[Cascade]:
@@ -131,6 +136,7 @@ def extents_of(cascade: Cascade, case: Case) -> dict[str, int]:
 def _forecast(case: Case, known: dict[tuple[str, str, str], list[Line]]) -> Forecast:
     lines: list[Line] = []
     bounds: dict[str, float] = {}
+    by_data = False
     for cascade in programs(case):
         extents = extents_of(cascade, case)
         kernel = compile_cascade(cascade).kernel(extents=extents, dtype=case.dtype, target=TARGET)
@@ -141,11 +147,12 @@ def _forecast(case: Case, known: dict[tuple[str, str, str], list[Line]]) -> Fore
         # Of the form that the kernels have: as written, a text may divide at every score.
         form = kernel.program.cascade
         bound = roofline(form, extents=extents, dtype=case.dtype, target=TARGET)
+        by_data |= bool(form.constraints) and not bound.culls
         share = 1.0 if bound.culls or not form.constraints else _live_share(case)
         for pipe, us in bound.bounds_us.items():
             bounds[pipe] = bounds.get(pipe, 0.0) + us * (1.0 if pipe == MEMORY else share)
     binding = max(bounds, key=lambda p: bounds[p])
-    return Forecast(case=case, lines=lines, least_ms=bounds[binding] / 1e3, bound_by=binding)
+    return Forecast(case=case, lines=lines, least_ms=bounds[binding] / 1e3, bound_by=binding, by_data=by_data)
 
 
 def _live_share(case: Case) -> float:
@@ -196,7 +203,7 @@ def table(found: Sequence[Forecast]) -> Table:
                     str(k.spilled),
                     "" if k.loop is None else str(k.loop) + ("*" if k.serialised else ""),
                     "" if k.per_score is None else f"{k.per_score:.1f}",
-                    "" if k.seconds is None else f"{1e3 * k.seconds:.3f}",
+                    "" if k.seconds is None else f"{1e3 * k.seconds:.3f}" + ("+" if f.by_data else ""),
                     least if n == 0 else "",
                     f.bound_by if n == 0 else "",
                 ]
@@ -225,5 +232,6 @@ def table(found: Sequence[Forecast]) -> Table:
 LEGEND = """\
 registers, spilled: of a thread, in registers and bytes; loop: instructions of one iteration of the hot loop, * where
 its products wait for each other; per score: the same for each score that a thread holds; model ms: the time that the
-static model predicts from these and from the rates of the target; least ms: the roofline of the whole case, which no
-kernels of this form can beat. Nothing here was measured."""
+static model predicts from these and from the rates of the target, + where data decide what is masked, so that it counts
+tiles that a call leaves out; least ms: the roofline of the whole case, which no kernels of this form can beat. Nothing
+here was measured."""

@@ -1,8 +1,8 @@
 """Processes that do work which may crash, hang or run out of memory, so that the one who asks for it does not.
 
 A worker answers one request at a time: a function of this package by its name, and its arguments. One that dies or
-takes too long loses its request only; the next one gets a new process. Workers end when their owner ends, however it
-ends.
+takes too long loses its request only, and not what the function told before it (`tell`); the next one gets a new
+process. Workers end when their owner ends, however it ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -50,10 +50,17 @@ class Worker:
     Args:
         modules: what it imports before its time begins.
         files: descriptors that it inherits.
+        told: gets what functions tell before they end; it may set another `deadline`.
     """
 
-    def __init__(self, modules: Sequence[str] = (), files: Sequence[int] = ()) -> None:
-        self.modules, self.files = tuple(modules), tuple(files)
+    def __init__(
+        self,
+        modules: Sequence[str] = (),
+        files: Sequence[int] = (),
+        *,
+        told: Callable[[Any], None] = lambda value: None,
+    ) -> None:
+        self.modules, self.files, self.told = tuple(modules), tuple(files), told
         self.process: subprocess.Popen[bytes] | None = None
         self.pipe: Connection | None = None
         # Seconds of a request, when they are over, and when there is no time for any.
@@ -115,6 +122,9 @@ class Worker:
             state, found = "lost", self._how_it_ended()
         if state == "ready":
             self.deadline = min(time.monotonic() + self.timeout_s, self.limit)
+            return False
+        if state == "told":
+            self.told(found)
             return False
         self.reply = found if state == "done" else WorkError(found)
         return True
@@ -240,8 +250,20 @@ def ask_all(
             worker.close()
 
 
+# Where the process of a worker says what it has.
+_owner: Connection | None = None
+
+
+def tell(value: Any) -> None:
+    """Hand a value to the owner of this worker's process before the request is done; elsewhere it is dropped."""
+    if _owner is not None:
+        _owner.send(("told", value))
+
+
 def _serve(pipe: Connection, modules: Sequence[str]) -> None:
     """Answer requests until the pipe closes."""
+    global _owner
+    _owner = pipe
     for name in modules:
         importlib.import_module(name)
     pipe.send(("ready", None))
@@ -279,4 +301,7 @@ def _end_with(owner: int) -> None:
 
 if __name__ == "__main__":
     _end_with(int(sys.argv[2]))
-    _serve(Connection(int(sys.argv[1])), sys.argv[3:])
+    # What requests import is this module under its own name.
+    from einsumcascade.codegen import workers
+
+    workers._serve(Connection(int(sys.argv[1])), sys.argv[3:])

@@ -12,8 +12,8 @@ VARIABLE = "EINSUMCASCADE_CACHE"
 def cache_folder(part: str) -> Path | None:
     """Return the folder of a part of the package: below `EINSUMCASCADE_CACHE`, else below the user's cache directory.
 
-    It need not exist. None where nothing is to be kept: the variable is empty, or it is not set and platformdirs, which
-    knows the directory of the user, is not installed.
+    It need not exist. None where nothing is to be kept: the variable is empty, or it is not set and there is no such
+    directory, or platformdirs, which knows it, is not installed.
     """
     given = os.environ.get(VARIABLE)
     if given is not None:
@@ -22,4 +22,6 @@ def cache_folder(part: str) -> Path | None:
         from platformdirs import user_cache_path
     except ImportError:
         return None
-    return user_cache_path("einsumcascade", appauthor=False) / part
+    place = user_cache_path("einsumcascade", appauthor=False)
+    # A user without a home has no such directory.
+    return place / part if place.is_absolute() else None

@@ -21,7 +21,7 @@ from einsumcascade.analysis.spatial.mapping import load_mapping
 from einsumcascade.analysis.spatial.model import model
 from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.benchmarks.cases import SETS, chosen
-from einsumcascade.benchmarks.main import results_of
+from einsumcascade.benchmarks.files import results_of
 from einsumcascade.benchmarks.rivals import found
 from einsumcascade.cli import app, parse_extents, write_atomically
 from einsumcascade.codegen.flex import flex_attention

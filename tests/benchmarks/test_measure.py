@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from einsumcascade.benchmarks import measure as measuring
-from einsumcascade.benchmarks import session
 from einsumcascade.benchmarks.cases import SETS, Case, chosen
 from einsumcascade.benchmarks.clock import (
     LEAST_ROUNDS,
@@ -24,11 +23,13 @@ from einsumcascade.benchmarks.clock import (
     host_us,
     interleaved,
 )
-from einsumcascade.benchmarks.measure import OURS, Candidate, Row, Settings, TimeUp, limited, measure
+from einsumcascade.benchmarks.files import OURS, TUNED
+from einsumcascade.benchmarks.measure import Candidate, Lost, Row, Settings, TimeUp, Told, limited, measure
 from einsumcascade.benchmarks.rivals import RIVALS, NotHere, Rival, found
-from einsumcascade.benchmarks.session import Plan, run
-from einsumcascade.benchmarks.table import broken, faults
+from einsumcascade.benchmarks.table import is_of_host
+from einsumcascade.codegen.op import Op
 from einsumcascade.errors import InputError
+from einsumcascade.schedules.schedule import Schedule
 
 CPU = torch.device("cpu")
 QUICKLY = Settings(seconds=0.0, draws=2)
@@ -41,6 +42,8 @@ class FakeClock:
         self.milliseconds = milliseconds
         self.order: list[int] = []
         self.calls: list[Any] = []
+        # By an error that stays.
+        self.broken = False
 
     def run(self, call: Any) -> int:
         call()
@@ -51,6 +54,13 @@ class FakeClock:
 
     def read(self, mark: int) -> float:
         return self.milliseconds[mark % len(self.milliseconds)]
+
+    def wait(self) -> None:
+        if self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def hidden_us(self) -> float:
+        return 70.0
 
 
 def case(name: str) -> Case:
@@ -142,7 +152,7 @@ def test_what_fails_is_left_out_or_takes_too_long_says_so() -> None:
         candidate("hang", hang),
     )
     began = time.monotonic()
-    left = iter([100.0] * 5 + [0.2] + [100.0] * 50)
+    left = iter([100.0] * 6 + [0.2] + [100.0] * 50)
     found_rows = measure(case("causal forward"), CPU, FakeClock(1.0), [], patient, left=lambda: next(left), also=also)
     rows = {r.name: r for r in found_rows}
     assert (rows["refuse"].state, rows["refuse"].note) == ("left out", "it has no such mask")
@@ -196,6 +206,68 @@ def test_a_limit_rings_once_and_gives_the_signal_back() -> None:
     time.sleep(0.1)
 
 
+def failing_from(number: int, *, stays: FakeClock | None = None) -> Candidate:
+    """A candidate whose calls fail from one of them on, maybe with an error that stays."""
+    calls = [0]
+
+    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] >= number:
+            if stays is not None:
+                stays.broken = True
+            raise RuntimeError("CUDA out of memory.")
+        return sdpa(q, k, v)
+
+    return candidate("failing", function)
+
+
+@pytest.mark.parametrize("number", [3, 4, 5, 6, 8])
+def test_what_fails_in_the_rounds_loses_its_own_times_only(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "ours", lambda case: candidate(OURS, lambda q, k, v: q))
+    rows = rows_of("causal forward", FakeClock(2.0), failing_from(number), candidate("right", sdpa))
+    assert (rows[OURS].state, rows[OURS].note) == ("wrong", "out is outside its bound: not timed")
+    assert (rows["failing"].state, rows["failing"].times) == ("failed", None)
+    assert rows["failing"].note == "when timed: RuntimeError: CUDA out of memory."
+    times = rows["right"].times
+    assert times is not None and times.rounds == LEAST_ROUNDS
+
+
+def test_what_fails_when_only_the_host_is_timed_has_no_times() -> None:
+    rows = rows_of("causal forward", FakeClock(2.0), failing_from(2 + 2 + LEAST_ROUNDS + 3))
+    assert (rows["failing"].state, rows["failing"].times) == ("failed", None)
+    assert rows[OURS].times is not None
+
+
+def test_an_error_that_stays_ends_the_process_and_is_laid_at_a_door_where_it_is_known() -> None:
+    told: list[Row] = []
+
+    def lost(number: int, *, awaited: bool) -> list[tuple[str, str]]:
+        clock = FakeClock(1.0)
+        told.clear()
+        with pytest.raises(Lost, match="illegal memory access"):
+            rows_of(
+                "causal forward", clock, failing_from(number, stays=clock), told=Told(row=told.append), awaited=awaited
+            )
+        return [(r.name, r.state) for r in told]
+
+    assert lost(1, awaited=False) == [(OURS, "passed"), ("failing", "failed")]
+    assert lost(2, awaited=False)[2:] == [("failing", "failed")]
+    # In rounds whose calls do not wait for each other it may be another's.
+    assert lost(4, awaited=False)[2:] == []
+    assert lost(4, awaited=True)[2:] == [("failing", "failed")]
+
+
+def test_rows_whose_host_takes_longer_than_the_clock_hides_are_known() -> None:
+    def slow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.001)
+        return sdpa(q, k, v)
+
+    rows = rows_of("causal forward", FakeClock(1.0), candidate("slow", slow))
+    assert rows["slow"].hidden_us == 70.0 and is_of_host(rows["slow"].to_dict())
+    assert not is_of_host({**rows["slow"].to_dict(), "host_us": 60.0})
+    assert not is_of_host({**rows["slow"].to_dict(), "hidden_us": None})
+
+
 def test_rounds_fill_their_seconds_and_not_more() -> None:
     (few,) = interleaved(FakeClock(1.0), [lambda: None], seconds=0.0)
     (many,) = interleaved(FakeClock(1.0), [lambda: None], seconds=60.0)
@@ -231,92 +303,52 @@ def test_the_clock_of_a_gpu_empties_the_cache_before_each_call(monkeypatch: pyte
 
 
 def test_the_state_of_a_gpu_is_what_its_driver_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        uuid = "0a1b"
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
     tool = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert device_state() == {}
-    tool.write_text("#!/bin/sh\necho '580.1, 1980 MHz, 3201 MHz, 41, 310.20 W, 0x0000000000000000'\n")
+    assert device_state(CPU) == {}
+    # PyTorch's first GPU is not that of the driver where CUDA_VISIBLE_DEVICES says so: it has a name of its own.
+    right = '[ "$3" = --id=GPU-0a1b ] || exit 6'
+    tool.write_text(f"#!/bin/sh\n{right}\necho '580.1, 1980 MHz, 3201 MHz, 41, 310.20 W, 0x0000000000000000'\n")
     tool.chmod(0o755)
-    found = device_state()
+    found = device_state(CPU)
     assert (found["driver_version"], found["clocks.sm"], found["power.draw"]) == ("580.1", "1980 MHz", "310.20 W")
     tool.write_text("#!/bin/sh\nexit 6\n")
-    assert device_state() == {}
+    assert device_state(CPU) == {}
+    tool.write_text("#!/bin/sh\n")
+    assert device_state(CPU)["driver_version"] == ""
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
+# --- ours, tuned ------------------------------------------------------------------------------------------------------
 
 
-def plan(folder: Path | None, *cases: Case, budget: float = 100.0) -> Plan:
-    return Plan(
-        cases=cases,
-        rivals=[],
-        absent={"fla": "fla is not installed"},
-        asked=False,
-        smoke=True,
-        budget=budget,
-        settings=QUICKLY,
-        folder=folder,
-        command="bench",
-    )
+def test_ours_is_measured_as_tuned_too_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    chosen_one = Schedule(reference="bound")
+
+    def tune(op: Op, *tensors: torch.Tensor, **options: Any) -> Any:
+        asked.append({**options, "requiring": [t.requires_grad for t in tensors]})
+        return SimpleNamespace(device="GPU", is_fruitless=False, schedule=chosen_one)
+
+    monkeypatch.setattr(Op, "tune", tune)
+    settings = Settings(seconds=0.0, draws=2, tuning=6.0)
+    for name, requiring in (("causal forward", False), ("causal step", True)):
+        rows = measure(case(name), CPU, FakeClock(1.0), [], settings, left=lambda: 100.0)
+        assert [(r.name, r.state) for r in rows] == [(OURS, "passed"), (TUNED, "passed")]
+        assert all(r.times is not None for r in rows)
+        assert asked.pop() == {
+            "gradient": requiring,
+            "budget_s": 3.0 if requiring else 6.0,
+            "keep": False,
+            "requiring": [requiring] * 3,
+        }
 
 
-def test_results_are_written_after_each_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = case("causal forward"), case("full forward")
-    inner = session.measure
-
-    def killed(case: Case, *given: Any, **options: Any) -> Any:
-        if case == two:
-            raise SystemExit
-        return inner(case, *given, **options)
-
-    monkeypatch.setattr(session, "measure", killed)
-    with pytest.raises(SystemExit):
-        run(plan(tmp_path, one, two), CPU, say=lambda text: None)
-    (file,) = tmp_path.iterdir()
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    assert file.name == "results.json"
-    assert {"date", "command", "device", "versions", "settings", "absent"} <= set(kept)
-    (row,) = kept["cases"][0]["rows"]
-    assert row["state"] == "passed" and row["times"]["ms"] > 0 and row["verdicts"]["out"]["max_bound"] > 0
-
-
-def test_an_interrupt_ends_a_run_with_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*given: Any, **options: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(session, "measure", interrupted)
-    result = run(plan(None, case("full forward"), case("causal forward")), CPU, say=lambda text: None)
-    assert [c["skipped"] for c in result["cases"]] == ["interrupted"] and result["interrupted"]
-
-
-def test_cases_that_do_not_fit_the_budget_are_skipped_and_told() -> None:
-    cases = [case(f"{n} forward") for n in ("causal", "full", "sigmoid")]
-    seconds = iter(range(1000))
-    # Each look at the clock takes a second of it.
-    result = run(plan(None, *cases, budget=17.0), CPU, say=lambda text: None, now=lambda: float(next(seconds)))
-    assert "rows" in result["cases"][0]
-    assert all("s left, a case like it took" in c["skipped"] for c in result["cases"][1:])
-    assert len([f for f in faults(result) if "skipped" in f]) == 2
-
-
-def test_a_case_that_breaks_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = measuring.truth_of
-    failing = iter([True, False])
-
-    def short_of_memory(*given: Any, **options: Any) -> Any:
-        if next(failing):
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-        return inner(*given, **options)
-
-    monkeypatch.setattr(measuring, "truth_of", short_of_memory)
-    said: list[str] = []
-    result = run(plan(None, case("full forward"), case("causal forward")), CPU, say=said.append)
-    assert result["cases"][0]["skipped"] == "OutOfMemoryError: CUDA out of memory."
-    assert result["cases"][1]["rows"][0]["state"] == "passed" and broken(result) == 0
-    assert any(line.startswith("  skipped: OutOfMemoryError") for line in said)
-
-
-def test_our_wrong_results_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "ours", lambda case: candidate(OURS, lambda q, k, v: q))
-    result = run(plan(None, case("causal forward")), CPU, say=lambda text: None)
-    assert broken(result) == 1
-    assert faults(result) == ["causal forward B1 H2 N40 D16: ours wrong: out is outside its bound: not timed"]
+def test_where_nothing_can_be_tuned_the_default_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Op, "tune", lambda op, *tensors, **options: SimpleNamespace(device="", is_fruitless=False))
+    settings = Settings(seconds=0.0, draws=2, tuning=6.0)
+    rows = measure(case("causal forward"), CPU, FakeClock(1.0), [], settings, left=lambda: 100.0)
+    assert [(r.name, r.state, r.note) for r in rows][1] == (TUNED, "left out", "tuning timed no candidate")
