@@ -25,6 +25,8 @@ OUT = "out"
 # Elements of a matrix of scores that are held at once, and heads that the bounds are measured on.
 SCORES = 1 << 26
 HEADS = 4
+# Elements of a result that are judged at once.
+JUDGED = 1 << 24
 
 Place = Mapping[str, int]
 
@@ -76,14 +78,17 @@ class Truth:
     def _verdict(self, name: str, got: Tensor) -> Verdict:
         want = self.results[name]
         assert got.shape == want.shape, (name, got.shape, want.shape)
-        largest, squares = 0.0, 0.0
-        # Slice by slice, so that no second float64 tensor of this size is held.
-        for g, w in zip(got, want, strict=True):
-            difference = g.double() - w
-            one = difference.abs().max().item()
-            # `max` of Python would lose a NaN.
-            largest = one if not one <= largest else largest
-            squares += difference.square().sum().item()
+        # Some elements at a time, so that no second float64 tensor of this size is held; the device is waited for once.
+        got, want = got.reshape(-1), want.reshape(-1)
+        found = [
+            torch.stack((d.abs().max(), d.square().sum()))
+            for g, w in zip(got.split(JUDGED), want.split(JUDGED), strict=True)
+            if len(g)
+            for d in [g.double() - w]
+        ]
+        parts = torch.stack(found) if found else want.new_zeros(1, 2)
+        # A maximum of PyTorch, unlike that of Python, does not lose a NaN.
+        largest, squares = torch.stack((parts[:, 0].max(), parts[:, 1].sum())).tolist()
         bound = self.bounds[name]
         rms = math.sqrt(squares / max(want.numel(), 1))
         return Verdict(max_error=largest, max_bound=bound.max, rms_error=rms, rms_bound=bound.rms)

@@ -106,8 +106,8 @@ class KernelReport:
         local_loads: instructions of the kernel that read local memory.
         local_stores: those that write it.
         shared_memory_bytes: of a block.
-        loops: innermost loops, hottest first: those with products by fewest instructions, so that the loop without
-            masks precedes the one with them; in a kernel without products, by most instructions.
+        loops: innermost loops, hottest first: those that do most of the work by fewest instructions, so that the loop
+            without masks precedes the one with them; then the others, by most instructions.
     """
 
     kernel: str
@@ -270,4 +270,15 @@ def find_loops(instructions: Sequence[Instruction], *, isa: Isa) -> tuple[LoopRe
     multiplying = [entry for entry in reports if entry[1].count("MMA")]
     chosen = multiplying or reports
     innermost = [report for body, report in chosen if not any(other < body for other, _ in chosen)]
-    return tuple(sorted(innermost, key=lambda loop: loop.instructions if multiplying else -loop.instructions))
+    if multiplying:
+        return tuple(sorted(innermost, key=lambda loop: loop.instructions))
+    # A loop and its remainder, where a compiler has unrolled it, are not alike; one and its copy with masks are.
+    most = max(map(_arithmetic, innermost), default=0)
+    main = [loop for loop in innermost if most and 2 * _arithmetic(loop) > most]
+    rest = [loop for loop in innermost if loop not in main]
+    return (*sorted(main, key=lambda x: x.instructions), *sorted(rest, key=lambda x: -x.instructions))
+
+
+def _arithmetic(loop: LoopReport) -> int:
+    """Instructions that compute values, as masks and addresses do not."""
+    return loop.pipes[FP32] + loop.pipes[SPECIAL] + loop.count("FMNMX")

@@ -119,5 +119,5 @@ def compiled(report: KernelReport) -> Compiled:
 
 
 def _full(report: KernelReport) -> LoopReport | None:
-    """The loop over tiles whose points are all live: it has fewest instructions."""
-    return min(report.loops, key=lambda x: x.instructions, default=None)
+    """The loop over tiles whose points are all live."""
+    return report.hot_loop

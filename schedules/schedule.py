@@ -19,6 +19,8 @@ SCATTERS = ("any order", "fixed order")
 MOST_STAGES = 16
 # Blocks that a multiprocessor holds together on any target.
 MOST_PERSISTENT = 32
+# Parts of a rank: more than all programs that any target runs together.
+MOST_PARTS = 1 << 14
 # The order in which the programs of a grid begin, by the tiles that they have.
 HEADS_INSIDE = "descending, heads inside"
 ORDERS = ("ascending", "descending", HEADS_INSIDE)
@@ -237,9 +239,15 @@ def check_schedule(program: Program, schedule: Schedule) -> None:
 
     Raises: ScheduleError: a kernel or a tile is missing or unknown; a tile is not a power of two from 1 to 1024; warps
         is not 1, 2, 4, 8 or 16; stages is not 1 to 16; the order is unknown; persistent is not 0 to 32, or the kernel
-        is one program; one_loop is chosen for a kernel without a loop. One error that lists every mistake.
+        is one program; one_loop is chosen for a kernel without a loop; a rank is split into fewer than 1 or more than
+        16384 parts. One error that lists every mistake.
     """
     problems: list[str] = []
+    problems += [
+        f"'{v}' is split into {n} parts: not 1 to {MOST_PARTS}"
+        for v, n in schedule.split.items()
+        if n not in range(1, MOST_PARTS + 1)
+    ]
     names = [k.name for k in program.kernels]
     problems += [f"there is no kernel '{n}'; {nearest(n, names)}" for n in schedule.kernels if n not in names]
     for name in names:

@@ -29,8 +29,9 @@ from einsumcascade.schedules.schedule import KernelSchedule
 PIPES = (TENSOR, SPECIAL, FP32, ALU, SHUFFLE, ISSUE, SHARED, L2, MEMORY)
 # (full, tested) steps of each loop of a program.
 Walk: TypeAlias = tuple[tuple[int, int], ...]
-# Registers are given to warps in portions of this many a thread (CUDA C++ Programming Guide, occupancy).
-REGISTER_PORTION = 8
+# Registers are given to warps in portions of this many a thread, and each scheduler has a part of them for its own warps
+# (CUDA C++ Programming Guide, occupancy).
+REGISTER_PORTION, SCHEDULERS = 8, 4
 # Rounds of programs whose end is dealt out one by one; those before them keep all multiprocessors busy.
 ROUNDS = 2
 
@@ -58,12 +59,15 @@ def resident_blocks(target: GpuTarget, *, registers: int, shared_memory_bytes: i
     >>> from einsumcascade.analysis.targets import gpu_target
     >>> resident_blocks(gpu_target("cuda:90"), registers=138, shared_memory_bytes=115712, warps=4)
     2
+    >>> resident_blocks(gpu_target("cuda:90"), registers=200, shared_memory_bytes=1024, warps=1)
+    8
     """
     if shared_memory_bytes > target.shared_memory_bytes:
         return 0
     portion = -(-max(registers, 1) // REGISTER_PORTION) * REGISTER_PORTION
+    held = target.registers_per_multiprocessor // (portion * target.warp_size * SCHEDULERS) * SCHEDULERS
     return min(
-        target.registers_per_multiprocessor // (portion * target.warp_size * warps),
+        held // warps,
         target.shared_memory_per_multiprocessor // (shared_memory_bytes + target.shared_memory_reserved or 1),
         target.warps_per_multiprocessor // warps,
         target.blocks_per_multiprocessor,

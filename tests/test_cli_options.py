@@ -137,6 +137,12 @@ def test_an_unknown_target_is_one_message() -> None:
     refuse("unknown-target", "compile", "gqa", "--target", "cuda:91")
 
 
+def test_a_schedule_may_begin_with_a_mark_of_its_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    path.write_text('\ufeff{"kernels": {}, "reference": "running"}', encoding="utf-8")
+    assert succeed("compile", "gqa", "--schedule", str(path)).stdout
+
+
 def test_a_schedule_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
     refuse("schedule-file", "compile", "gqa", "--schedule", str(path))

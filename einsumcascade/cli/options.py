@@ -190,7 +190,8 @@ def schedule_of(path: Path | None) -> Any:
     from einsumcascade.schedules.schedule import Schedule
 
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors begin a file with a mark of its encoding.
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         problem = Diagnostic(
             code="schedule-file",
@@ -205,7 +206,7 @@ def schedule_of(path: Path | None) -> Any:
 def text_of(path: Path) -> str:
     """Read the certificate at `path`."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         refuse(
             "certificate",

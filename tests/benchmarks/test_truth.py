@@ -10,7 +10,7 @@ import torch
 
 import einsumcascade as ec
 from einsumcascade.benchmarks import truth
-from einsumcascade.benchmarks.truth import OUT, Truth, Verdict, evaluate, places, sample, truth_of
+from einsumcascade.benchmarks.truth import OUT, Bound, Truth, Verdict, evaluate, places, sample, truth_of
 from einsumcascade.benchmarks.variants import VARIANTS, Shape, draw
 
 CPU = torch.device("cpu")
@@ -94,6 +94,28 @@ def test_inputs_are_rounded_anew_by_the_roundoff_of_their_own_dtype(dtype: torch
     assert set((moved - 1).tolist()) == {truth.ROUNDOFF[dtype], -truth.ROUNDOFF[dtype]}
     whole = torch.arange(3)
     assert truth._moved(whole, torch.Generator()) is whole
+
+
+def test_elements_are_judged_some_at_a_time_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    want = torch.randn(7, 5, dtype=torch.float64)
+    got = (want + 0.01 * torch.randn(7, 5, dtype=torch.float64)).float()
+    bound = Bound(max=1.0, rms=1.0, plain_max=0.0, cond_max=0.0)
+    judge = Truth(axes={OUT: "pf"}, results={OUT: want}, bounds={OUT: bound}).judge
+    difference = (got.double() - want).abs()
+    for size in (1, 4, 35, 1000):
+        monkeypatch.setattr(truth, "JUDGED", size)
+        # Also as a view that is not contiguous, as results of rivals are.
+        for found in (got, got.t().contiguous().t()):
+            (verdict,) = judge({OUT: found}).values()
+            assert verdict.max_error == difference.max().item()
+            assert verdict.rms_error == pytest.approx(difference.square().mean().sqrt().item(), rel=1e-12)
+        for place in (0, 17, 34):
+            broken = got.clone()
+            broken.view(-1)[place] = torch.nan
+            (verdict,) = judge({OUT: broken}).values()
+            assert not verdict.passed and verdict.share != verdict.share
+    empty = Truth(axes={OUT: "pf"}, results={OUT: want[:0]}, bounds={OUT: bound})
+    assert empty.judge({OUT: got[:0]})[OUT].passed
 
 
 def test_a_verdict_is_a_share_of_its_bound() -> None:

@@ -10,6 +10,8 @@ from einsumcascade.analysis.targets import gpu_target
 from einsumcascade.codegen.build import compile_kernel
 from einsumcascade.codegen.inspect import KernelReport, find_loops, inspect_kernel
 from einsumcascade.codegen.isa import CLASSES, SASS, parse_sass
+from einsumcascade.codegen.op import compile as compile_cascade
+from einsumcascade.language.parser import parse
 from tests.codegen.tritons import FLASH_DIVISIBLE, FLASH_FORWARD, FLASH_TYPES, run_with
 
 
@@ -104,6 +106,40 @@ def test_a_report_prints_as_a_table() -> None:
     assert lines[0].startswith("flash_forward for cuda:90, 8 warps, 2 stages, Triton ")
     assert lines[2].split() == ["loop", *CLASSES, "total"]
     assert len({len(line) for line in lines[2:]}) == 1
+
+
+def loop_text(*bodies: list[str]) -> str:
+    """The assembly of loops one after the other."""
+    lines, at = [], 0
+    for body in bodies:
+        start = at
+        for opcode in [*body, f"@P1 BRA 0x{start:x}"]:
+            lines.append(f"        /*{at:04x}*/                   {opcode} ;")
+            at += 16
+    return "\n".join(["\t\tFunction : f", *lines, f"        /*{at:04x}*/                   EXIT ;", ""])
+
+
+def test_without_products_the_loop_without_masks_is_hotter_than_its_copy_with_them() -> None:
+    maths = ["FADD R1, R2, R3", "MUFU.EX2 R1, R1", "FMNMX R2, R1, R2, !PT"]
+    masked = ["ISETP.GE.AND P0, PT, R4, R5, PT", *maths, "FSEL R1, R1, R2, P0"]
+    full = ["LDG.E R1, [R2.64]", *maths]
+    unrolled = full * 4
+    for texts in ([masked, full], [full, masked]):
+        found = find_loops(parse_sass(loop_text(*texts), function="f"), isa=SASS)
+        assert [loop.instructions for loop in found] == [len(full) + 1, len(masked) + 1]
+    # What is left over after an unrolled loop does a fraction of its work.
+    found = find_loops(parse_sass(loop_text(full, unrolled, masked), function="f"), isa=SASS)
+    assert found[0].instructions == len(unrolled) + 1
+    moves = [["MOV R1, R2"], ["MOV R1, R2", "MOV R2, R3"]]
+    assert [x.instructions for x in find_loops(parse_sass(loop_text(*moves), function="f"), isa=SASS)] == [3, 2]
+
+
+def test_the_hot_loop_of_a_compiled_kernel_without_products_tests_no_points() -> None:
+    text = "in X[p, m]\nconstraint m <= p\nG[p] = X[p, m] :: max(m)\nS[p] = exp(X[p, m] - G[p]) :: sum(m)\nout S"
+    kernel = compile_cascade(parse(text, name="row_sums")).kernel(extents={}, target="cuda:90")
+    (report,) = kernel.inspect().kernels.values()
+    hot, masked = report.loops
+    assert hot.instructions < masked.instructions and hot.count("MUFU") == masked.count("MUFU")
 
 
 def test_a_wait_behind_the_end_of_a_kernel_is_no_loop_and_widens_none() -> None:

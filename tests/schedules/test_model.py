@@ -251,6 +251,14 @@ def test_blocks_that_are_resident_are_those_of_the_occupancy_calculator(
     assert resident_blocks(H200, registers=registers, shared_memory_bytes=shared, warps=warps) == blocks
 
 
+@given(registers=st.integers(1, 255), warps=st.sampled_from([1, 2, 4, 8, 16, 32]))
+def test_registers_are_given_to_four_warps_at_a_time(registers: int, warps: int) -> None:
+    # The rule of the CUDA occupancy calculator.
+    warps_in_all = 65536 // (-(-registers // 8) * 8 * 32) // 4 * 4
+    wanted = min(32, 64 // warps, warps_in_all // warps)
+    assert resident_blocks(H200, registers=registers, shared_memory_bytes=1024, warps=warps) == wanted
+
+
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("choice", [(128, 64, 4, 2, True), (64, 64, 4, 3, True), (64, 128, 4, 2, False)])
 def test_registers_and_shared_memory_are_near_what_is_compiled(size: int, choice: Choice) -> None:

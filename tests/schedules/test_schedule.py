@@ -134,6 +134,13 @@ def test_a_kernel_of_one_program_and_one_without_a_loop_have_nothing_to_choose()
     ]
 
 
+@pytest.mark.parametrize("parts", [-1, 0, 16385, 999_999_999, 1.5])
+def test_a_rank_is_split_into_no_more_parts_than_run_together(parts: object) -> None:
+    found = problems(replace(legal(), split={"m": parts}))  # type: ignore[dict-item]
+    assert found == [f"'m' is split into {parts} parts: not 1 to 16384"]
+    check_schedule(program(), replace(legal(), split={"m": 16384}))
+
+
 def test_all_mistakes_are_reported_at_once() -> None:
     assert len(problems(change(tiles={"p": 5}, warps=3, stages=0))) == 4
 
