@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from einsumcascade.analysis.counts import (
     CLASSES,
     CONTRACTION,
+    FUNCTION,
     INDEX_DTYPE,
+    KINDS,
+    SPECIAL,
     dtype_bytes,
     element_bytes,
     index_tensors,
@@ -367,10 +370,10 @@ def _elements(frame: Frame, access: Read, axes: Sequence[str], loop: Loop | None
 
 def _operations(frame: Frame, loop: Loop | None) -> dict[str, int]:
     """Operations of a program outside loops, or of one step of a loop."""
-    out = dict.fromkeys((*CLASSES, CONTRACTION), 0)
+    out = dict.fromkeys(KINDS, 0)
     for s in statements(frame, loop):
         found = operations_of(s)
-        for kind in CLASSES:
+        for kind in (*CLASSES, FUNCTION, SPECIAL):
             out[kind] += found.of(kind).at(frame.sizes)
         if isinstance(s, Einsum):
             product = contraction(s, frame.axes, frame.axes)

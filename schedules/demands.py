@@ -247,15 +247,10 @@ class _Reader:
             count["multiply_add"] -= count[CONTRACTION]
             # Two numbers are rounded by one instruction.
             count["other"] += product[1] // 2
-        special = sum(
-            x.row.special * self._size((*variables(x), *(v for r in reads(x) for v in variables(*r.indices))))
-            for x in subexpressions(s.expr)
-            if isinstance(x, Apply)
-        )
         each = ROW_THREADS if self._rows(s) and not (isinstance(s, Einsum) and s.ranks) else 1
         lanes[FP32] += each * count["multiply_add"]
         lanes[ALU] += each * (count["max"] + count["other"])
-        lanes[SPECIAL] += each * special
+        lanes[SPECIAL] += each * found.of(SPECIAL).at(sizes)
 
     def _rows(self, s: Einsum | Init) -> int:
         """Threads that hold a number of a row, where a statement computes one for each row of a tile."""

@@ -29,8 +29,8 @@ from einsumcascade.schedules.schedule import KernelSchedule
 PIPES = (TENSOR, SPECIAL, FP32, ALU, SHUFFLE, ISSUE, SHARED, L2, MEMORY)
 # (full, tested) steps of each loop of a program.
 Walk: TypeAlias = tuple[tuple[int, int], ...]
-# Registers are given to warps in portions of this many a thread, and each scheduler has a part of them for its own warps
-# (CUDA C++ Programming Guide, occupancy).
+# Registers are given to warps in portions of this many a thread, and each scheduler has a part of them for its own
+# warps (CUDA C++ Programming Guide, occupancy).
 REGISTER_PORTION, SCHEDULERS = 8, 4
 # Rounds of programs whose end is dealt out one by one; those before them keep all multiprocessors busy.
 ROUNDS = 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from einsumcascade.analysis.dependence import axes, dependencies
-from einsumcascade.analysis.operations import CLASSES, CONTRACTION, Operations, operations_of
+from einsumcascade.analysis.operations import CLASSES, CONTRACTION, FUNCTION, KINDS, SPECIAL, Operations, operations_of
 from einsumcascade.analysis.polynomial import ONE, ZERO, Count, number, volume
 from einsumcascade.errors import InputError, nearest
 from einsumcascade.language.ir import (
@@ -33,8 +33,11 @@ __all__ = [
     "CLASSES",
     "CONTRACTION",
     "DTYPE_BYTES",
+    "FUNCTION",
     "INDEX_DTYPE",
+    "KINDS",
     "ONE",
+    "SPECIAL",
     "Count",
     "Counts",
     "Operations",
@@ -100,7 +103,7 @@ class Counts:
     indices: tuple[str, ...] = ()
 
     def total(self, kind: str) -> Count:
-        """Return the sum over all Einsums of one class of `CLASSES`, or of `CONTRACTION`."""
+        """Return the sum over all Einsums of one of `KINDS`."""
         out = ZERO
         for e in self.einsums:
             out += e.of(kind)

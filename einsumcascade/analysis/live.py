@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
-from einsumcascade.analysis.counts import CLASSES, CONTRACTION, operations_of
+from einsumcascade.analysis.counts import KINDS, operations_of
 from einsumcascade.analysis.dependence import axes, conditions
 from einsumcascade.analysis.points import count_points, with_numbers
 from einsumcascade.analysis.polynomial import Count
@@ -86,10 +86,9 @@ def live_points(
 def live_operations(
     cascade: Cascade, extents: Mapping[str, int], *, constants: Mapping[str, float] | None = None
 ) -> dict[str, int] | None:
-    """Count the operations of a cascade at live points, by class; None where a count depends on data.
+    """Count the operations of a cascade at live points, by `KINDS`; None where a count depends on data.
 
-    How live points enter a count: Definition O10 of docs/analysis.md. The key `contraction` is a part of
-    `multiply_add`.
+    How live points enter a count: Definition O10 of docs/analysis.md.
 
     Args: as for `live_points`.
     Raises: InputError: as `bind` does.
@@ -101,7 +100,7 @@ def live_operations(
     5050
     """
     binding = bind(cascade, extents=extents, constants=constants)
-    totals = dict.fromkeys((*CLASSES, CONTRACTION), 0)
+    totals = dict.fromkeys(KINDS, 0)
     for s in walk(cascade.body):
         if not isinstance(s, Einsum | Init):
             continue

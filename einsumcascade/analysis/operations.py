@@ -10,10 +10,15 @@ from typing import Final
 from einsumcascade.analysis.polynomial import ZERO, Count, number, volume
 from einsumcascade.language.fiberwise import solve_form
 from einsumcascade.language.ir import Apply, Einsum, Expr, Init, Read, reads, variables
+from einsumcascade.language.ops import OPS
 
 CLASSES: Final = ("multiply_add", "exp", "divide", "max", "other")
 # The part of the multiply-adds that a matrix unit takes: Definition O8.
 CONTRACTION: Final = "contraction"
+# Instructions of a special-function unit, and the operations that consist of them: Definition O11.
+SPECIAL, FUNCTION = "special", "function"
+# All that is counted: classes, and parts of them.
+KINDS: Final = (*CLASSES, CONTRACTION, SPECIAL, FUNCTION)
 _CLASS_OF: Final[Mapping[str, str]] = {"add": "multiply_add", "multiply": "multiply_add"}
 
 
@@ -28,6 +33,7 @@ class Operations:
         max: maxima and minima, reductions included.
         other: every other operator: logarithm, root, comparison, selection.
         contraction: those of `multiply_add` that a matrix unit can take.
+        function: those of all classes that a special-function unit takes. special: its instructions for them.
     """
 
     tensor: str
@@ -37,10 +43,12 @@ class Operations:
     max: Count = ZERO
     other: Count = ZERO
     contraction: Count = ZERO
+    special: Count = ZERO
+    function: Count = ZERO
 
     def of(self, kind: str) -> Count:
-        """Return the count of a class of `CLASSES`, or of `CONTRACTION`."""
-        assert kind in (*CLASSES, CONTRACTION), kind
+        """Return the count of one of `KINDS`."""
+        assert kind in KINDS, kind
         found: Count = getattr(self, kind)
         return found
 
@@ -52,7 +60,7 @@ class Operations:
 def operations_of(statement: Einsum | Init) -> Operations:
     """Count the operations of one statement, by Definitions O1 to O8 of docs/analysis.md.
 
-    Operators count by O1 to O4, operations on whole fibers by O5 to O7, contractions by O8.
+    Operators count by O1 to O4, operations on whole fibers by O5 to O7, contractions by O8, special functions by O11.
 
     >>> from einsumcascade.language.parser import parse
     >>> cascade = parse("in X[m]\\nS = X[m] :: max(m)\\nY[m] = exp(X[m] - S)\\nout Y")
@@ -68,7 +76,7 @@ def operations_of(statement: Einsum | Init) -> Operations:
 
 
 def _operations(tensor: str, found: list[tuple[str, Count]]) -> Operations:
-    sums = dict.fromkeys((*CLASSES, CONTRACTION), ZERO)
+    sums = dict.fromkeys(KINDS, ZERO)
     for kind, n in found:
         sums[kind] += n
     return Operations(tensor=tensor, **sums)
@@ -119,7 +127,7 @@ def _of_einsum(s: Einsum) -> list[tuple[str, Count]]:
     if outside is not None:
         found += [*_of_expr(outside), ("multiply_add", free)]
     if s.reduce == "mean":
-        found.append(("divide", free))
+        found += _divisions(free)
     return found
 
 
@@ -139,8 +147,8 @@ def _of_fiberwise(s: Einsum) -> list[tuple[str, Count]]:
         return [*found, ("multiply_add", columns * pairs)]
     matrices = volume(variables(*matrix.indices[:-2]))
     cubes = pairs * (n + n + minus) * number(Fraction(1, 3))
-    found += [("multiply_add", matrices * cubes), ("divide", matrices * pairs)]
-    return [*found, ("multiply_add", columns * pairs * number(2)), ("divide", columns * n)]
+    found += [("multiply_add", matrices * cubes), *_divisions(matrices * pairs)]
+    return [*found, ("multiply_add", columns * pairs * number(2)), *_divisions(columns * n)]
 
 
 def _product(expr: Expr, *, quotients: bool = False) -> Iterator[Expr]:
@@ -166,7 +174,11 @@ def _of_expr(expr: Expr) -> Iterator[tuple[str, Count]]:
     kind = _class(expr.row.cost)
     # Numbers and constants are folded once; a sign is part of the operation that takes it.
     if (variables(expr) or reads(expr)) and expr.op != "neg":
-        yield kind, volume(variables(expr))
+        n = volume(variables(expr))
+        yield kind, n
+        if expr.row.special and not _divides_by_number(expr):
+            yield SPECIAL, n * number(expr.row.special)
+            yield FUNCTION, n
     fused = expr.row.cost == "add" and expr.op != "neg"
     for a in expr.args:
         if fused and isinstance(a, Apply) and a.op == "mul" and set(variables(a)) == set(variables(expr)):
@@ -175,6 +187,16 @@ def _of_expr(expr: Expr) -> Iterator[tuple[str, Count]]:
                 yield from _of_expr(inner)
         else:
             yield from _of_expr(a)
+
+
+def _divides_by_number(expr: Apply) -> bool:
+    """Whether it is a product with a reciprocal that is known beforehand."""
+    return expr.op == "div" and not (variables(expr.args[1]) or reads(expr.args[1]))
+
+
+def _divisions(count: Count) -> list[tuple[str, Count]]:
+    """Divisions that no operator of a text stands for."""
+    return [("divide", count), (SPECIAL, count * number(OPS["div"].special)), (FUNCTION, count)]
 
 
 def _class(cost: str) -> str:

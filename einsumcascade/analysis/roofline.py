@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from einsumcascade.analysis.counts import CLASSES, CONTRACTION, count_operations, dtype_bytes
+from einsumcascade.analysis.counts import CLASSES, CONTRACTION, FUNCTION, KINDS, SPECIAL, count_operations, dtype_bytes
 from einsumcascade.analysis.live import live_operations
 from einsumcascade.analysis.targets import GpuTarget, gpu_target
 from einsumcascade.language.extents import bind
@@ -24,18 +24,19 @@ def pipe_work(operations: Mapping[str, int], *, dtype: str) -> dict[str, int]:
     Which operation is work of which pipe: Definition T4 of docs/analysis.md.
 
     Args:
-        operations: by class, with `contraction` a part of `multiply_add`.
+        operations: by class, and the parts of `KINDS`.
         dtype: of the inputs.
 
-    >>> pipe_work({"multiply_add": 10, "contraction": 8, "exp": 3, "max": 1}, dtype="bfloat16")
-    {'tensor': 8, 'fp32': 3, 'special': 3}
+    >>> found = {"multiply_add": 10, "contraction": 8, "other": 3, "max": 1, "function": 3, "special": 6}
+    >>> pipe_work(found, dtype="bfloat16")
+    {'tensor': 8, 'fp32': 3, 'special': 6}
     """
-    n = {kind: operations.get(kind, 0) for kind in (*CLASSES, CONTRACTION)}
+    n = {kind: operations.get(kind, 0) for kind in KINDS}
     tensor = n[CONTRACTION] if dtype_bytes(dtype) == 2 else 0
     return {
         "tensor": tensor,
-        "fp32": n["multiply_add"] - tensor + n["max"] + n["other"],
-        "special": n["exp"] + n["divide"],
+        "fp32": sum(n[kind] for kind in CLASSES) - tensor - n[FUNCTION],
+        "special": n[SPECIAL],
     }
 
 
@@ -67,7 +68,7 @@ class Roofline:
         dtype: of the inputs.
         extents: the numbers of all ranks.
         read_bytes, written_bytes: by tensor, each once.
-        operations: by class, with `contraction` a part of `multiply_add`.
+        operations: by class, and the parts of `KINDS`.
         culls: whether points that constraints cull are left out; where they depend on data they are not.
         bounds_us: the least time of memory and of each pipe, in microseconds.
         bandwidth_gb_s: of the target's memory.
@@ -210,7 +211,7 @@ def roofline(
     binding = bind(cascade, extents=extents, constants=constants)
     counts = count_operations(cascade)
     live = live_operations(cascade, extents, constants=constants)
-    operations = live or {kind: counts.total(kind).at(binding.extents) for kind in (*CLASSES, CONTRACTION)}
+    operations = live or {kind: counts.total(kind).at(binding.extents) for kind in KINDS}
     moved = [(t, t.bytes.at(binding.extents)) for t in counts.traffic(dtype=dtype)]
     rates = pipe_rates(device)
     bounds = {MEMORY: sum(n for _, n in moved) / (device.bandwidth_gb_s * 1e3)}

@@ -29,6 +29,30 @@ def test_attention_of_16_bits_is_bound_by_its_products() -> None:
     assert (found.binding, found.bound_us) == ("tensor", found.bounds_us["tensor"])
 
 
+@pytest.mark.parametrize(("name", "instructions"), [("softcap", 2), ("sigmoid", 2), ("softmax_2p", 1), ("relu", 0)])
+def test_special_functions_of_scores_are_those_of_the_operator_table(name: str, instructions: int) -> None:
+    found = roofline(load(name), extents=ATTENTION)
+    # A tanh and an exponential; an exponential and a reciprocal. The cap divides by a constant.
+    rows = 0 if instructions == 0 or name == "sigmoid" else 4 * 16 * 4096 * 128
+    assert found.operations["special"] == instructions * SCORES + rows
+    assert found.bounds_us["special"] == pytest.approx(found.operations["special"] / (132 * 1830 * 16))
+
+
+def test_a_function_is_no_work_of_the_fp32_pipe_and_a_known_reciprocal_is() -> None:
+    text = "in X[m], D[m]\nconst cap = 30\nY[m] = {}\nout Y"
+    for right, fp32, special in (
+        ("tanh(X[m])", 0, 1),
+        ("sigmoid(X[m])", 0, 2),
+        ("X[m] / cap", 1, 0),
+        ("X[m] / 3", 1, 0),
+        ("X[m] / D[m]", 0, 1),
+        ("log(X[m]) + exp(X[m])", 1, 2),
+    ):
+        found = roofline(parse(text.format(right)), extents={"M": 10})
+        work = pipe_work(found.operations, dtype="bfloat16")
+        assert (work["fp32"], work["special"]) == (10 * fp32, 10 * special), right
+
+
 def test_a_causal_constraint_halves_the_work_but_not_the_traffic() -> None:
     whole, half = (roofline(c, extents=ATTENTION) for c in (load("softmax_2p"), load("softmax_2p").constrain("m <= p")))
     assert half.culls
@@ -75,6 +99,7 @@ def test_the_roof_is_the_lower_of_bandwidth_and_pipes(target: str, k: int) -> No
 
 def test_every_operation_is_work_of_one_pipe() -> None:
     operations = {"multiply_add": 100, "contraction": 60, "exp": 7, "divide": 5, "max": 3, "other": 2}
+    operations |= {"function": 13, "special": 13}
     for dtype in ("float16", "float32"):
         assert sum(pipe_work(operations, dtype=dtype).values()) == 117
     assert flops(operations) == 217
