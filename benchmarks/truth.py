@@ -82,7 +82,7 @@ class Truth:
         got, want = got.reshape(-1), want.reshape(-1)
         found = [
             torch.stack((d.abs().max(), d.square().sum()))
-            for g, w in zip(got.split(JUDGED), want.split(JUDGED), strict=True)
+            for g, w in zip(torch.split(got, JUDGED), torch.split(want, JUDGED), strict=True)
             if len(g)
             for d in [g.double() - w]
         ]

@@ -129,6 +129,7 @@ class Kernel:
                 extents=walked(numbers),
                 dtype=built.dtype,
                 target=self.target,
+                precision=built.precision,
                 compiled={n: compiled(reports[names[n]]) for n in names},
             )
             predictions = {names[k.name]: k for k in prediction.kernels}

@@ -22,9 +22,9 @@ from einsumcascade.codegen.tables import tables_of
 from einsumcascade.errors import EinsumCascadeWarning, LoweringError, ScheduleError
 from einsumcascade.language.extents import Binding
 from einsumcascade.language.ir import Cascade, rank_of
-from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Program, identifier
 from einsumcascade.schedules.schedule import SCATTERS, SUMS, Schedule, check_schedule
+from einsumcascade.schedules.usual import usual_schedule
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +130,9 @@ def build(
     program = program_of(cascade, extents, form)
     if any(k.name not in form.kernels for k in program.kernels):
         sizes = program_binding(program, binding)
-        chosen = default_schedule(program, extents=sizes.extents, dtype_bytes=DTYPE_BYTES[dtype], target=target)
+        chosen = usual_schedule(
+            program, extents=sizes.extents, dtype_bytes=DTYPE_BYTES[dtype], target=target, precision=precision
+        )
         kernels_of = dict(chosen.kernels)
         if tile_limit is not None:
             kernels_of = {

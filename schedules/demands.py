@@ -54,15 +54,16 @@ class Product:
     left_is_computed: bool
     right_is_computed: bool
 
-    def cycles(self, target: GpuTarget, *, warps: int, element: int) -> tuple[float, float]:
-        """Clocks of the matrix unit, and of shared memory for its operands.
+    def cycles(self, target: GpuTarget, *, warps: int, element: int, precision: str = "ieee") -> tuple[float, float]:
+        """Clocks of the matrix unit, 0 where the products are not its work, and of shared memory for the operands.
 
         A group of four warps (or a warp, or a block) multiplies `product_rows` rows at a time and reads the right
         operand anew for each such part.
         """
         group = target.product_rows
         rows = -(-self.rows // group) * group
-        mma = 2 * rows * self.columns * self.depth / target.tensor_flops_per_clock
+        rate = target.product_flops_per_clock(element=element, precision=precision)
+        mma = 2 * rows * self.columns * self.depth / rate if rate else 0.0
         left, right = self.rows * self.depth * element, self.columns * self.depth * element
         # Where fragments are held in registers, warps that share rows share what they read.
         parts = rows // group if target.has_asynchronous_dot else min(warps, rows // group)
@@ -71,6 +72,7 @@ class Product:
         if self.left_is_computed and warps * WARP_ROWS > self.rows:
             # Warps that share rows hold a part of them each, and hand it to the others.
             moved += 2 * left
+        moved *= 3 if precision == "tf32x3" else 1
         return mma, moved / target.shared_bytes_per_clock
 
 
@@ -114,7 +116,7 @@ class Work:
         outside: outside all loops. loops: one step of each.
         carried: elements of tiles that loops keep. resident: bytes of tiles that products read in every step.
         rows: of the tile of the grid, or of the largest tile.
-        element: bytes of an input's element.
+        element: bytes of an input's element. precision: of float32 products.
     """
 
     outside: Demand
@@ -123,6 +125,11 @@ class Work:
     resident: int
     rows: int
     element: int
+    precision: str = "ieee"
+
+    def is_exact(self, target: GpuTarget) -> bool:
+        """Whether products are multiply-adds of threads, no work of the matrix unit."""
+        return not target.product_flops_per_clock(element=self.element, precision=self.precision)
 
     def registers(self, target: GpuTarget, *, warps: int, descriptors: bool) -> int:
         """Registers of a thread, as many as it would like: more than the target allows are spilled.
@@ -142,12 +149,12 @@ class Work:
         return math.ceil(tiles / threads) + rows + 2 * chunks + ADDRESSES
 
 
-def work_of(program: Program, frame: Frame, *, dtype: str) -> Work:
-    """See what a program of a kernel asks for.
+def work_of(program: Program, frame: Frame, *, dtype: str, precision: str = "ieee") -> Work:
+    """See what a program of a kernel asks for; `precision` is that of float32 products.
 
     Cost: linear in the Einsums, quadratic in those of one loop.
     """
-    return _Reader(program, frame, dtype).read()
+    return _Reader(program, frame, dtype, precision).read()
 
 
 @dataclass(slots=True)
@@ -155,6 +162,7 @@ class _Reader:
     program: Program
     frame: Frame
     dtype: str
+    precision: str
     resident: int = 0
 
     def read(self) -> Work:
@@ -170,6 +178,7 @@ class _Reader:
             resident=self.resident,
             rows=rows,
             element=element_bytes(self.dtype),
+            precision=self.precision if self.dtype == "float32" else "ieee",
         )
 
     def _size(self, axes: Iterable[str]) -> int:

@@ -21,12 +21,12 @@ from einsumcascade.language.extents import Binding, bind
 from einsumcascade.schedules.cost import KernelCost, kernel_cost
 from einsumcascade.schedules.demands import MEMORY, Work, work_of
 from einsumcascade.schedules.frame import frame_of
-from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Kernel, Program
 from einsumcascade.schedules.roles import steps_of_tiles
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule, check_schedule
 from einsumcascade.schedules.shared_memory import Block
 from einsumcascade.schedules.timing import PIPES, Compiled, Price, Stations, Walk, dealt, resident_blocks
+from einsumcascade.schedules.usual import usual_schedule
 
 # Kinds of programs that a ranking tells apart.
 MOST = 512
@@ -128,6 +128,7 @@ def predict(
     extents: Mapping[str, int],
     dtype: str = "bfloat16",
     target: str | GpuTarget = "cuda:90",
+    precision: str = "ieee",
     compiled: Mapping[str, Compiled] | None = None,
 ) -> Prediction:
     """Predict the time of a program under a schedule.
@@ -135,7 +136,7 @@ def predict(
     Args:
         program: the kernels. schedule: for each of them; one without kernels gets the default choices.
         extents: numbers by rank, upper case.
-        dtype: of the inputs. target: a target or its name.
+        dtype: of the inputs. target: a target or its name. precision: of float32 products.
         compiled: by kernel, what a compiler made of it; what is not given is estimated from the Einsums.
 
     Raises: ScheduleError, InputError, TargetError, as `cost` does.
@@ -151,7 +152,7 @@ def predict(
     >>> found.binding, found.kernels[0].programs
     ('tensor', 2048)
     """
-    return _Model(program, extents, dtype, target).predict(schedule, compiled or {})
+    return _Model(program, extents, dtype, target, precision).predict(schedule, compiled or {})
 
 
 def rank(
@@ -161,6 +162,7 @@ def rank(
     extents: Mapping[str, int],
     target: str | GpuTarget = "cuda:90",
     dtype: str = "bfloat16",
+    precision: str = "ieee",
 ) -> tuple[Prediction, ...]:
     """Predict the time of candidates and sort them, best first; nothing is compiled.
 
@@ -171,7 +173,7 @@ def rank(
     Cost: at most 5 ms a candidate up to 512 kinds of programs, and a microsecond for each further one; what depends on
         tiles alone is worked out once.
     """
-    model = _Model(program, extents, dtype, target, most=MOST)
+    model = _Model(program, extents, dtype, target, precision, most=MOST)
     return tuple(sorted((model.predict(c, {}) for c in candidates), key=lambda p: p.seconds))
 
 
@@ -220,15 +222,29 @@ class _Model:
     """Predictions for one program at given extents."""
 
     def __init__(
-        self, program: Program, extents: Mapping[str, int], dtype: str, target: str | GpuTarget, *, most: int = 0
+        self,
+        program: Program,
+        extents: Mapping[str, int],
+        dtype: str,
+        target: str | GpuTarget,
+        precision: str,
+        *,
+        most: int = 0,
     ) -> None:
         self.element = dtype_bytes(dtype, known=DTYPES)
-        self.program, self.dtype, self.most = program, dtype, most
+        self.program, self.dtype, self.precision, self.most = program, dtype, precision, most
         self.target = gpu_target(target) if isinstance(target, str) else target
         self.binding: Binding = bind(program.cascade, extents=extents)
         self.tiled: dict[tuple[str, tuple[tuple[str, int], ...]], _Tiled] = {}
         self.blocks = {
-            k.name: Block(program, k, extents=self.binding.extents, dtype_bytes=self.element, target=self.target)
+            k.name: Block(
+                program,
+                k,
+                extents=self.binding.extents,
+                dtype_bytes=self.element,
+                target=self.target,
+                precision=precision,
+            )
             for k in program.kernels
         }
         # Candidates differ in one kernel, or in few.
@@ -237,8 +253,12 @@ class _Model:
     def predict(self, schedule: Schedule, compiled: Mapping[str, Compiled]) -> Prediction:
         chosen = schedule
         if not chosen.kernels:
-            chosen = default_schedule(
-                self.program, extents=self.binding.extents, dtype_bytes=self.element, target=self.target
+            chosen = usual_schedule(
+                self.program,
+                extents=self.binding.extents,
+                dtype_bytes=self.element,
+                target=self.target,
+                precision=self.precision,
             )
         check_schedule(self.program, chosen)
         kernels = tuple(self._known(k, chosen.kernels[k.name], compiled.get(k.name)) for k in self.program.kernels)
@@ -263,7 +283,7 @@ class _Model:
                 steps = [(frame.steps(loop, corner), frame.full(loop, corner)) for loop in frame.loops]
                 walks += corner.alike * [tuple((min(full, n), n - min(full, n)) for n, full in steps)]
             self.tiled[key] = _Tiled(
-                work=work_of(self.program, frame, dtype=self.dtype),
+                work=work_of(self.program, frame, dtype=self.dtype, precision=self.precision),
                 cost=kernel_cost(self.program, kernel, frame, dtype=self.dtype, device=self.target),
                 walks=tuple(walks),
                 repeats=repeats,

@@ -24,18 +24,30 @@ class Ranked:
 
 
 def ranked(
-    program: Program, schedules: Sequence[Schedule], *, extents: Mapping[str, int], target: GpuTarget, dtype: str
+    program: Program,
+    schedules: Sequence[Schedule],
+    *,
+    extents: Mapping[str, int],
+    target: GpuTarget,
+    dtype: str,
+    precision: str = "ieee",
 ) -> tuple[Ranked, ...]:
     """Rank schedules of a program, the fastest expected first; equals stay in order.
 
     Cost: some ms a schedule.
     """
-    found = rank(program, schedules, extents=extents, target=target, dtype=dtype)
+    found = rank(program, schedules, extents=extents, target=target, dtype=dtype, precision=precision)
     return tuple(Ranked(schedule=p.schedule, seconds=p.seconds) for p in found)
 
 
 def shortlist(
-    spaces: Sequence[Space], *, extents: Mapping[str, int], target: GpuTarget, dtype: str, limit: int
+    spaces: Sequence[Space],
+    *,
+    extents: Mapping[str, int],
+    target: GpuTarget,
+    dtype: str,
+    limit: int,
+    precision: str = "ieee",
 ) -> tuple[Ranked, ...]:
     """Choose the schedules to compile: the default first, then by rank.
 
@@ -45,18 +57,18 @@ def shortlist(
 
     Args:
         spaces: one a form of the program.
-        limit: of the list.
+        limit: of the list. precision: of float32 products.
 
     Cost: one ranking a kernel and form.
     """
     default = spaces[0].default
-    (first,) = ranked(spaces[0].program, [default], extents=extents, target=target, dtype=dtype)
+    (first,) = ranked(spaces[0].program, [default], extents=extents, target=target, dtype=dtype, precision=precision)
     rest: list[tuple[bool, Ranked]] = []
     for space in spaces:
-        orders = {name: _alone(space, name, 2 * limit, extents, target, dtype) for name in space.kernels}
+        orders = {name: _alone(space, name, 2 * limit, extents, target, dtype, precision) for name in space.kernels}
         alone = _few([s for s in space.combined(orders) if s != default], 4 * limit, limit)
-        for r in ranked(space.program, alone, extents=extents, target=target, dtype=dtype):
-            rest.append((_is_large(space.program, r.schedule, extents, target, dtype), r))
+        for r in ranked(space.program, alone, extents=extents, target=target, dtype=dtype, precision=precision):
+            rest.append((_is_large(space.program, r.schedule, extents, target, dtype, precision), r))
     rest.sort(key=lambda entry: (entry[0], entry[1].seconds))
     chosen = _few([r.schedule for _, r in rest], limit - 1, max(1, limit // 4))
     seconds = {id(r.schedule): r.seconds for _, r in rest}
@@ -64,7 +76,7 @@ def shortlist(
 
 
 def _alone(
-    space: Space, name: str, limit: int, extents: Mapping[str, int], target: GpuTarget, dtype: str
+    space: Space, name: str, limit: int, extents: Mapping[str, int], target: GpuTarget, dtype: str, precision: str
 ) -> list[Schedule]:
     """The best choices for one kernel: ranked as its grid is usually walked, then the first of them in every way."""
     every = space.of(name)
@@ -74,12 +86,15 @@ def _alone(
         return replace(s.kernels[name], order=order, one_loop=False, persistent=0)
 
     some = [s for s in every if s.kernels[name] == usual(s)]
-    first = ranked(space.program, some, extents=extents, target=target, dtype=dtype)
+    first = ranked(space.program, some, extents=extents, target=target, dtype=dtype, precision=precision)
     if len(some) == len(every):
         return [r.schedule for r in first]
     kept = [r.schedule.kernels[name] for r in first[:limit]]
     some = [s for s in every if usual(s) in kept]
-    return [r.schedule for r in ranked(space.program, some, extents=extents, target=target, dtype=dtype)]
+    return [
+        r.schedule
+        for r in ranked(space.program, some, extents=extents, target=target, dtype=dtype, precision=precision)
+    ]
 
 
 def _few(schedules: Sequence[Schedule], limit: int, alike: int) -> list[Schedule]:
@@ -94,10 +109,18 @@ def _few(schedules: Sequence[Schedule], limit: int, alike: int) -> list[Schedule
     return (chosen + others)[:limit]
 
 
-def _is_large(program: Program, s: Schedule, extents: Mapping[str, int], target: GpuTarget, dtype: str) -> bool:
+def _is_large(
+    program: Program, s: Schedule, extents: Mapping[str, int], target: GpuTarget, dtype: str, precision: str
+) -> bool:
     return any(
         shared_memory(
-            program, k, s.kernels[k.name], extents=extents, dtype_bytes=dtype_bytes(dtype), target=target
+            program,
+            k,
+            s.kernels[k.name],
+            extents=extents,
+            dtype_bytes=dtype_bytes(dtype),
+            target=target,
+            precision=precision,
         ).predicted
         > target.shared_memory_bytes
         for k in program.kernels

@@ -101,6 +101,7 @@ def shared_memory(
     extents: Mapping[str, int],
     dtype_bytes: int,
     target: GpuTarget,
+    precision: str = "ieee",
 ) -> SharedMemory:
     """Predict the bytes of shared memory that one block of a kernel asks for.
 
@@ -110,12 +111,14 @@ def shared_memory(
         dtype_bytes: of an input element.
         target: with an asynchronous product (WGMMA) operands are read from shared memory; without one they pass
             through registers.
+        precision: of float32 products; exact ones use no matrix unit.
 
     Returns: bytes. The compiled figure is between that predicted and `rearranged` less, within 5 % or 1 KiB, for all
         but few kernels (docs/schedules.md).
     Cost: that of a `Block`, and of asking it once.
     """
-    return Block(program, kernel, extents=extents, dtype_bytes=dtype_bytes, target=target).memory(schedule)
+    block = Block(program, kernel, extents=extents, dtype_bytes=dtype_bytes, target=target, precision=precision)
+    return block.memory(schedule)
 
 
 class Block:
@@ -125,9 +128,19 @@ class Block:
     """
 
     def __init__(
-        self, program: Program, kernel: Kernel, *, extents: Mapping[str, int], dtype_bytes: int, target: GpuTarget
+        self,
+        program: Program,
+        kernel: Kernel,
+        *,
+        extents: Mapping[str, int],
+        dtype_bytes: int,
+        target: GpuTarget,
+        precision: str = "ieee",
     ) -> None:
         self.program, self.kernel, self.target, self.element = program, kernel, target, dtype_bytes
+        self.multiplied = dtype_bytes <= MATRIX_BYTES or precision != "ieee"
+        # Cut in two numbers, a tile that stays is kept as both.
+        self.kept = 2 if precision == "tf32x3" and dtype_bytes > MATRIX_BYTES else 1
         own = {s.var for s in kernel.cascade.body if isinstance(s, Iter)}
         self.whole = {v: held(extents.get(rank_of(v), 64)) for v in program.bounded if v not in own}
         self.elements = {
@@ -211,7 +224,7 @@ class _Layout:
         found: dict[Expr, _Tile] = {}
         # Products that hang together have their warps alike, and the last one decides: along the longer side.
         along_rows = all(self.sizes.get(s.axes[0], 1) >= self.sizes.get(s.axes[1], 1) for s in self.steps[-1:])
-        multiplied = self.element <= MATRIX_BYTES
+        multiplied = self.block.multiplied
         for s in self.steps:
             rows, columns = (self.sizes.get(v, 1) for v in s.axes)
             fits = self.schedule.warps % GROUP_WARPS == 0 and rows % GROUP_ROWS == 0 and columns % GROUP_COLUMNS == 0
@@ -220,6 +233,7 @@ class _Layout:
             for o in s.operands:
                 size = self._size(o.axes, self.element)
                 if o.read is not None:
+                    size *= 1 if o.moves else self.block.kept
                     is_direct = awaited or not multiplied
                     # What registers read besides is used up as soon as they have it.
                     is_alone = awaited and o.read not in self.operands.besides

@@ -18,12 +18,12 @@ from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import rank_of
 from einsumcascade.schedules.demands import Work, work_of
 from einsumcascade.schedules.frame import Frame, frame_of
-from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.program import Kernel, Program
 from einsumcascade.schedules.roles import contraction, grid_tiles, held, padded
 from einsumcascade.schedules.schedule import HEADS_INSIDE, ORDERS, KernelSchedule, Schedule
 from einsumcascade.schedules.shared_memory import Block, SharedMemory
 from einsumcascade.schedules.timing import estimated_blocks
+from einsumcascade.schedules.usual import usual_schedule
 
 TILES = (16, 32, 64, 128, 256)
 STAGES = (1, 2, 3, 4)
@@ -76,6 +76,7 @@ def search_space(
     dtype_bytes: int,
     target: GpuTarget,
     form: Schedule | None = None,
+    precision: str = "ieee",
 ) -> Space:
     """List what may be chosen for each kernel.
 
@@ -85,18 +86,21 @@ def search_space(
         dtype_bytes: of an input element.
         target: its shared memory decides what fits.
         form: reference, split, pack and scatter; choices for kernels that it names are the default ones.
+        precision: of float32 products.
 
     Returns: the space, the same at every call. Every schedule of it is legal.
     Raises: InputError: an extent is missing or unknown.
     Cost: some ms a kernel, and one derivation.
     """
     binding = bind(program.cascade, extents=extents)
-    default = default_schedule(program, extents=binding.extents, dtype_bytes=dtype_bytes, target=target)
+    default = usual_schedule(
+        program, extents=binding.extents, dtype_bytes=dtype_bytes, target=target, precision=precision
+    )
     told = form.kernels if form is not None else {}
     kernels = {}
     for k in program.kernels:
         own = told.get(k.name, default.kernels[k.name])
-        others = _choices(program, k, own, binding, dtype_bytes, target)
+        others = _choices(program, k, own, binding, dtype_bytes, target, precision)
         kernels[k.name] = (own, *(c for c in others if c != own))
     return Space(program=program, form=replace(form or Schedule(), kernels={}), kernels=kernels)
 
@@ -109,9 +113,10 @@ def fits(
     extents: Mapping[str, int],
     dtype_bytes: int,
     target: GpuTarget,
+    precision: str = "ieee",
 ) -> bool:
     """Whether a target may run a kernel: nothing that fits is refused, and little that does not is let through."""
-    block = Block(program, kernel, extents=extents, dtype_bytes=dtype_bytes, target=target)
+    block = Block(program, kernel, extents=extents, dtype_bytes=dtype_bytes, target=target, precision=precision)
     return _fits(program, kernel, schedule, extents, block.memory(schedule), target)
 
 
@@ -129,15 +134,22 @@ def _fits(
 
 
 def _choices(
-    program: Program, k: Kernel, default: KernelSchedule, binding: Binding, dtype_bytes: int, target: GpuTarget
+    program: Program,
+    k: Kernel,
+    default: KernelSchedule,
+    binding: Binding,
+    dtype_bytes: int,
+    target: GpuTarget,
+    precision: str,
 ) -> Iterator[KernelSchedule]:
-    sizes = {v: _tiles(v, n, binding, dtype_bytes) for v, n in default.tiles.items()}
+    is_exact = not target.product_flops_per_clock(element=dtype_bytes, precision=precision)
+    sizes = {v: _tiles(v, n, binding, is_exact=is_exact) for v, n in default.tiles.items()}
     multiplies = _multiplies(program, k, default, binding)
     stages = STAGES if k.loops and multiplies else (default.stages,)
     wide = any(len(i.indices) > 1 for i in k.cascade.inputs)
     loads = (False, True) if target.has_descriptors and wide else (False,)
     dtype = "float32" if dtype_bytes == 4 else "bfloat16"
-    block = Block(program, k, extents=binding.extents, dtype_bytes=dtype_bytes, target=target)
+    block = Block(program, k, extents=binding.extents, dtype_bytes=dtype_bytes, target=target, precision=precision)
     for tiles in itertools.product(*sizes.values()):
         size = dict(zip(sizes, tiles, strict=True))
         ways: _Ways | None = None
@@ -146,15 +158,15 @@ def _choices(
                 found = KernelSchedule(tiles=size, warps=warps, stages=n, descriptors=descriptors)
                 asked = block.memory(found)
                 if _fits(program, k, found, binding.extents, asked, target):
-                    ways = ways or _ways(program, k, found, default.order, binding, dtype)
+                    ways = ways or _ways(program, k, found, default.order, binding, dtype, precision)
                     yield from ways.of(found, target, asked.least)
 
 
-def _tiles(variable: str, default: int, binding: Binding, dtype_bytes: int) -> tuple[int, ...]:
+def _tiles(variable: str, default: int, binding: Binding, *, is_exact: bool) -> tuple[int, ...]:
     """Sizes of a tile: none of more padding than data, and one at a time where the rule walks one by one."""
     if default == 1:
         return (1,)
-    most = min(padded(binding.extent(variable)), TILES[-1] // (2 if dtype_bytes >= 4 else 1))
+    most = min(padded(binding.extent(variable)), TILES[-1] // (2 if is_exact else 1))
     return tuple(n for n in TILES if n <= most)
 
 
@@ -193,7 +205,9 @@ class _Ways:
             yield replace(schedule, order=order, one_loop=one_loop, persistent=persistent)
 
 
-def _ways(program: Program, k: Kernel, schedule: KernelSchedule, order: str, binding: Binding, dtype: str) -> _Ways:
+def _ways(
+    program: Program, k: Kernel, schedule: KernelSchedule, order: str, binding: Binding, dtype: str, precision: str
+) -> _Ways:
     frame = frame_of(program, k, schedule, binding)
     orders: tuple[str, ...] = (order,)
     if k.loops and grid_tiles(k) and frame.later_are_longer:
@@ -201,7 +215,7 @@ def _ways(program: Program, k: Kernel, schedule: KernelSchedule, order: str, bin
     return _Ways(
         orders=orders,
         loops=(False, True) if _is_mixed(frame) else (False,),
-        work=work_of(program, frame, dtype=dtype),
+        work=work_of(program, frame, dtype=dtype, precision=precision),
         programs=math.prod(map(frame.programs, frame.residents)),
     )
 

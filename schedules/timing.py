@@ -176,13 +176,13 @@ class Price:
             slowest = max(x, key=lambda p: x[p] / rates[p])
             queues[slowest] += x[slowest] / rates[slowest]
         products = [
-            p.cycles(self.target, warps=self.schedule.warps, element=self.work.element) for p in demand.products
+            p.cycles(self.target, warps=self.schedule.warps, element=self.work.element, precision=self.work.precision)
+            for p in demand.products
         ]
-        on_unit = self.work.element < 4
         # Operands come from shared memory while products run; tiles were written there before.
         written = demand.copied / self.target.shared_bytes_per_clock
-        queues[TENSOR] = sum(max(mma if on_unit else 0.0, operands) for mma, operands in products)
-        pipes[TENSOR] = sum(mma for mma, _ in products) if on_unit else 0.0
+        queues[TENSOR] = sum(max(mma, operands) for mma, operands in products)
+        pipes[TENSOR] = sum(mma for mma, _ in products)
         pipes[SHARED] = sum(operands for _, operands in products) + written
         pipes[SHARED] += 4 * self._spills() / self.target.shared_bytes_per_clock
         pipes[L2] = (demand.loaded + demand.stored) * self.target.multiprocessors / self.target.l2_bytes_per_clock
@@ -193,9 +193,13 @@ class Price:
         phases = [dict[str, float](x) for x in demand.phases] or [{}]
         first = phases[0]
         first[ALU] = first.get(ALU, 0) + (demand.masked if tested else 0)
-        if self.work.element == 4:
+        if self.work.is_exact(self.target):
             # Exact products of float32 are multiply-adds.
             first[FP32] = first.get(FP32, 0) + sum(p.rows * p.columns * p.depth for p in demand.products)
+        elif self.work.precision == "tf32x3":
+            # Each operand is cut into a rounded number and the rest, rounded too.
+            cut = sum((p.rows + p.columns) * p.depth for p in demand.products)
+            first[FP32], first[ALU] = first.get(FP32, 0) + cut, first[ALU] + 2 * cut
         if not self.schedule.descriptors:
             # An address with its carry, and the copy itself, for each chunk.
             first[ALU] += 2 * demand.copied / CHUNK

@@ -32,6 +32,7 @@ class GpuTarget:
         clock_ghz: its boost clock.
         bandwidth_gb_s: its device memory, 1e9 bytes a second.
         tensor_flops_per_clock: bf16 products with float32 sums, per multiprocessor, two operations a product.
+        tf32_flops_per_clock: the same of float32 operands that are rounded to tf32.
         fp32_per_clock: float32 additions, products or fused pairs, per multiprocessor.
         special_per_clock: exponentials, reciprocals and the like, per multiprocessor.
         alu_per_clock: comparisons, maxima, selections, whole numbers and conversions, per multiprocessor.
@@ -61,6 +62,7 @@ class GpuTarget:
     clock_ghz: float
     bandwidth_gb_s: float
     tensor_flops_per_clock: int
+    tf32_flops_per_clock: int
     fp32_per_clock: int
     special_per_clock: int
     alu_per_clock: int
@@ -76,6 +78,17 @@ class GpuTarget:
     product_rows: int
     sources: Mapping[str, str] = field(hash=False, repr=False)
 
+    def product_flops_per_clock(self, *, element: int, precision: str) -> float:
+        """Operations a clock of the products of a multiprocessor's matrix unit; 0 where it takes none.
+
+        Args:
+            element: bytes of an operand's element. precision: of float32 products: exact ones ("ieee") are no work of
+                this unit, "tf32x3" is three of "tf32".
+        """
+        if element < 4:
+            return self.tensor_flops_per_clock
+        return {"tf32": self.tf32_flops_per_clock, "tf32x3": self.tf32_flops_per_clock / 3}.get(precision, 0.0)
+
 
 def _cuda(
     *,
@@ -86,6 +99,7 @@ def _cuda(
     clock_ghz: float,
     bandwidth_gb_s: float,
     tensor_flops_per_clock: int,
+    tf32_flops_per_clock: int,
     fp32_per_clock: int,
     l2_bytes_per_clock: int,
     product_rows: int,
@@ -106,6 +120,7 @@ def _cuda(
         clock_ghz=clock_ghz,
         bandwidth_gb_s=bandwidth_gb_s,
         tensor_flops_per_clock=tensor_flops_per_clock,
+        tf32_flops_per_clock=tf32_flops_per_clock,
         fp32_per_clock=fp32_per_clock,
         special_per_clock=16,
         alu_per_clock=64,
@@ -142,11 +157,13 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         clock_ghz=1.41,
         bandwidth_gb_s=2039.0,
         tensor_flops_per_clock=2048,
+        tf32_flops_per_clock=1024,
         fp32_per_clock=64,
         l2_bytes_per_clock=5120,
         product_rows=16,
         sources={
-            "NVIDIA A100 architecture whitepaper": "multiprocessors, boost clock, tensor rate, L2 bytes a clock",
+            "NVIDIA A100 architecture whitepaper": "multiprocessors, boost clock, tensor rates of bf16 and tf32, L2 "
+            "bytes a clock",
             "NVIDIA A100 80GB datasheet": "bandwidth",
         },
     ),
@@ -159,12 +176,13 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         clock_ghz=1.83,
         bandwidth_gb_s=4800.0,
         tensor_flops_per_clock=4096,
+        tf32_flops_per_clock=2048,
         fp32_per_clock=128,
         l2_bytes_per_clock=5120,
         product_rows=64,
         sources={
-            "NVIDIA H100 architecture whitepaper": "multiprocessors, tensor rate and its clock; L2 bytes a clock are "
-            "those of the A100, since it names none",
+            "NVIDIA H100 architecture whitepaper": "multiprocessors, tensor rates of bf16 and tf32 and their clock; L2 "
+            "bytes a clock are those of the A100, since it names none",
             "NVIDIA H200 datasheet": "bandwidth",
             "PTX ISA, wgmma": "64 rows a group of four warps",
         },
@@ -178,12 +196,13 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         clock_ghz=1.85,
         bandwidth_gb_s=8000.0,
         tensor_flops_per_clock=8192,
+        tf32_flops_per_clock=4096,
         fp32_per_clock=128,
         l2_bytes_per_clock=10240,
         product_rows=128,
         sources={
-            "NVIDIA Blackwell architecture brief, DGX B200 datasheet": "multiprocessors, bandwidth, tensor rate; L2 "
-            "bytes a clock are those of the A100 on each of two dies, since neither names any",
+            "NVIDIA Blackwell architecture brief, DGX B200 datasheet": "multiprocessors, bandwidth, tensor rates of "
+            "bf16 and tf32; L2 bytes a clock are those of the A100 on each of two dies, since neither names any",
             "PTX ISA, tcgen05.mma": "128 rows a block",
         },
     ),
@@ -202,6 +221,7 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         clock_ghz=2.1,
         bandwidth_gb_s=5300.0,
         tensor_flops_per_clock=2048,
+        tf32_flops_per_clock=1024,
         fp32_per_clock=128,
         special_per_clock=16,
         alu_per_clock=64,
@@ -216,8 +236,8 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         blocks_per_multiprocessor=32,
         product_rows=16,
         sources={
-            "AMD CDNA 3 architecture whitepaper": "compute units, matrix and float32 rates (of packed pairs), 2048 "
-            "bytes a clock from the L2 of each of eight dies, LDS of 64 KiB with 128 bytes a clock (shuffles too)",
+            "AMD CDNA 3 architecture whitepaper": "compute units, matrix rates (bf16, tf32), float32 ones (of packed pairs), "
+            "2048 bytes a clock from the L2 of each of eight dies, LDS of 64 KiB with 128 bytes a clock (shuffles too)",
             "ROCm Compute Profiler, pipeline descriptions": "four vector units of 16 lanes; one vector instruction is "
             "issued in a clock, products among them, beside one each for scalars, LDS and memory; 32 wave slots; "
             "registers of 512 KiB",

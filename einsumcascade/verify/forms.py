@@ -33,12 +33,14 @@ def spaces_of(
     target: GpuTarget,
     *,
     is_backward: bool = False,
+    precision: str = "ieee",
 ) -> list[Space]:
     """The search spaces of every form of the program, that of a call without tuning first.
 
     Args:
         extents: of all ranks of the inputs. features: of those that enter a text.
         is_backward: whether it is the gradient of an op, whose schedule says how its sums are added up and no more.
+        precision: of float32 products.
     """
     options: dict[str, Any] = {"extents": extents, "dtype_bytes": DTYPE_BYTES[dtype], "target": target}
     ordered = torch.are_deterministic_algorithms_enabled()
@@ -56,7 +58,7 @@ def spaces_of(
             program = program_of(cascade, features, form)
             if str(program) not in seen:
                 seen.add(str(program))
-                spaces.append(search_space(program, form=form, **options))
+                spaces.append(search_space(program, form=form, precision=precision, **options))
         except EinsumCascadeError:
             if form == plain:
                 raise

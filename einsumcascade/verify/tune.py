@@ -260,8 +260,12 @@ class _Search:
         binding = bind(cascade, shapes={n: tuple(t.shape) for n, t in inputs.items()})
         dtype, features = _dtype(inputs), _features(cascade, inputs)
         named = {r: binding.extents[r] for r in dict.fromkeys(rank_of(v) for i in cascade.inputs for v in i.indices)}
-        spaces: list[Space] = spaces_of(cascade, named, features, dtype, self.target, is_backward=is_backward)
-        chosen = shortlist(spaces, extents=named, target=self.target, dtype=dtype, limit=self.candidates)
+        spaces: list[Space] = spaces_of(
+            cascade, named, features, dtype, self.target, is_backward=is_backward, precision=self.precision
+        )
+        chosen = shortlist(
+            spaces, extents=named, target=self.target, dtype=dtype, limit=self.candidates, precision=self.precision
+        )
         job = Job(
             cascade=cascade,
             dtype=dtype,
