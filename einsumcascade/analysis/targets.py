@@ -236,8 +236,9 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         blocks_per_multiprocessor=32,
         product_rows=16,
         sources={
-            "AMD CDNA 3 architecture whitepaper": "compute units, matrix rates (bf16, tf32), float32 ones (of packed pairs), "
-            "2048 bytes a clock from the L2 of each of eight dies, LDS of 64 KiB with 128 bytes a clock (shuffles too)",
+            "AMD CDNA 3 architecture whitepaper": "compute units, matrix rates (bf16 and tf32), float32 rates (of "
+            "packed pairs), 2048 bytes a clock from the L2 of each of eight dies, LDS of 64 KiB with 128 bytes a clock "
+            "(shuffles too)",
             "ROCm Compute Profiler, pipeline descriptions": "four vector units of 16 lanes; one vector instruction is "
             "issued in a clock, products among them, beside one each for scalars, LDS and memory; 32 wave slots; "
             "registers of 512 KiB",
