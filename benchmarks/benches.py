@@ -180,7 +180,7 @@ class Apart:
                 raise Skipped(found)
             else:
                 if self.current not in self.failed:
-                    row(Row(name=self.current, state=FAILED, note=f"{found}; its process was ended"))
+                    row(Row(name=self.current, state=FAILED, note=found))
                 without.append(self.current)
             if left() < AGAIN:
                 raise Skipped("the time was up before it could be measured again")

@@ -170,6 +170,8 @@ def test_operations_are_those_at_live_points() -> None:
         "max": live,
         "other": 0,
         "contraction": live * (8 + 16),
+        "function": 2 * live,
+        "special": 2 * live,
     }
 
 
