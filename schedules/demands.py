@@ -200,13 +200,14 @@ class _Reader:
         reads_out: dict[Read, None] = {}
         stored = masked = 0
         outputs = {o.tensor: o.dtype for o in frame.cascade.outputs}
+        known: set[Expr] = set()
         for s in body:
             for r in loaded(frame.cascade, s):
                 (reads_in if loop is None or moves(frame.cascade, r, loop) else reads_out)[r] = None
             product = self._product(s) if isinstance(s, Einsum) else None
             if product is not None:
                 products.append(product[0])
-            self._count(s, phases[-1], product)
+            self._count(s, phases[-1], product, known)
             # Numbers of rows are those of a loop over tiles; outside they are few.
             rows = self._rows(s) if loop is not None else 0
             if rows and isinstance(s, Einsum) and s.ranks:
@@ -248,9 +249,11 @@ class _Reader:
         own = [s.free for s in body if isinstance(s, Einsum) and walked in s.free]
         return max((self._size(axes) for axes in own), default=self._size((walked,)))
 
-    def _count(self, s: Einsum | Init, lanes: dict[str, int], product: tuple[Product, int] | None) -> None:
-        """Add the operations of a statement to those of a phase."""
-        found, sizes = operations_of(s), self.frame.sizes
+    def _count(
+        self, s: Einsum | Init, lanes: dict[str, int], product: tuple[Product, int] | None, known: set[Expr]
+    ) -> None:
+        """Add the operations of a statement to those of a phase, functions that are known already left out."""
+        found, sizes = operations_of(s, known), self.frame.sizes
         count = {c: found.of(c).at(sizes) for c in ("multiply_add", "max", "other", CONTRACTION)}
         if product is not None:
             count["multiply_add"] -= count[CONTRACTION]

@@ -101,11 +101,12 @@ def live_operations(
     """
     binding = bind(cascade, extents=extents, constants=constants)
     totals = dict.fromkeys(KINDS, 0)
+    known: set[Expr] = set()
     for s in walk(cascade.body):
         if not isinstance(s, Einsum | Init):
             continue
         culls = [with_numbers(c, binding) for c in _culls(cascade, s)] if isinstance(s, Einsum) else []
-        found = operations_of(s)
+        found = operations_of(s, known)
         for kind in totals:
             n = _at_live(found.of(kind), culls, binding)
             if n is None:

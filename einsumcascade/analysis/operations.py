@@ -57,10 +57,14 @@ class Operations:
         return {c: str(n) for c in CLASSES if (n := self.of(c))}
 
 
-def operations_of(statement: Einsum | Init) -> Operations:
+def operations_of(statement: Einsum | Init, known: set[Expr] | None = None) -> Operations:
     """Count the operations of one statement, by Definitions O1 to O8 of docs/analysis.md.
 
     Operators count by O1 to O4, operations on whole fibers by O5 to O7, contractions by O8, special functions by O11.
+
+    Args:
+        known: functions (O11) that other statements have computed, which count nothing here; those of this one join
+            them. None: each counts wherever it stands.
 
     >>> from einsumcascade.language.parser import parse
     >>> cascade = parse("in X[m]\\nS = X[m] :: max(m)\\nY[m] = exp(X[m] - S)\\nout Y")
@@ -68,8 +72,8 @@ def operations_of(statement: Einsum | Init) -> Operations:
     {'multiply_add': 'M', 'exp': 'M'}
     """
     if isinstance(statement, Init):
-        return _operations(f"init {statement.tensor}", list(_of_expr(statement.expr)))
-    found = _of_fiberwise(statement) if statement.is_fiberwise else _of_einsum(statement)
+        return _operations(f"init {statement.tensor}", list(_of_expr(statement.expr, known)))
+    found = _of_fiberwise(statement, known) if statement.is_fiberwise else _of_einsum(statement, known)
     if matrix_product(statement) is not None:
         found.append((CONTRACTION, volume(statement.space)))
     return _operations(statement.tensor, found)
@@ -104,9 +108,9 @@ def matrix_product(einsum: Einsum) -> tuple[str, str, str] | None:
     return None
 
 
-def _of_einsum(s: Einsum) -> list[tuple[str, Count]]:
+def _of_einsum(s: Einsum, known: set[Expr] | None) -> list[tuple[str, Count]]:
     if s.reduction is None:
-        return list(_of_expr(s.expr))
+        return list(_of_expr(s.expr, known))
     space, free = volume(s.space), volume(s.free)
     summed = s.reduce in ("sum", "mean")
     inside, outside = s.expr, None
@@ -120,21 +124,21 @@ def _of_einsum(s: Einsum) -> list[tuple[str, Count]]:
     found: list[tuple[str, Count]] = []
     if summed and isinstance(inside, Apply) and inside.op == "mul":
         # The last product of the operand and the addition are one operation.
-        found += [x for a in inside.args for x in _of_expr(a)]
+        found += [x for a in inside.args for x in _of_expr(a, known)]
     else:
-        found += _of_expr(inside)
+        found += _of_expr(inside, known)
     found.append((_class(s.reduction.op.cost), space))
     if outside is not None:
-        found += [*_of_expr(outside), ("multiply_add", free)]
+        found += [*_of_expr(outside, known), ("multiply_add", free)]
     if s.reduce == "mean":
         found += _divisions(free)
     return found
 
 
-def _of_fiberwise(s: Einsum) -> list[tuple[str, Count]]:
+def _of_fiberwise(s: Einsum, known: set[Expr] | None) -> list[tuple[str, Count]]:
     """A top-k or a linear system; its operands may be computed."""
     if not (isinstance(s.expr, Apply) and s.expr.row.fiberwise):
-        return [*_of_expr(s.expr), ("other", volume(s.space))]
+        return [*_of_expr(s.expr, known), ("other", volume(s.space))]
     form = solve_form(s)
     assert form is not None
     matrix, right = s.expr.args
@@ -142,7 +146,7 @@ def _of_fiberwise(s: Einsum) -> list[tuple[str, Count]]:
     n, half, minus = volume((form.row,)), number(Fraction(1, 2)), number(-1)
     pairs = n * (n + minus) * half
     columns = volume(tuple(v for v in s.free if v != form.result))
-    found = [*_of_expr(right)]
+    found = [*_of_expr(right, known)]
     if s.expr.op == "trisolve":
         return [*found, ("multiply_add", columns * pairs)]
     matrices = volume(variables(*matrix.indices[:-2]))
@@ -167,10 +171,14 @@ def _multiplied(factors: list[Expr]) -> Expr:
     return out
 
 
-def _of_expr(expr: Expr) -> Iterator[tuple[str, Count]]:
+def _of_expr(expr: Expr, known: set[Expr] | None) -> Iterator[tuple[str, Count]]:
     """Yield class and count of every operator of a value; what stands inside index expressions is no value."""
     if not isinstance(expr, Apply):
         return
+    if known is not None and expr.row.special:
+        if expr in known:
+            return
+        known.add(expr)
     kind = _class(expr.row.cost)
     # Numbers and constants are folded once; a sign is part of the operation that takes it.
     if (variables(expr) or reads(expr)) and expr.op != "neg":
@@ -184,9 +192,9 @@ def _of_expr(expr: Expr) -> Iterator[tuple[str, Count]]:
         if fused and isinstance(a, Apply) and a.op == "mul" and set(variables(a)) == set(variables(expr)):
             fused = False
             for inner in a.args:
-                yield from _of_expr(inner)
+                yield from _of_expr(inner, known)
         else:
-            yield from _of_expr(a)
+            yield from _of_expr(a, known)
 
 
 def _divides_by_number(expr: Apply) -> bool:

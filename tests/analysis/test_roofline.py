@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+import einsumcascade as ec
 from einsumcascade.analysis.roofline import Roofline, flops, pipe_rates, pipe_work, roofline
 from einsumcascade.analysis.targets import TARGETS, gpu_target
 from einsumcascade.errors import InputError, SpecFileError, TargetError
@@ -36,6 +37,32 @@ def test_special_functions_of_scores_are_those_of_the_operator_table(name: str, 
     rows = 0 if instructions == 0 or name == "sigmoid" else 4 * 16 * 4096 * 128
     assert found.operations["special"] == instructions * SCORES + rows
     assert found.bounds_us["special"] == pytest.approx(found.operations["special"] / (132 * 1830 * 16))
+
+
+def test_a_function_that_stands_in_several_places_is_computed_once() -> None:
+    one = "in X[p, m]\nG[p] = tanh(X[p, m] / 3) :: max(m)\n"
+    for text, special in (
+        (f"{one}S[p] = exp(tanh(X[p, m] / 3) - G[p]) :: sum(m)\nout S", 2),
+        (f"{one}S[p] = exp(tanh(X[p, m] / 4) - G[p]) :: sum(m)\nout S", 3),
+    ):
+        found = roofline(parse(text), extents={"P": 10, "M": 20})
+        assert found.operations["special"] == special * 200
+
+
+def test_no_bound_of_a_kernels_form_is_above_what_is_compiled() -> None:
+    """The tanh of a cap stands in the maximum and in the exponential, and text has it once."""
+    extents = {"B": 1, "H": 1, "P": 4096, "M": 4096, "E": 64, "F": 64}
+    for name in ("softcap", "sigmoid"):
+        kernel = ec.compile(name).kernel(extents=extents, target="cuda:90")
+        found = roofline(kernel.program.cascade, extents=extents)
+        (report,) = kernel.inspect().kernels.values()
+        (schedule,) = kernel.schedule.kernels.values()
+        assert report.hot_loop is not None
+        scores = schedule.tiles["p"] * schedule.tiles["m"] / (32 * schedule.warps)
+        each = report.hot_loop.count("MUFU") / scores
+        # Beside them, the divisions of rows at the end, and a correction a row and step.
+        assert found.operations["special"] / 4096**2 <= each + 64 / 4096
+        assert each <= 1.05 * found.operations["special"] / 4096**2
 
 
 def test_a_function_is_no_work_of_the_fp32_pipe_and_a_known_reciprocal_is() -> None:
