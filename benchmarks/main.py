@@ -75,6 +75,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m bench
     except EinsumCascadeError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _run(options: argparse.Namespace, command: str) -> int:

@@ -72,10 +72,32 @@ def run(
     if known:
         say("\n".join(f"taken over: {record['case']}" for record in result["cases"]))
     write(plan, result)
+    try:
+        _measure_all(plan, bench, result, [c for c in plan.cases if str(c) not in known], left, say, now)
+    except KeyboardInterrupt:
+        result["interrupted"] = True
+        for record in result["cases"]:
+            if record["case"] not in known and "seconds" not in record:
+                record.setdefault("skipped", "interrupted")
+    places = {str(case): n for n, case in enumerate(plan.cases)}
+    result["cases"].sort(key=lambda record: places[record["case"]])
+    result["seconds"] = now() - began
+    write(plan, result)
+    return result
+
+
+def _measure_all(
+    plan: Plan,
+    bench: Bench,
+    result: dict[str, Any],
+    cases: Sequence[Case],
+    left: Callable[[], float],
+    say: Callable[[str], None],
+    now: Callable[[], float],
+) -> None:
+    """Measure cases one after the other, and put what is known of each into the result as it grows."""
     longest: dict[str, float] = {}
-    for case in plan.cases:
-        if str(case) in known:
-            continue
+    for case in cases:
         record = _record(case)
         result["cases"].append(record)
         expected = longest.get(case.direction, 0.0)
@@ -99,21 +121,10 @@ def run(
             record["state"] = bench.measure(case, rivals, plan.settings, left=left, row=grown)
         except Skipped as reason:
             record["skipped"] = str(reason)
-        except KeyboardInterrupt:
-            record["skipped"] = "interrupted"
-            result["interrupted"] = True
-        if "skipped" in record:
-            say(f"  {'ended' if rows else 'skipped'}: {record['skipped']}")
+            say(f"  {'ended' if rows else 'skipped'}: {reason}")
         record["seconds"] = now() - start
         longest[case.direction] = max(expected, record["seconds"])
         write(plan, result)
-        if "interrupted" in result:
-            break
-    places = {str(case): n for n, case in enumerate(plan.cases)}
-    result["cases"].sort(key=lambda record: places[record["case"]])
-    result["seconds"] = now() - began
-    write(plan, result)
-    return result
 
 
 def _record(case: Case) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from einsumcascade.errors import EinsumCascadeError
 from einsumcascade.language.extents import Binding, bind
 from einsumcascade.language.ir import Cascade, rank_of
 from einsumcascade.schedules.calls import Form, Rule, rule_of, with_rows
-from einsumcascade.schedules.heuristic import default_schedule
 from einsumcascade.schedules.schedule import Schedule
+from einsumcascade.schedules.usual import usual_schedule
 
 
 def call_rule(cascade: Cascade, extents: Mapping[str, int], dtype: str, target: GpuTarget) -> Rule | None:
@@ -43,7 +43,7 @@ def build_call(
                 extents=extents,
                 dtype=dtype,
                 target=target,
-                schedule=_chosen(cascade, extents, wanted, dtype, target),
+                schedule=_chosen(cascade, extents, wanted, dtype, target, precision),
                 precision=precision,
             )
         except EinsumCascadeError:
@@ -62,13 +62,15 @@ def call_form(cascade: Cascade, extents: Mapping[str, int], dtype: str, target: 
     return form_of(call_rule(cascade, extents, dtype, target), binding, target)
 
 
-def call_schedule(cascade: Cascade, extents: Mapping[str, int], dtype: str, target: GpuTarget) -> Schedule | None:
+def call_schedule(
+    cascade: Cascade, extents: Mapping[str, int], dtype: str, target: GpuTarget, precision: str = "ieee"
+) -> Schedule | None:
     """The schedule of a call of these extents, where they ask for more than the usual text."""
     form = call_form(cascade, extents, dtype, target)
     if form == Form():
         return None
     features = {r: extents[r] for r in feature_ranks(cascade) if r in extents}
-    return build_call(cascade, form=form, extents=features, dtype=dtype, target=target, precision="ieee").schedule
+    return build_call(cascade, form=form, extents=features, dtype=dtype, target=target, precision=precision).schedule
 
 
 def form_of(rule: Rule | None, binding: Binding, target: GpuTarget) -> Form:
@@ -76,9 +78,11 @@ def form_of(rule: Rule | None, binding: Binding, target: GpuTarget) -> Form:
     return Form() if rule is None else rule.form(binding, target)
 
 
-def _chosen(cascade: Cascade, extents: Mapping[str, int], form: Form, dtype: str, target: GpuTarget) -> Schedule:
+def _chosen(
+    cascade: Cascade, extents: Mapping[str, int], form: Form, dtype: str, target: GpuTarget, precision: str = "ieee"
+) -> Schedule:
     program = program_of(cascade, extents, form.schedule)
     sizes = program_binding(program, text_binding(cascade, extents)).extents
     options: dict[str, Any] = {"extents": sizes, "dtype_bytes": DTYPE_BYTES[dtype], "target": target}
-    usual = default_schedule(program, **options)
+    usual = usual_schedule(program, precision=precision, **options)
     return replace(form.schedule, kernels=with_rows(program, usual, form, **options).kernels)

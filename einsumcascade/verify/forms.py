@@ -46,7 +46,7 @@ def spaces_of(
     ordered = torch.are_deterministic_algorithms_enabled()
     plain = in_fixed_order(None) if ordered else Schedule()
     usual = program_of(cascade, features, plain)
-    called = None if is_backward else call_schedule(cascade, extents, dtype, target)
+    called = None if is_backward else call_schedule(cascade, extents, dtype, target, precision)
     forms = [*(() if called is None else (called,)), plain]
     forms += [replace(plain, sums=SUMS[1])] if not ordered else []
     if not is_backward:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -338,6 +340,37 @@ def test_options_that_cannot_be_meant_are_refused(
     with pytest.raises(SystemExit) as exit:
         main(words)
     assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_interrupted_run_shows_what_it_has_and_ends_with_130(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--set", "smoke", "--rivals", "none", "--out", str(tmp_path)]
+    ended = [0.0]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        lines = []
+        for line in run.stdout:
+            lines.append(line)
+            # The first case is done, and the second one begins.
+            if line.startswith("causal") and not ended[0]:
+                ended[0] = time.monotonic()
+                run.send_signal(signal.SIGINT)
+    shown = "".join(lines)
+    assert run.returncode == 130 and time.monotonic() - ended[0] < 60
+    assert "causal forward B1 H2 N40 D16: skipped: interrupted" in shown and "Rates of live work" in shown
+    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert kept["interrupted"] and kept["cases"][0]["rows"][0]["times"]
+
+
+def test_an_interruption_of_the_report_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("einsumcascade.benchmarks.plots.write_png", interrupted)
+    (tmp_path / "results.json").write_text(json.dumps(made_up(ours=560.0)))
+    assert main(["--show", str(tmp_path / "results.json"), "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_second_run_keeps_the_results_of_the_first_or_goes_on(
