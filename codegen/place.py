@@ -169,6 +169,8 @@ class _Placer:
             if isinstance(e, Einsum) and set(e.space) & iterated:
                 raise not_lowered(e, f"an Einsum over '{next(iter(set(e.space) & iterated))}' beside its iteration")
         unknown = [v for v in space if v not in out and v not in iterated and v not in self.kernel.residents]
+        # A sum over a rank that a loop walks is a state of the loop; else it would have to end before it is read.
+        unknown += [v for e in self.cascade.einsums for v in e.ranks if v in iterated]
         if unknown:
             writer = next(e for e in self.cascade.einsums if unknown[0] in e.space)
             raise not_lowered(writer, f"a rank that is neither looped nor whole ('{unknown[0]}')")

@@ -170,7 +170,7 @@ def rank(
     kinds of programs, as of the rows of a long causal mask, neighbours count as the one between them.
 
     Raises: as `predict`.
-    Cost: at most 5 ms a candidate up to 512 kinds of programs, and a microsecond for each further one; what depends on
+    Cost: 2 to 10 ms a candidate up to 512 kinds of programs, and a microsecond for each further one; what depends on
         tiles alone is worked out once.
     """
     model = _Model(program, extents, dtype, target, precision, most=MOST)

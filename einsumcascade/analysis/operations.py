@@ -60,7 +60,8 @@ class Operations:
 def operations_of(statement: Einsum | Init, known: set[Expr] | None = None) -> Operations:
     """Count the operations of one statement, by Definitions O1 to O8 of docs/analysis.md.
 
-    Operators count by O1 to O4, operations on whole fibers by O5 to O7, contractions by O8, special functions by O11.
+    Operators count by O1 to O4, operations on whole fibers by O5 to O7, contractions by O8, special functions by
+    Definition O11.
 
     Args:
         known: functions (O11) that other statements have computed, which count nothing here; those of this one join

@@ -19,6 +19,7 @@ from einsumcascade.benchmarks.files import OURS
 from einsumcascade.benchmarks.measure import Candidate, Row, Settings
 from einsumcascade.benchmarks.session import Plan, run
 from einsumcascade.benchmarks.table import broken, faults
+from tests.nightly import NIGHTLY
 
 CPU = torch.device("cpu")
 QUICKLY = Settings(seconds=0.0, draws=2)
@@ -172,9 +173,15 @@ def test_one_process_serves_all_cases(apart: Callable[..., Apart]) -> None:
 @pytest.mark.parametrize(
     ("name", "row", "note"),
     [
-        ("killed", "killed", "the process ended by SIGSEGV"),
         ("killed_in_rounds", "killed in rounds", "the process ended by SIGSEGV"),
-        ("breaking", "breaking", f"RuntimeError: {ILLEGAL}"),
+        *(
+            (
+                ("killed", "killed", "the process ended by SIGSEGV"),
+                ("breaking", "breaking", f"RuntimeError: {ILLEGAL}"),
+            )
+            if NIGHTLY
+            else ()
+        ),
     ],
 )
 def test_what_takes_its_process_down_loses_its_own_row_only(

@@ -8,6 +8,7 @@ import pytest
 
 import einsumcascade as ec
 from einsumcascade.codegen.kernel_ir import Loop, all_statements
+from einsumcascade.errors import LoweringError
 from einsumcascade.language.parser import parse
 from einsumcascade.schedules.schedule import KernelSchedule, Schedule
 from einsumcascade.verify.verify import verify
@@ -79,6 +80,14 @@ def test_what_only_an_outer_loop_changes_is_loaded_in_it() -> None:
     source = text(ec.compile(parse(TEXTS["what only the outer loop changes"])).kernel().source)
     outer, inner = source.split("for i_r")[1].split("# tiles", 1)
     assert "tl.load(p_G)" in outer and "tl.load(p_W" in outer and "p_G" not in inner and "p_W" not in inner
+
+
+def test_a_sum_over_a_rank_walked_that_others_wait_for_is_no_nest() -> None:
+    # Scores must be complete before their maximum is: a loop over e and m has neither first.
+    with pytest.raises(LoweringError) as error:
+        ec.compile("ctmsync").kernel()
+    assert error.value.diagnostics[0].code == "not-lowered-yet"
+    assert "a rank that is neither looped nor whole ('e')" in error.value.diagnostics[0].headline
 
 
 def test_a_part_of_a_split_rank_is_walked_by_pointers_that_move() -> None:
