@@ -137,7 +137,7 @@ def test_a_difference_of_softmaxes_is_two_of_them() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_page_shows_the_instructions_of_a_score(name: str) -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8").split("| beyond softmax |")[1].split("\n\n")[0]
     (line,) = [x for x in page.splitlines() if x.startswith(f"| {name} | ") and x.count("|") == 10]
     shown = [float(c) for c in line.split("|")[2:9]]
     found = per_score(name)
