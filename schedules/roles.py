@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from einsumcascade.language.ir import Apply, Cascade, Einsum, Expr, Iter, reads, subexpressions, variables, walk
 from einsumcascade.rewrites.algebra import Factor, factors, product
@@ -153,8 +153,7 @@ def tile_axes(kernel: Kernel, tiled: tuple[str, ...]) -> tuple[str, ...]:
     return (*tiled, *(v for v in space if v not in scalars))
 
 
-def products(kernel: Kernel, tiled: tuple[str, ...], walked: str = "") -> frozenset[str]:
-    """The sums that are products of two tiles, `walked` being no axis of a tile."""
-    axes = tuple(v for v in tile_axes(kernel, tiled) if v != walked)
-    sums = (replace(e, ranks=tuple(v for v in e.ranks if v != walked)) for e in kernel.cascade.einsums)
-    return frozenset(e.tensor for e in sums if contraction(e, axes, axes) is not None)
+def products(kernel: Kernel, tiled: tuple[str, ...]) -> frozenset[str]:
+    """The sums that are products of two tiles."""
+    axes = tile_axes(kernel, tiled)
+    return frozenset(e.tensor for e in kernel.cascade.einsums if contraction(e, axes, axes) is not None)
